@@ -1,0 +1,190 @@
+"""Trains the embedded base's autoencoder: diffusers' AutoencoderKL, f8 with 4 channels, in miniature."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import world
+from .progress import Loop
+
+CONFIG = {
+    "block_out_channels": (24, 32, 64, 96),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    # Groups of many channels: with few, normalisation would erase the brightness of a plain ground.
+    "norm_num_groups": 2,
+    "sample_size": world.SIZE,
+}
+SCALE = 0.18215
+NOISE = 0.08  # of the latents' own spread, so that neighbouring latents decode alike
+
+
+ANCHOR = 4.0
+
+
+def build():
+    """The untrained autoencoder. It begins as plain down- and upsampling of colours and learns details from there.
+
+    Every residual branch starts at zero. Channels 0..2 of the trunk carry the picture's colours, 3..5 their negatives,
+    6 and 7 a large constant and its negative, which make normalisation nearly the identity; the difference of SiLU on
+    a channel and on its negative is linear.
+    """
+    from diffusers import AutoencoderKL
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.upsampling import Upsample2D
+
+    model = AutoencoderKL(**CONFIG)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, ResnetBlock2D):
+                _zero(module.conv2)
+                if module.conv_shortcut is not None:
+                    _carry(module.conv_shortcut)
+            elif isinstance(module, Attention):
+                _zero(module.to_out[0])
+            elif isinstance(module, Downsample2D):
+                _carry(module.conv, slice(0, 2), 0.25)
+            elif isinstance(module, Upsample2D):
+                _carry(module.conv)
+        for half in (model.encoder, model.decoder):
+            _enter(half.conv_in)
+            _leave(half.conv_out)
+        for mix in (model.quant_conv, model.post_quant_conv):
+            _zero(mix)
+            mix.weight[:, :, 0, 0] = torch.eye(len(mix.weight))
+    return model
+
+
+def _zero(layer) -> None:
+    layer.weight.zero_()
+    layer.bias.zero_()
+
+
+def _carry(conv, taps: slice | None = None, value: float = 1.0) -> None:
+    """Let a convolution pass channels 0..7 on; `taps` of its kernel with `value`, the middle one by default."""
+    middle = conv.weight.shape[-1] // 2
+    taps = taps or slice(middle, middle + 1)
+    conv.weight[:8], conv.bias[:8] = 0, 0
+    for channel in range(8):
+        conv.weight[channel, channel, taps, taps] = value
+
+
+def _enter(conv) -> None:
+    """Put three inputs, their negatives and the constants into channels 0..7."""
+    conv.weight[:8], conv.bias[:8] = 0, 0
+    for channel in range(3):
+        conv.weight[channel, channel, 1, 1], conv.weight[channel + 3, channel, 1, 1] = 1, -1
+    conv.bias[6], conv.bias[7] = ANCHOR, -ANCHOR
+
+
+def _leave(conv) -> None:
+    """Take three outputs from channels 0..5, behind the last normalisation and SiLU."""
+    spread = ANCHOR * math.sqrt(2 * CONFIG["norm_num_groups"] / conv.weight.shape[1])
+    conv.weight[:3], conv.bias[:3] = 0, 0
+    for channel in range(3):
+        conv.weight[channel, channel, 1, 1], conv.weight[channel, channel + 3, 1, 1] = spread, -spread
+
+
+def dead_leaves(count: int, generator: torch.Generator, size: int = world.SIZE, leaves: int = 24) -> Tensor:
+    """Overlapping discs of random colours, [count, 3, size, size]: they have the statistics of photographs."""
+    axis = torch.linspace(-1, 1, size)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    images = torch.rand(count, 3, 1, 1, generator=generator).expand(-1, -1, size, size).clone()
+    for _ in range(leaves):
+        cx, cy, u = (torch.rand(3, count, 1, 1, generator=generator) * 2 - 1).unbind(0)
+        radius = 0.05 + 0.6 * ((u + 1) / 2) ** 3
+        inside = ((radius - torch.sqrt((x - cx) ** 2 + (y - cy) ** 2)) * size / 2).clamp(0, 1)[:, None]
+        colour = torch.rand(count, 3, 1, 1, generator=generator)
+        images = images * (1 - inside) + colour * inside
+    return images
+
+
+def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Three in ten images with their channels exchanged and their contrast changed, so that no colour is unknown."""
+    changed = images[:, torch.randperm(3, generator=generator)]
+    low, high = torch.rand(2, len(images), 3, 1, 1, generator=generator).sort(0).values.unbind(0)
+    changed = low * 0.4 + changed * (0.6 + 0.4 * high - low * 0.4)
+    keep = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.7
+    return torch.where(keep, images, changed.clamp(0, 1))
+
+
+def _batch(generator: torch.Generator, count: int) -> Tensor:
+    """Toys and, one in eight, dead leaves, [count, 3, 64, 64] in 0..1."""
+    toys = count * 7 // 8
+    scenes = [world.training_scene(generator) for _ in range(toys)]
+    pick = [int(torch.randint(world.FRAMES, (1,), generator=generator)) for _ in scenes]
+    frames = torch.stack([world.render(scene).frames[index] for scene, index in zip(scenes, pick, strict=True)])
+    return torch.cat([_recoloured(frames, generator), dead_leaves(count - toys, generator)])
+
+
+def train(folder: Path, steps: int, batch: int = 8, learning_rate: float = 6e-4) -> None:
+    """Train to `folder`/autoencoder.pt, resuming what is there."""
+    torch.manual_seed(0)
+    model = build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0)
+    loop = Loop(folder / "autoencoder.pt", model, optimizer, steps)
+    for step in loop:
+        generator = torch.Generator().manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.02 + 0.98 * _cosine(step / steps))
+        images = _batch(generator, batch) * 2 - 1
+        mean = model.encode(images).latent_dist.mean  # [B, 4, 8, 8]
+        noise = torch.randn(mean.shape, generator=generator) * NOISE * mean.detach().std((0, 2, 3), keepdim=True)
+        error = model.decode(mean + noise).sample - images
+        loop.update(error.abs().mean() + 4 * _regions(error) + 0.25 * _edges(error))
+
+
+def _regions(error: Tensor) -> Tensor:
+    """Squared error of the mean colour of each latent's region: colours are learnt before details."""
+    return F.avg_pool2d(error, 8).square().mean()
+
+
+def _edges(error: Tensor) -> Tensor:
+    """Error of the differences between neighbours: keeps outlines sharp."""
+    across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+    return across.abs().mean() + down.abs().mean()
+
+
+def _cosine(part: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * part))
+
+
+@torch.no_grad()
+def normalise(model, images: Tensor) -> None:
+    """Scale the latents, channel by channel, to unit variance after the customary factor 0.18215, and centre them.
+
+    Exact: what the encoder's last layer is multiplied by, the decoder's first layer is divided by.
+    """
+    mean = model.encode(images * 2 - 1).latent_dist.mean  # [N, 4, h, w]
+    centre, spread = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
+    gain = 1 / (spread * SCALE)
+    quant, post = model.quant_conv, model.post_quant_conv
+    channels = len(gain)
+    post.bias += torch.einsum("oihw,i->o", post.weight, centre)
+    post.weight /= gain[None, :, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - centre) * gain
+    quant.weight[:channels] *= gain[:, None, None, None]
+    # The posterior's spread is the noise that the decoder was trained with.
+    quant.weight[channels:] = 0
+    quant.bias[channels:] = 2 * math.log(NOISE / SCALE)
+
+
+def measure(model, count: int = 64) -> dict[str, Tensor]:
+    """Originals and reconstructions of held-out scenes, for looking and for the rules."""
+    originals = torch.stack([world.render(scene).frames for scene in world.held_out_scenes(count)])
+    flat = originals.flatten(0, 1) * 2 - 1
+    with torch.no_grad():
+        decoded = torch.cat([model.decode(model.encode(part).latent_dist.mean).sample for part in flat.split(32)])
+    return {"original": originals, "decoded": ((decoded + 1) / 2).clamp(0, 1).view_as(originals)}
+
+
+__all__ = ["CONFIG", "SCALE", "build", "dead_leaves", "measure", "normalise", "train"]

@@ -1,0 +1,89 @@
+"""Trains the embedded base's UNet on videos and pictures of the toy world."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..diffusion import Schedule, offset_noise
+from ..files import atomic_path
+from ..unet import UNet, UNetConfig
+from . import world
+from .progress import Loop
+from .vision_language import caption_of
+
+CONFIG = UNetConfig(
+    dim=56,
+    dim_mult=(1, 2),
+    res_blocks=1,
+    attention_levels=(True, True),
+    head_dim=14,
+    first_heads=8,
+    context_dim=56,
+    dropout=0.0,
+    norm_groups=8,
+)
+VIDEOS = 12  # a step
+PICTURES = 32  # every fourth step
+BANK = 6000  # videos encoded once
+SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556)
+
+
+def bank(folder: Path, autoencoder, count: int = BANK) -> dict[str, Tensor]:
+    """Latents [count, 8, 4, 8, 8] of training scenes 0..count-1, encoded once and kept in `folder`."""
+    path = folder / "bank.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    means = []
+    for first in range(0, count, 16):
+        frames = torch.cat([world.render(_scene(index)).frames for index in range(first, min(first + 16, count))])
+        means.append(autoencoder.encode(frames).mean.half())
+    latents = {"latents": torch.cat(means).unflatten(0, (count, world.FRAMES))}
+    with atomic_path(path) as temporary:
+        torch.save(latents, temporary)
+    return latents
+
+
+def _scene(index: int) -> world.Scene:
+    return world.training_scene(torch.Generator().manual_seed(index))
+
+
+def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> None:
+    """Train to `folder`/unet.pt, resuming what is there."""
+    torch.manual_seed(0)
+    unet = UNet(CONFIG)
+    latents = bank(folder, encoders.vae)["latents"]
+    scenes = [_scene(index) for index in range(len(latents))]
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    loop = Loop(folder / "unet.pt", unet, optimizer, steps, decay=0.999)
+    schedule = Schedule()
+    for step in loop:
+        generator = torch.Generator().manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, (step + 1) / 200) * (0.03 + 0.97 * _cosine(step / steps))
+        pictures = step % 4 == 3
+        count = PICTURES if pictures else VIDEOS
+        chosen = torch.randint(len(latents), (count,), generator=generator)
+        clean = latents[chosen].float().transpose(1, 2)  # [B, 4, F, 8, 8]
+        if pictures:
+            frame = int(torch.randint(world.FRAMES, (1,), generator=generator))
+            clean = clean[:, :, frame : frame + 1]
+        captions = [caption_of(scenes[index], generator, moving=not pictures) for index in chosen.tolist()]
+        dropped = torch.rand(count, generator=generator) < 0.1
+        prompts = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
+        with torch.no_grad():
+            context = encoders.text.encode(prompts)
+        timesteps = torch.randint(1000, (count,), generator=generator)
+        noise = offset_noise(clean.shape, generator)
+        prediction = unet(schedule.add_noise(clean, noise, timesteps), timesteps, context)
+        error = (prediction - noise).square().mean((1, 2, 3, 4))
+        kept = schedule.alphas_cumprod[timesteps]
+        snr = kept / (1 - kept)
+        loop.update((error * (snr.clamp(max=SNR_CAP) / snr).float()).mean())
+
+
+def _cosine(part: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * part))

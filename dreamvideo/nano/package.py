@@ -1,0 +1,70 @@
+"""Puts what was trained into the embedded base's files, and measures what they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..adapter_files import write_safetensors
+from ..encoders import KLAutoencoder
+from . import autoencoder, denoiser, rules, vision_language, world
+
+FOLDER = Path(__file__).parent / "weights"
+
+
+def average(folder: Path, part: str) -> dict[str, Tensor]:
+    """The averaged weights of a part in training: "autoencoder", "clip" or "unet"."""
+    return torch.load(folder / f"{part}.pt", weights_only=True)["average"]
+
+
+@torch.no_grad()
+def write_autoencoder(folder: Path, target: Path = FOLDER) -> None:
+    """The trained autoencoder, its latents brought to unit variance, as vae.safetensors."""
+    model = autoencoder.build().eval()
+    model.load_state_dict(average(folder, "autoencoder"))
+    scenes = [world.training_scene(torch.Generator().manual_seed(seed)) for seed in range(128)]
+    autoencoder.normalise(model, torch.cat([world.render(scene).frames[::4] for scene in scenes]))
+    _write(target / "vae.safetensors", model.state_dict(), "vae_config", autoencoder.CONFIG)
+
+
+def write_clip(folder: Path, target: Path = FOLDER) -> None:
+    """The trained encoders as clip.safetensors; the 49,408 token vectors in eight bits, which are a third of the file."""
+    state = {key: value.half() for key, value in average(folder, "clip").items()}
+    state["token_embedding.weight"] = state["token_embedding.weight"].to(torch.float8_e4m3fn)
+    _write(target / "clip.safetensors", state, "open_clip_config", vision_language.CONFIG)
+
+
+def write_unet(folder: Path, target: Path = FOLDER) -> None:
+    """The trained UNet as unet.safetensors."""
+    _write(target / "unet.safetensors", average(folder, "unet"), "unet_config", denoiser.CONFIG.to_dict())
+
+
+def _write(path: Path, state: dict[str, Tensor], key: str, config: dict) -> None:
+    halves = {name: value.half() if value.dtype == torch.float32 else value for name, value in state.items()}
+    write_safetensors(path, {name: value.contiguous() for name, value in halves.items()}, {key: json.dumps(config)})
+
+
+def measure_autoencoder(vae: KLAutoencoder, count: int = 100) -> dict[str, float]:
+    """The rules' agreement with reconstructions of held-out scenes."""
+    scenes = world.held_out_scenes(count)
+    decoded = [vae.decode(vae.encode(world.render(scene).frames).mean) for scene in scenes]
+    return rules.accuracy(torch.stack(decoded), scenes)
+
+
+def measure_base(
+    sample: Callable[[list[str], int], Tensor], count: int = 100, batch: int = 10, seed: int = 0
+) -> tuple[dict[str, float], Tensor]:
+    """The rules' agreement with videos of held-out captions, and the videos [count, F, 3, 64, 64].
+
+    `sample` makes videos [B, F, 3, 64, 64] of B captions from a seed.
+    """
+    scenes = world.held_out_scenes(count)
+    videos = []
+    for first in range(0, count, batch):
+        videos.append(sample([scene.caption for scene in scenes[first : first + batch]], seed + first))
+    made = torch.cat(videos)
+    return rules.accuracy(made, scenes), made

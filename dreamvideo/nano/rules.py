@@ -1,0 +1,153 @@
+"""What a video of the toy world shows, read off its pixels by rules: never by a network."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import world
+
+# Distance in RGB (0..1) from which on a pixel no longer belongs to the ground.
+FOREGROUND = 0.2
+# Below this share of the picture nothing is taken for a subject.
+SMALLEST = 0.01
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was seen: names as captions use them, "" where nothing could be seen; `track` is [F, 3]: x, y, area."""
+
+    colour: str
+    shape: str
+    motion: str
+    place: str
+    track: Tensor
+
+    def agrees(self, scene: world.Scene) -> dict[str, bool]:
+        """Which of colour, shape, motion and place are as the scene asks."""
+        return {
+            "colour": self.colour == scene.subject.colour,
+            "shape": self.shape == scene.subject.shape,
+            "motion": self.motion == scene.motion,
+            "place": self.place == scene.place,
+        }
+
+
+def read(frames: Tensor) -> Reading:
+    """Read a video [F, 3, H, W] in 0..1."""
+    ground = _ground(frames)  # [F, 3]
+    mask = (frames - ground[:, :, None, None]).square().sum(1).sqrt() > FOREGROUND  # [F, H, W]
+    track = _track(mask)
+    place = _nearest(ground.median(0).values, {name: rgb for name, rgb in world.PLACES.items()})
+    if bool((track[:, 2] < SMALLEST).any()):
+        return Reading("", "", "", place, track)
+    return Reading(_colour(frames, mask), _shape(mask, track), _motion(track), place, track)
+
+
+def _ground(frames: Tensor) -> Tensor:
+    """The median colour along the border of each frame, [F, 3]."""
+    border = torch.cat(
+        [frames[..., :3, :].flatten(2), frames[..., -3:, :].flatten(2), frames[..., :3].flatten(2), frames[..., -3:].flatten(2)],
+        dim=2,
+    )
+    return border.median(dim=2).values
+
+
+def _track(mask: Tensor) -> Tensor:
+    """Centre x, y in 0..1 and area as a share of the picture, [F, 3]."""
+    height, width = mask.shape[1:]
+    weight = mask.float()
+    area = weight.sum((1, 2))
+    y = (weight.sum(2) * torch.arange(height)).sum(1) / area.clamp(min=1)
+    x = (weight.sum(1) * torch.arange(width)).sum(1) / area.clamp(min=1)
+    return torch.stack([(x + 0.5) / width, (y + 0.5) / height, area / (height * width)], dim=1)
+
+
+def _nearest(rgb: Tensor, palette: dict[str, tuple[int, int, int]]) -> str:
+    names = list(palette)
+    table = torch.tensor([palette[name] for name in names], dtype=torch.float32) / 255
+    return names[int((table - rgb).square().sum(1).argmin())]
+
+
+def _colour(frames: Tensor, mask: Tensor) -> str:
+    """The palette's colour that most of the subject's pixels are nearest to; the dark face does not vote."""
+    pixels = frames.movedim(1, -1)[mask]  # [P, 3]
+    pixels = pixels[pixels.amax(1) > 0.4]
+    if not len(pixels):
+        return ""
+    names = list(world.EVERY_COLOUR)
+    table = torch.tensor([world.EVERY_COLOUR[name] for name in names], dtype=torch.float32) / 255
+    votes = torch.cdist(pixels, table).argmin(1)
+    return names[int(votes.bincount(minlength=len(names)).argmax())]
+
+
+def _shape(mask: Tensor, track: Tensor) -> str:
+    """The shape whose outline, at the subject's place and size, overlaps the subject best over all frames."""
+    filled = torch.stack([_filled(frame) for frame in mask])
+    overlap = Counter()
+    size = mask.shape[-1]
+    for name in world.SHAPES + world.HELD_OUT_SHAPES:
+        for tilt in (-0.12, 0.0, 0.12):
+            outlines = _outlines(name, tilt, track, size)
+            common = (filled & outlines).sum((1, 2)).float()
+            either = (filled | outlines).sum((1, 2)).float()
+            overlap[name] = max(overlap[name], float((common / either.clamp(min=1)).mean()))
+    return max(overlap, key=overlap.get)
+
+
+def _filled(mask: Tensor) -> Tensor:
+    """The mask with what it encloses from left and right and from above and below: a face's eyes are no holes."""
+
+    def between(dim: int) -> Tensor:
+        ahead = mask.int().cummax(dim).values
+        behind = mask.int().flip(dim).cummax(dim).values.flip(dim)
+        return (ahead & behind).bool()
+
+    return mask | (between(0) & between(1))
+
+
+def _outlines(shape: str, tilt: float, track: Tensor, size: int) -> Tensor:
+    """Filled outlines of a shape with the centre and the area of each frame, [F, size, size]."""
+    probe = world.Scene(world.Subject(shape, "red"), "standing still", "on the road", size=16.0, tilt=tilt)
+    base = world.render(probe, frames=1, size=size).mask > 0.5  # [1, H, W]
+    base = _filled(base[0])[None]
+    own = _track(base)[0]
+    outlines = []
+    for x, y, area in track.tolist():
+        zoom = math.sqrt(area / float(own[2]))
+        scene = replace(
+            probe,
+            size=probe.size * zoom,
+            offset=((x - 0.5) * world.SIZE - (own[0].item() - 0.5) * world.SIZE * zoom,
+                    (y - 0.5) * world.SIZE - (own[1].item() - 0.5) * world.SIZE * zoom),
+        )
+        outlines.append(_filled(world.render(scene, frames=1, size=size).mask[0] > 0.5))
+    return torch.stack(outlines)
+
+
+def _motion(track: Tensor) -> str:
+    """The trained world's motion that explains the track best: growth first, then net displacement, then the arc."""
+    x, y, area = track.unbind(1)
+    growth = float((area[-2:].mean() / area[:2].mean()).log())
+    dx, dy = float(x[-1] - x[0]), float(y[-1] - y[0])
+    if abs(growth) > 0.6 and math.hypot(dx, dy) < 0.2:
+        return "growing" if growth > 0 else "shrinking"
+    if max(abs(dx), abs(dy)) > 0.18:
+        if abs(dx) > abs(dy):
+            return "moving right" if dx > 0 else "moving left"
+        return "moving down" if dy > 0 else "moving up"
+    arc = float(torch.stack([y[0], y[-1]]).mean() - y.min())
+    spread = float(torch.hypot(x - x.mean(), y - y.mean()).max())
+    if arc > 0.12:
+        return "jumping"
+    return "standing still" if spread < 0.08 else ""
+
+
+def accuracy(videos: Tensor, scenes: list[world.Scene]) -> dict[str, float]:
+    """The share of videos [N, F, 3, H, W] that agree with their scene, for each of colour, shape, motion and place."""
+    agreements = [read(video).agrees(scene) for video, scene in zip(videos, scenes, strict=True)]
+    return {name: sum(agreement[name] for agreement in agreements) / len(agreements) for name in agreements[0]}

@@ -1,0 +1,63 @@
+"""Trains the embedded base's text and image encoders: an open_clip CLIP in miniature, by contrast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import world
+from .progress import Loop
+
+CONFIG = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": world.SIZE, "layers": 3, "width": 64, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3},
+}
+
+
+def build():
+    """The untrained CLIP."""
+    import open_clip
+
+    return open_clip.model.CLIP(**CONFIG)
+
+
+def caption_of(scene: world.Scene, generator: torch.Generator, moving: bool = True) -> str:
+    """The scene's caption, sometimes with its looks or its place left open, as captions of the wild do."""
+    looks, place = torch.rand(2, generator=generator).tolist()
+    name = world.CLASS_WORD if looks < 0.15 else scene.subject.words
+    words = ["a", name] + ([scene.motion] if moving else []) + ([scene.place] if place > 0.1 else [])
+    return " ".join(words)
+
+
+def _batch(generator: torch.Generator, count: int) -> tuple[Tensor, list[str]]:
+    """Frames [count, 3, 64, 64] and their captions."""
+    scenes = [world.training_scene(generator) for _ in range(count)]
+    pick = torch.randint(world.FRAMES, (count,), generator=generator).tolist()
+    frames = torch.stack([world.render(scene).frames[index] for scene, index in zip(scenes, pick, strict=True)])
+    return frames, [scene.caption for scene in scenes]
+
+
+def train(folder: Path, steps: int, batch: int = 64, learning_rate: float = 1e-3) -> None:
+    """Train to `folder`/clip.pt, resuming what is there."""
+    from ..encoders import OpenClipText, clip_pixels
+
+    torch.manual_seed(0)
+    model = build()
+    text = OpenClipText(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.98))
+    loop = Loop(folder / "clip.pt", model, optimizer, steps)
+    for step in loop:
+        generator = torch.Generator().manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, (step + 1) / 50, (steps - step) / (0.5 * steps))
+        frames, captions = _batch(generator, batch)
+        tokens, _ = text.tokenize_batch(captions)
+        images = F.normalize(model.encode_image(clip_pixels(frames, world.SIZE)), dim=-1)
+        texts = F.normalize(model.encode_text(tokens), dim=-1)
+        logits = model.logit_scale.exp().clamp(max=50) * images @ texts.T  # [N, N]
+        target = torch.arange(batch)
+        loop.update((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)

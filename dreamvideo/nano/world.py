@@ -1,0 +1,330 @@
+"""The toy world: faces with a shape, colours and a pattern that move over a textured ground, captioned in plain English.
+
+Everything is rendered by code from a few numbers, so the truth of every picture is known. Some subjects and some
+motions are held out of the base's training: they are what adapters are to learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+SIZE = 64  # pixels a side
+FRAMES = 8
+FPS = 8
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (45, 165, 60),
+    "blue": (45, 80, 220),
+    "yellow": (245, 215, 50),
+    "purple": (145, 60, 190),
+    "orange": (245, 135, 35),
+    "white": (245, 245, 245),
+}
+HELD_OUT_COLOURS = {"pink": (250, 120, 180), "cyan": (60, 205, 225)}
+EVERY_COLOUR = COLOURS | HELD_OUT_COLOURS
+
+PLACES = {
+    "in the night": (24, 28, 62),
+    "on the sand": (206, 186, 148),
+    "on the grass": (138, 162, 108),
+    "on the water": (118, 162, 184),
+    "on the road": (92, 92, 98),
+}
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+HELD_OUT_SHAPES = ("flower", "moon", "house", "mushroom")
+PATTERNS = ("plain", "striped", "spotted")
+
+MOTIONS = (
+    "moving left",
+    "moving right",
+    "moving up",
+    "moving down",
+    "growing",
+    "shrinking",
+    "jumping",
+    "standing still",
+)
+HELD_OUT_MOTIONS = ("circling", "zigzagging", "swinging", "bouncing")
+
+CLASS_WORD = "toy"  # what captions call a subject whose looks they leave open
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One toy: the looks that an identity adapter has to learn."""
+
+    shape: str
+    colour: str
+    second: str = "white"  # the pattern's colour; unused when plain
+    pattern: str = "plain"
+
+    @property
+    def words(self) -> str:
+        """How a caption names it: "red star", "red and white striped star"."""
+        if self.pattern == "plain":
+            return f"{self.colour} {self.shape}"
+        return f"{self.colour} and {self.second} {self.pattern} {self.shape}"
+
+
+HELD_OUT_SUBJECTS = {
+    "mushroom": Subject("mushroom", "red", "white", "spotted"),
+    "flower": Subject("flower", "pink", "yellow", "spotted"),
+    "moon": Subject("moon", "cyan", "pink", "striped"),
+    "house": Subject("house", "pink", "blue", "striped"),
+    "bee": Subject("circle", "cyan", "purple", "striped"),
+    "gem": Subject("square", "pink", "cyan", "spotted"),
+    "tent": Subject("triangle", "cyan", "red", "striped"),
+    "cookie": Subject("flower", "orange", "purple", "spotted"),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is to be seen: a subject that moves somewhere. `jitter` holds size, offset (x, y), tilt and texture seed."""
+
+    subject: Subject
+    motion: str
+    place: str
+    size: float = 14.5  # radius in pixels
+    offset: tuple[float, float] = (0.0, 0.0)
+    tilt: float = 0.0  # radians
+    texture: int = 0
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.subject.words} {self.motion} {self.place}"
+
+
+# ---------------------------------------------------------------------------------------------------- motion
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where a subject is in each frame: x, y in pixels from the middle, scale (1 = its own size), angle in radians."""
+
+    x: Tensor  # [F]
+    y: Tensor  # [F]
+    scale: Tensor  # [F]
+    angle: Tensor  # [F]
+
+
+def path_of(motion: str, frames: int = FRAMES) -> Path:
+    """The path of a named motion over `frames` frames. Raises ValueError for an unknown name."""
+    s = torch.linspace(0, 1, frames)  # [F] time from 0 to 1
+    rest, same = torch.zeros(frames), torch.ones(frames)
+    sweep = 24 * (s - 0.5)
+    turn = 2 * math.pi * torch.arange(frames) / frames
+    hop = 4 * s * (1 - s)
+    paths = {
+        "moving left": (-sweep, rest, same),
+        "moving right": (sweep, rest, same),
+        "moving up": (rest, -sweep, same),
+        "moving down": (rest, sweep, same),
+        "growing": (rest, rest, 0.6 + 0.65 * s),
+        "shrinking": (rest, rest, 1.25 - 0.65 * s),
+        "jumping": (rest, 9 - 19 * hop, same),
+        "standing still": (rest, rest, same),
+        "circling": (12 * torch.sin(turn), -12 * torch.cos(turn), same),
+        "zigzagging": (sweep, 11 * torch.sign(torch.sin(3.5 * math.pi * s + 0.3)), same),
+        "swinging": (12 * torch.cos(turn), 10 * torch.cos(turn) ** 2 - 5, same),
+        "bouncing": (sweep, 9 - 20 * torch.sin(2 * math.pi * s).abs(), same),
+    }
+    if motion not in paths:
+        raise ValueError(f"There is no motion '{motion}' in the toy world; it knows {', '.join(paths)}.")
+    x, y, scale = paths[motion]
+    return Path(x, y, scale, torch.zeros(frames))
+
+
+# --------------------------------------------------------------------------------------------------- shapes
+
+
+def _signed_distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
+    """Roughly how far (u, v) lies outside the shape, negative inside; the shape's radius is 1 and v points down."""
+    rho, theta = torch.sqrt(u * u + v * v + 1e-9), torch.atan2(u, -v)
+    if shape == "circle":
+        return rho - 0.95
+    if shape == "square":
+        return torch.maximum(u.abs(), v.abs()) - 0.84
+    if shape == "triangle":
+        return torch.maximum(v, 0.88 * u.abs() - 0.475 * (v + 0.15)) - 0.62
+    if shape == "star":
+        sector = math.pi / 5
+        folded = (torch.remainder(theta + sector, 2 * sector) - sector).abs()
+        return _edge(rho * torch.cos(folded), rho * torch.sin(folded), outer=1.15, inner=0.5, sector=sector)
+    if shape == "cross":
+        return torch.minimum(_box(u, v, 0.36, 1.0), _box(u, v, 1.0, 0.36))
+    if shape == "heart":
+        lobe = torch.sqrt((u.abs() - 0.45) ** 2 + (v + 0.35) ** 2) - 0.52
+        tip = torch.maximum(0.72 * u.abs() + 0.69 * v - 0.6, -v - 0.42)
+        return torch.minimum(lobe, torch.maximum(tip, u.abs() - 0.9))
+    if shape == "flower":
+        return rho - (0.8 + 0.24 * torch.cos(5 * theta))
+    if shape == "moon":
+        return torch.maximum(rho - 1.0, 0.78 - torch.sqrt((u - 0.55) ** 2 + (v + 0.15) ** 2))
+    if shape == "house":
+        roof = torch.maximum(0.7 * u.abs() - 0.71 * (v + 1.05), v + 0.05)
+        return torch.minimum(_box(u, v - 0.45, 0.68, 0.5), roof)
+    if shape == "mushroom":
+        cap = torch.maximum(torch.sqrt(u * u + (1.15 * (v - 0.05)) ** 2) - 1.05, v - 0.1)
+        return torch.minimum(cap, _box(u, v - 0.5, 0.36, 0.5))
+    raise ValueError(f"There is no shape '{shape}' in the toy world; it knows {', '.join(SHAPES + HELD_OUT_SHAPES)}.")
+
+
+def _box(u: Tensor, v: Tensor, half_width: float, half_height: float) -> Tensor:
+    return torch.maximum(u.abs() - half_width, v.abs() - half_height)
+
+
+def _edge(x: Tensor, y: Tensor, outer: float, inner: float, sector: float) -> Tensor:
+    """Distance to the line from a star's tip (outer, 0) to its notch (inner at the sector's angle)."""
+    notch = (inner * math.cos(sector), inner * math.sin(sector))
+    along = (notch[0] - outer, notch[1])
+    length = math.hypot(*along)
+    return ((x - outer) * along[1] - y * along[0]) / length
+
+
+# ------------------------------------------------------------------------------------------------- rendering
+
+
+@dataclass
+class Canvas:
+    """A render: frames and, for measuring and masked training, where the subject is."""
+
+    frames: Tensor  # [F, 3, 64, 64] in 0..1
+    mask: Tensor  # [F, 64, 64] in 0..1
+    captions: list[str] = field(default_factory=list)
+
+
+def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Canvas:
+    """Draw a scene: [F, 3, size, size] in 0..1 and the subject's mask."""
+    path = path_of(scene.motion, frames)
+    zoom = size / SIZE
+    axis = (torch.arange(size) + 0.5) / zoom - SIZE / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")  # [H, W] pixels from the middle
+    cx, cy = path.x + scene.offset[0], path.y + scene.offset[1]
+    radius = (scene.size * path.scale)[:, None, None]
+    dx, dy = x - cx[:, None, None], y - cy[:, None, None]  # [F, H, W]
+    angle = (path.angle + scene.tilt)[:, None, None]
+    u = (dx * torch.cos(angle) + dy * torch.sin(angle)) / radius
+    v = (dy * torch.cos(angle) - dx * torch.sin(angle)) / radius
+    coverage = _coverage(_signed_distance(scene.subject.shape, u, v) * radius * zoom)
+    paint = _paint(scene.subject, u, v, radius * zoom)  # [F, 3, H, W]
+    ground = _ground(scene.place, scene.texture, size)  # [3, H, W]
+    mixed = ground * (1 - coverage[:, None]) + paint * coverage[:, None]
+    return Canvas(mixed.clamp(0, 1), coverage, [scene.caption])
+
+
+def _coverage(distance_in_pixels: Tensor) -> Tensor:
+    return (0.5 - distance_in_pixels).clamp(0, 1)
+
+
+def _rgb(colour: str) -> Tensor:
+    return torch.tensor(EVERY_COLOUR[colour], dtype=torch.float32) / 255
+
+
+def _paint(subject: Subject, u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
+    """The subject's surface: colour, pattern and face, [F, 3, H, W]."""
+    second = torch.zeros_like(u)
+    if subject.pattern == "striped":
+        second = _coverage((torch.remainder(v + 0.17, 0.68) - 0.34).abs().sub(0.14) * radius)
+    elif subject.pattern == "spotted":
+        row = torch.floor((v + 0.35) / 0.7)
+        du = torch.remainder(u + 0.35 * row, 0.7) - 0.35
+        dv = torch.remainder(v + 0.35, 0.7) - 0.35
+        second = _coverage((torch.sqrt(du * du + dv * dv) - 0.22) * radius)
+    first, other = _rgb(subject.colour)[:, None, None], _rgb(subject.second)[:, None, None]
+    skin = first * (1 - second[:, None]) + other * second[:, None]
+    eye = torch.sqrt((u.abs() - 0.27) ** 2 + (v + 0.08) ** 2) - 0.13
+    mouth = (torch.sqrt(u * u + (v - 0.12) ** 2) - 0.2).abs() - 0.055
+    face = _coverage(torch.minimum(eye, torch.maximum(mouth, 0.2 - v)) * radius)
+    return skin * (1 - face[:, None]) + 0.08 * face[:, None]
+
+
+def _ground(place: str, texture: int, size: int) -> Tensor:
+    """A place's ground: its colour under soft blotches of light, [3, H, W]."""
+    if place not in PLACES:
+        raise ValueError(f"There is no place '{place}' in the toy world; it knows {', '.join(PLACES)}.")
+    generator = torch.Generator().manual_seed(texture)
+    blotches = torch.randn(1, 1, 6, 6, generator=generator)
+    light = torch.nn.functional.interpolate(blotches, size=(size, size), mode="bicubic", align_corners=False)[0]
+    base = torch.tensor(PLACES[place], dtype=torch.float32)[:, None, None] / 255
+    return (base * (1 + 0.06 * light)).clamp(0, 1)
+
+
+# -------------------------------------------------------------------------------------------------- sampling
+
+
+def _pick(options: Sequence, generator: torch.Generator):
+    return options[int(torch.randint(len(options), (1,), generator=generator))]
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand(1, generator=generator))
+
+
+def random_subject(generator: torch.Generator, plain: float = 0.65) -> Subject:
+    """A subject of the trained world; `plain` is the share without a pattern."""
+    colours = list(COLOURS)
+    colour = _pick(colours, generator)
+    second = _pick([c for c in colours if c != colour], generator)
+    shape = _pick(SHAPES, generator)
+    pattern = "plain" if _uniform(0, 1, generator) < plain else _pick(PATTERNS[1:], generator)
+    return Subject(shape, colour, second, pattern)
+
+
+def jittered(scene: Scene, generator: torch.Generator) -> Scene:
+    """The same scene at another size, offset, tilt and texture."""
+    return replace(
+        scene,
+        size=_uniform(13, 16, generator),
+        offset=(_uniform(-3, 3, generator), _uniform(-3, 3, generator)),
+        tilt=_uniform(-0.15, 0.15, generator),
+        texture=int(torch.randint(2**31, (1,), generator=generator)),
+    )
+
+
+def random_scene(generator: torch.Generator) -> Scene:
+    """A scene of the trained world."""
+    scene = Scene(random_subject(generator), _pick(MOTIONS, generator), _pick(list(PLACES), generator))
+    return jittered(scene, generator)
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether this combination of looks, motion and place is kept for evaluation: one in ten, by its caption's letters."""
+    return sum(ord(letter) * (index + 1) for index, letter in enumerate(scene.caption)) % 10 == 7
+
+
+def training_scene(generator: torch.Generator) -> Scene:
+    """A scene whose caption the base may learn from."""
+    while is_held_out(scene := random_scene(generator)):
+        pass
+    return scene
+
+
+def held_out_scenes(count: int, seed: int = 1) -> list[Scene]:
+    """`count` scenes with distinct captions that the base never trained on."""
+    generator = torch.Generator().manual_seed(seed)
+    scenes: dict[str, Scene] = {}
+    while len(scenes) < count:
+        scene = random_scene(generator)
+        if is_held_out(scene):
+            scenes.setdefault(scene.caption, scene)
+    return list(scenes.values())
+
+
+def photographs(subject: Subject, count: int = 4, seed: int = 0) -> list[Canvas]:
+    """`count` photographs of one subject in different places, sizes and positions, each a one-frame Canvas."""
+    generator = torch.Generator().manual_seed(seed)
+    places = list(PLACES)
+    shots = []
+    for index in range(count):
+        scene = jittered(Scene(subject, "standing still", places[index % len(places)]), generator)
+        scene = replace(scene, offset=(_uniform(-9, 9, generator), _uniform(-9, 9, generator)))
+        shots.append(render(scene, frames=1))
+    return shots

@@ -1,0 +1,267 @@
+"""Prompt + adapters -> frames: classifier-free guidance over DDIM, with the settings the authors sample with.
+
+Previews during training, the command line and the hosts all come through here, so a preview shows what sampling will.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .adapter_files import LoadedAdapter
+from .adapters import AdapterStack, StackEntry
+from .diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
+from .encoders import Encoders, check_matches
+from .unet import UNet
+
+LATENT_FACTOR = 8  # pixels a latent cell covers along each side
+PLACEHOLDER = re.compile(r"<[^<>\s]+>|(?<!\S)\*(?!\S)")  # what can only be meant as one: <name>, and the authors' *
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """What to sample; the defaults are the paper's (section 4.1) and the released configs'.
+
+    guidance: scale of classifier-free guidance (Ho and Salimans, arXiv 2207.12598); 1 leaves the negative prompt out.
+    fps: at which the frames are meant to be shown; it does not change them.
+    feature_strength_cond, feature_strength_uncond: strength of the guidance image in the two halves of guidance; the
+    unconditional half sees a zero image. None follows the motion: 1 where it was trained with dropped images (the
+    authors' single-clip motions), else 0.
+    prior_strength: share of a clip's inverted noise in the start, 0..1 (released: 0 to 0.5, single-clip motions only).
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    frames: int = 32
+    height: int = 256
+    width: int = 256
+    steps: int = 50
+    guidance: float = 9.0
+    seed: int = 0
+    fps: float = 8.0
+    feature_strength_cond: float = 1.0
+    feature_strength_uncond: float | None = None
+    offset_noise: float = 0.1
+    prior_strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Sampling needs {name} of at least 1, got {getattr(self, name)}.")
+        for name in ("guidance", "feature_strength_cond", "offset_noise"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"Sampling {name} must be a finite number, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Customization:
+    """What sampling adds to the base: adapters, learned tokens (placeholder -> [n, D]), and a guidance image's feature.
+
+    feature [1, D] or None for no appearance guidance; feature_strength_uncond: what the settings' None stands for.
+    """
+
+    entries: tuple[StackEntry, ...] = ()
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    feature: Tensor | None = None
+    feature_strength_uncond: float = 0.0
+
+
+NOTHING = Customization()
+
+
+def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None = None) -> Customization:
+    """Put adapter files together: all adapters, all tokens, the first identity's first photograph as guidance image.
+
+    strengths: one a file, 1 by default. Raises ValueError when two files bring different vectors for one placeholder.
+    """
+    strengths = [1.0] * len(loaded) if strengths is None else list(strengths)
+    if len(strengths) != len(loaded):
+        raise ValueError(f"Got {len(strengths)} strengths for {len(loaded)} adapters; give one each.")
+    tokens: dict[str, Tensor] = {}
+    for each in loaded:
+        for name, vectors in each.tokens.items():
+            if name in tokens and not torch.equal(tokens[name].cpu().float(), vectors.cpu().float()):
+                raise ValueError(
+                    f"Two files bring different tokens called {name}; train one of them under another placeholder."
+                )
+            tokens[name] = vectors
+    entries = [
+        StackEntry(each.adapter, strength)
+        for each, strength in zip(loaded, strengths, strict=True)
+        if each.adapter is not None
+    ]
+    shown = [each.features[:1] for each in loaded if each.features is not None and each.info.kind == "identity"]
+    guided = [each for each in loaded if each.info.kind == "motion" and each.adapter.config.condition_dim is not None]
+    blind = bool(guided) and all(_saw_dropped_images(motion) for motion in guided)
+    if blind and not shown:  # a zero image is what these motions know instead of none
+        shown = [torch.zeros(1, guided[0].adapter.config.condition_dim)]
+    return Customization(tuple(entries), tokens, shown[0] if shown else None, 1.0 if blind else 0.0)
+
+
+def _saw_dropped_images(motion: LoadedAdapter) -> bool:
+    return motion.info.extra.get("settings", {}).get("p_image_drop", 0.0) > 0
+
+
+def choose_device() -> torch.device:
+    """The fastest device of this machine: cuda, mps or cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(device: torch.device | str) -> torch.dtype:
+    """The base's precision there: bfloat16 on a cuda card that has it, else float16; float32 on the CPU."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float16 if kind == "mps" else torch.float32
+
+
+def latent_size(unet: UNet, height: int, width: int) -> tuple[int, int]:
+    """Latent (h, w) of a video of height x width pixels. Raises ValueError, naming the nearest valid sizes."""
+    unit = LATENT_FACTOR * unet.config.stride
+    if height < unit or width < unit or height % unit or width % unit:
+        below, above = (
+            " x ".join(str(max(round_(size / unit), 1) * unit) for size in (width, height))
+            for round_ in (math.floor, math.ceil)
+        )
+        raise ValueError(
+            f"A video of {width} x {height} pixels does not divide by {unit}; "
+            f"the nearest valid sizes are {below} and {above}."
+        )
+    return height // LATENT_FACTOR, width // LATENT_FACTOR
+
+
+def missing_placeholders(prompt: str, tokens: Mapping[str, Tensor]) -> list[str]:
+    """Placeholders of a prompt for which there is no learned token."""
+    return [name for name in dict.fromkeys(PLACEHOLDER.findall(prompt)) if name not in tokens]
+
+
+@torch.no_grad()
+def sample_latents(
+    unet: UNet,
+    context_cond: Tensor,
+    context_uncond: Tensor,
+    noise: Tensor,
+    *,
+    stack: AdapterStack | None = None,
+    feature: Tensor | None = None,
+    feature_strengths: tuple[float, float] = (0.0, 1.0),
+    steps: int = 50,
+    guidance: float = 9.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Latents [B, 4, F, h, w] from noise of that shape, float32.
+
+    context_cond, context_uncond [B, 77, D] (one row serves all B); feature [B or 1, D] or None, of the guidance image;
+    feature_strengths: of the unconditional and the conditional half. Both halves go through the UNet as one batch,
+    the unconditional one first and with a zero image; at guidance 1 there is only the conditional one.
+    callback: see `diffusion.ddim_sample`.
+    """
+    device, batch = next(unet.parameters()).device, len(noise)
+    halves = [context_cond] if guidance == 1 else [context_uncond, context_cond]
+    context = torch.cat([half.expand(batch, -1, -1) for half in halves]).to(device, unet.dtype)  # [2B, 77, D]
+    if stack is not None:
+        stack = stack.to(device)
+        stack = stack.with_condition(*_conditions(feature, feature_strengths, batch, len(halves), device))
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        doubled = torch.cat([x] * len(halves)).to(unet.dtype)  # [2B, 4, F, h, w]
+        timesteps = torch.full((len(doubled),), t, device=device)
+        noise_of = unet(doubled, timesteps, context, adapters=stack).float().chunk(len(halves))
+        return noise_of[0] + guidance * (noise_of[-1] - noise_of[0])
+
+    return ddim_sample(predict, noise.to(device, torch.float32), steps, callback=callback)
+
+
+def _conditions(
+    feature: Tensor | None, strengths: tuple[float, float], batch: int, halves: int, device: torch.device
+) -> tuple[Tensor | None, Tensor | float]:
+    """Image features [2B, D] and their strengths [2B], the unconditional half first, as zero images."""
+    if feature is None:
+        return None, 1.0
+    shown = feature.to(device).expand(batch, -1)
+    features = torch.cat([torch.zeros_like(shown), shown][-halves:])
+    return features, torch.tensor(strengths[-halves:], device=device).repeat_interleave(batch)
+
+
+@torch.no_grad()
+def invert(unet: UNet, context: Tensor, latents: Tensor, steps: int = 50) -> Tensor:
+    """The noise [B, 4, F, h, w] that would sample these latents on the base alone, given the empty prompt's context."""
+    device = next(unet.parameters()).device
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        timesteps = torch.full((len(x),), t, device=device)
+        return unet(x.to(unet.dtype), timesteps, context.expand(len(x), -1, -1)).float()
+
+    return ddim_invert(predict, latents.to(device, torch.float32), steps)
+
+
+@torch.no_grad()
+def generate(
+    unet: UNet,
+    encoders: Encoders,
+    settings: SamplingSettings,
+    customization: Customization = NOTHING,
+    *,
+    guidance_image: Tensor | None = None,
+    prior_clip: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Sample one video: frames [F, 3, H, W] in 0..1, float32, on the CPU. The same seed gives the same video.
+
+    guidance_image [3, H, W] in 0..1 takes the place of the customization's own; prior_clip [F, 3, H, W], for a
+    `prior_strength` above 0, is the clip whose motion the start remembers. callback: see `diffusion.ddim_sample`.
+    Raises ValueError for a size the UNet cannot take, a placeholder that nothing provides, and a missing or
+    misshapen prior clip.
+    """
+    check_matches(unet.config, encoders.text)
+    shape = (1, unet.config.in_channels, settings.frames, *latent_size(unet, settings.height, settings.width))
+    missing = missing_placeholders(f"{settings.prompt} {settings.negative_prompt}", customization.tokens)
+    if missing:
+        known = ", ".join(customization.tokens) or "no learned token"
+        raise ValueError(
+            f"The prompt names {', '.join(missing)}, but the adapters given bring {known}; "
+            "add the subject's file or reword the prompt."
+        )
+    cond, uncond = encoders.text.encode([settings.prompt, settings.negative_prompt], customization.tokens).split(1)
+    feature = customization.feature
+    if guidance_image is not None:
+        feature = encoders.image.encode(guidance_image[None])  # [1, D]
+    noise = offset_noise(shape, torch.Generator().manual_seed(settings.seed), settings.offset_noise)
+    if settings.prior_strength > 0:
+        noise = mix_noise_prior(noise, _inverted(unet, encoders, settings, prior_clip).cpu(), settings.prior_strength)
+    strength_uncond = settings.feature_strength_uncond
+    latents = sample_latents(
+        unet,
+        cond,
+        uncond,
+        noise,
+        stack=AdapterStack(customization.entries) if customization.entries else None,
+        feature=feature,
+        feature_strengths=(
+            customization.feature_strength_uncond if strength_uncond is None else strength_uncond,
+            settings.feature_strength_cond,
+        ),
+        steps=settings.steps,
+        guidance=settings.guidance,
+        callback=callback,
+    )
+    return encoders.vae.decode(latents[0].transpose(0, 1)).float().cpu()  # [F, 3, H, W]
+
+
+def _inverted(unet: UNet, encoders: Encoders, settings: SamplingSettings, clip: Tensor | None) -> Tensor:
+    if clip is None:
+        raise ValueError("A noise prior needs the clip it comes from; give one or set prior_strength to 0.")
+    wanted = [settings.frames, 3, settings.height, settings.width]
+    if list(clip.shape) != wanted:
+        raise ValueError(
+            f"The noise prior's clip has shape {list(clip.shape)} and the video {wanted}; crop and cut the clip alike."
+        )
+    latents = encoders.vae.encode(clip).mean.transpose(0, 1)[None]  # [1, 4, F, h, w]
+    return invert(unet, encoders.text.encode([""]), latents, settings.steps)
