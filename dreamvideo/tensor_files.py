@@ -41,7 +41,7 @@ DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 # What trainers wrap a state dict in, outermost choice first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "ema_state_dict", "unet", "params")
 # Mapped pages count as resident until they are unmapped, so a file is mapped anew after this share of its bytes.
-WINDOW_SHARE, WINDOW_LEAST = 16, 8 << 20
+WINDOW_SHARE, WINDOW_LEAST = 32, 8 << 20
 # Elements summed at once when looking for NaN: bounds the float32 copy PyTorch makes of half-precision numbers.
 CHECK_ELEMENTS = 1 << 22
 # safetensors' own limit for its JSON header, in bytes.

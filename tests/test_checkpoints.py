@@ -245,12 +245,13 @@ def grown(task, *arguments, **options):
 
 folder = Path(sys.argv[1])
 torch.zeros(1000, 1000).half().sum(dtype=torch.float32)
-shares = {}
-for name in ("unet.pth", "unet.safetensors", "old.pth"):
-    shares["load " + name] = grown(load_unet, folder / name)
-    shares["load half " + name] = grown(load_unet, folder / name, dtype=torch.float16)
-    shares["convert " + name] = grown(convert, folder / name, folder / "x.safetensors", "diffusers")
-shares["convert half"] = grown(convert, folder / "unet.pth", folder / "x.pth", "vgen", torch.float16)
+shares = {
+    "load": grown(load_unet, folder / "unet.pth"),
+    "load half": grown(load_unet, folder / "unet.safetensors", dtype=torch.float16),
+    "load legacy half": grown(load_unet, folder / "old.pth", dtype=torch.float16),
+    "convert": grown(convert, folder / "unet.pth", folder / "x.safetensors", "diffusers"),
+    "convert half to a pickle": grown(convert, folder / "unet.safetensors", folder / "x.pth", "vgen", torch.float16),
+}
 print(json.dumps(shares))
 """
 WIDE = UNetConfig(dim=128, dim_mult=(1, 2, 4), res_blocks=1, attention_levels=(True, True, False), context_dim=64)
@@ -270,10 +271,10 @@ def test_weights_are_never_held_twice(tmp_path):
     shares = json.loads(done.stdout)
     for path in tmp_path.iterdir():
         path.unlink()
-    for task, share in shares.items():
-        whole = "old.pth" in task or task.startswith("load unet")
-        assert share <= (1.15 if whole else 0.65 if "half" in task else 0.2), shares
-    assert shares["load unet.pth"] > 0.9  # the measure works
+    # A legacy pickle cannot be mapped: it is read whole, then freed as it is cast.
+    limits = [1.15, 0.65, 1.15, 0.2, 0.65]
+    assert all(share <= limit for share, limit in zip(shares.values(), limits, strict=True)), shares
+    assert shares["load"] > 0.9  # the measure works
 
 
 # Writing

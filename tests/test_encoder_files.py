@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import types
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -187,6 +190,20 @@ def test_autoencoder_metadata_goes_before_shapes(tmp_path):
     assert_same(state, {name: value.float() for name, value in model.state_dict().items()})
 
 
+def test_checkpoints_of_lightning_are_read_without_lightning(tmp_path, vae, monkeypatch):
+    """Stable Diffusion's carry a callback's class and NumPy numbers beside the weights; they are left unread."""
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    packages = ("pytorch_lightning", "pytorch_lightning.callbacks")
+    for package in [types.ModuleType(name) for name in packages] + [module]:
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+    extra = {"callbacks": {module.ModelCheckpoint: {"best": numpy.float64(0.5)}}, "saved": module.ModelCheckpoint()}
+    path = save(tmp_path / "x.ckpt", {"state_dict": in_ldm(vae.state_dict())} | extra)
+    monkeypatch.undo()
+    assert "pytorch_lightning" not in sys.modules
+    assert_same(read_vae(path)[0], vae.state_dict())
+
+
 def changed(state, **values):
     return state | {name.replace("__", "."): value for name, value in values.items()}
 
@@ -288,7 +305,7 @@ def parts(vae, clip):
 
 
 @pytest.mark.parametrize(
-    "unet, clip, vae",
+    "unet_name, clip_name, vae_name",
     [
         ("unet.safetensors", "clip.safetensors", "vae.safetensors"),
         ("text2video_pytorch_model.pth", "open_clip_pytorch_model.bin", "VQGAN_autoencoder.pth"),
@@ -301,19 +318,19 @@ def parts(vae, clip):
         ("zeroscope_v2.safetensors", "my clip.bin", "kl.pt"),
     ],
 )
-def test_base_folders_as_they_are_published(tmp_path, parts, unet, clip, vae):
-    for part, name in (("unet", unet), ("clip", clip), ("vae", vae)):
+def test_base_folders_as_they_are_published(tmp_path, parts, unet_name, clip_name, vae_name):
+    for part, name in (("unet", unet_name), ("clip", clip_name), ("vae", vae_name)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save(tmp_path / name, parts[part])
     (tmp_path / "readme.bin").write_text("not a checkpoint")
     base = find_base(tmp_path)
-    assert (base.unet, base.clip, base.vae) == (tmp_path / unet, tmp_path / clip, tmp_path / vae)
+    assert (base.unet, base.clip, base.vae) == (tmp_path / unet_name, tmp_path / clip_name, tmp_path / vae_name)
     assert base.missing == ()
     info = inspect(tmp_path)
     assert json.loads(json.dumps(info)) and info["missing"] == {}
     assert info["parts"]["unet"]["config"] == TINY.to_dict()
     text = describe(info)
-    assert all(name.split("/")[-1] in text for name in (unet, clip, vae))
+    assert all(name.split("/")[-1] in text for name in (unet_name, clip_name, vae_name))
 
 
 def test_given_files_go_before_the_folders(tmp_path, parts):
@@ -329,7 +346,7 @@ def test_given_files_go_before_the_folders(tmp_path, parts):
 
 @pytest.mark.parametrize("missing", ["unet", "clip", "vae"])
 def test_half_a_base_says_what_is_missing_and_where_it_comes_from(tmp_path, parts, missing):
-    source = {"unet": "iic/text-to-video-synthesis", "clip": "laion/CLIP-ViT-H-14", "vae": "stabilityai"}
+    source = {"unet": "damo-vilab", "clip": "laion/CLIP-ViT-H-14", "vae": "stabilityai"}
     for part in set(parts) - {missing}:
         save(tmp_path / f"{part}.safetensors", parts[part])
     with pytest.raises(CheckpointError, match="half a base") as error:

@@ -27,6 +27,7 @@ NOISE = 0.08  # of the latents' own spread, so that neighbouring latents decode 
 
 
 ANCHOR = 4.0
+WHOLE = 1300  # steps on whole frames before close-ups
 
 
 def build():
@@ -117,16 +118,32 @@ def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(keep, images, changed.clamp(0, 1))
 
 
-def _batch(generator: torch.Generator, count: int) -> Tensor:
-    """Toys and, one in eight, dead leaves, [count, 3, 64, 64] in 0..1."""
+def _scenes(generator: torch.Generator, count: int) -> list[world.Canvas]:
+    return [world.render(world.training_scene(generator)) for _ in range(count)]
+
+
+def _frames(generator: torch.Generator, count: int) -> Tensor:
+    """Whole frames of toys and, one in eight, dead leaves: [count, 3, 64, 64] in 0..1."""
     toys = count * 7 // 8
-    scenes = [world.training_scene(generator) for _ in range(toys)]
-    pick = [int(torch.randint(world.FRAMES, (1,), generator=generator)) for _ in scenes]
-    frames = torch.stack([world.render(scene).frames[index] for scene, index in zip(scenes, pick, strict=True)])
-    return torch.cat([_recoloured(frames, generator), dead_leaves(count - toys, generator)])
+    picks = torch.randint(world.FRAMES, (toys,), generator=generator).tolist()
+    frames = [canvas.frames[pick] for canvas, pick in zip(_scenes(generator, toys), picks, strict=True)]
+    return torch.cat([_recoloured(torch.stack(frames), generator), dead_leaves(count - toys, generator)])
 
 
-def train(folder: Path, steps: int, batch: int = 8, learning_rate: float = 6e-4) -> None:
+def _close_ups(generator: torch.Generator, count: int, size: int = 32) -> Tensor:
+    """Cuttings of toys and, one in eight, dead leaves: [count, 3, 32, 32] in 0..1. Details are learnt on these."""
+    toys, cuttings = count * 7 // 8, []
+    for canvas in _scenes(generator, (toys + 3) // 4):
+        for frame in torch.randint(world.FRAMES, (4,), generator=generator).tolist():
+            seen = canvas.mask[frame].nonzero()
+            centre = seen[int(torch.randint(len(seen), (1,), generator=generator))]
+            top, left = (centre - size // 2).clamp(0, world.SIZE - size).tolist()
+            cuttings.append(canvas.frames[frame, :, top : top + size, left : left + size])
+    leaves = dead_leaves(count - toys, generator)[..., :size, :size]
+    return torch.cat([_recoloured(torch.stack(cuttings[:toys]), generator), leaves])
+
+
+def train(folder: Path, steps: int, batch: int = 8, learning_rate: float = 1e-3) -> None:
     """Train to `folder`/autoencoder.pt, resuming what is there."""
     torch.manual_seed(0)
     model = build()
@@ -135,8 +152,9 @@ def train(folder: Path, steps: int, batch: int = 8, learning_rate: float = 6e-4)
     for step in loop:
         generator = torch.Generator().manual_seed(step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.02 + 0.98 * _cosine(step / steps))
-        images = _batch(generator, batch) * 2 - 1
+            group["lr"] = learning_rate * min(1, (step + 1) / WHOLE) * (0.02 + 0.98 * _cosine(step / steps))
+        whole = step < WHOLE or step % 5 == 0
+        images = (_frames(generator, batch) if whole else _close_ups(generator, 3 * batch)) * 2 - 1
         mean = model.encode(images).latent_dist.mean  # [B, 4, 8, 8]
         noise = torch.randn(mean.shape, generator=generator) * NOISE * mean.detach().std((0, 2, 3), keepdim=True)
         error = model.decode(mean + noise).sample - images

@@ -22,12 +22,12 @@ CONFIG = UNetConfig(
     attention_levels=(True, True),
     head_dim=14,
     first_heads=8,
-    context_dim=56,
+    context_dim=64,
     dropout=0.0,
     norm_groups=8,
 )
-VIDEOS = 12  # a step
-PICTURES = 32  # every fourth step
+VIDEOS = 8  # a step
+PICTURES = 24  # every fourth step
 BANK = 6000  # videos encoded once
 SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from . import world
 FOREGROUND = 0.2
 # Below this share of the picture nothing is taken for a subject.
 SMALLEST = 0.01
+TILTS = (-0.14, -0.07, 0.0, 0.07, 0.14)  # radians; scenes tilt by up to 0.15
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _shape(mask: Tensor, track: Tensor) -> str:
     overlap = Counter()
     size = mask.shape[-1]
     for name in world.SHAPES + world.HELD_OUT_SHAPES:
-        for tilt in (-0.12, 0.0, 0.12):
+        for tilt in TILTS:
             outlines = _outlines(name, tilt, track, size)
             common = (filled & outlines).sum((1, 2)).float()
             either = (filled | outlines).sum((1, 2)).float()
@@ -112,21 +113,12 @@ def _filled(mask: Tensor) -> Tensor:
 
 def _outlines(shape: str, tilt: float, track: Tensor, size: int) -> Tensor:
     """Filled outlines of a shape with the centre and the area of each frame, [F, size, size]."""
-    probe = world.Scene(world.Subject(shape, "red"), "standing still", "on the road", size=16.0, tilt=tilt)
-    base = world.render(probe, frames=1, size=size).mask > 0.5  # [1, H, W]
-    base = _filled(base[0])[None]
-    own = _track(base)[0]
-    outlines = []
-    for x, y, area in track.tolist():
-        zoom = math.sqrt(area / float(own[2]))
-        scene = replace(
-            probe,
-            size=probe.size * zoom,
-            offset=((x - 0.5) * world.SIZE - (own[0].item() - 0.5) * world.SIZE * zoom,
-                    (y - 0.5) * world.SIZE - (own[1].item() - 0.5) * world.SIZE * zoom),
-        )
-        outlines.append(_filled(world.render(scene, frames=1, size=size).mask[0] > 0.5))
-    return torch.stack(outlines)
+    middle, unit = torch.zeros(1), torch.full((1,), 16.0)
+    own = _track(_filled(world.outlines(shape, middle, middle, unit, tilt, size)[0] > 0.5)[None])[0]
+    zoom = (track[:, 2] / own[2]).sqrt()
+    x, y = (((track[:, axis] - 0.5) - (own[axis] - 0.5) * zoom) * world.SIZE for axis in (0, 1))
+    drawn = world.outlines(shape, x, y, 16.0 * zoom, tilt, size) > 0.5
+    return torch.stack([_filled(frame) for frame in drawn])
 
 
 def _motion(track: Tensor) -> str:
@@ -145,6 +137,15 @@ def _motion(track: Tensor) -> str:
     if arc > 0.12:
         return "jumping"
     return "standing still" if spread < 0.08 else ""
+
+
+def path_agreement(track: Tensor, target: Tensor) -> float:
+    """How much of a target path [F, 3] a track follows: 1 for the same path anywhere, 0 for standing still.
+
+    1 - |track - target|^2 / |target|^2 of the centred positions, and so negative for a path of its own.
+    """
+    follows, wanted = (path[:, :2] - path[:, :2].mean(0) for path in (track, target))
+    return float(1 - (follows - wanted).square().sum() / wanted.square().sum().clamp(min=1e-6))
 
 
 def accuracy(videos: Tensor, scenes: list[world.Scene]) -> dict[str, float]:

@@ -55,7 +55,7 @@ def train(folder: Path, steps: int, batch: int = 64, learning_rate: float = 1e-3
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 50, (steps - step) / (0.5 * steps))
         frames, captions = _batch(generator, batch)
-        tokens, _ = text.tokenize_batch(captions)
+        tokens = torch.tensor([text.tokenize(caption)[0] for caption in captions])
         images = F.normalize(model.encode_image(clip_pixels(frames, world.SIZE)), dim=-1)
         texts = F.normalize(model.encode_text(tokens), dim=-1)
         logits = model.logit_scale.exp().clamp(max=50) * images @ texts.T  # [N, N]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -192,32 +192,45 @@ def _edge(x: Tensor, y: Tensor, outer: float, inner: float, sector: float) -> Te
 # ------------------------------------------------------------------------------------------------- rendering
 
 
-@dataclass
+@dataclass(frozen=True)
 class Canvas:
     """A render: frames and, for measuring and masked training, where the subject is."""
 
     frames: Tensor  # [F, 3, 64, 64] in 0..1
     mask: Tensor  # [F, 64, 64] in 0..1
-    captions: list[str] = field(default_factory=list)
+    caption: str
 
 
 def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Canvas:
     """Draw a scene: [F, 3, size, size] in 0..1 and the subject's mask."""
     path = path_of(scene.motion, frames)
-    zoom = size / SIZE
-    axis = (torch.arange(size) + 0.5) / zoom - SIZE / 2
-    y, x = torch.meshgrid(axis, axis, indexing="ij")  # [H, W] pixels from the middle
-    cx, cy = path.x + scene.offset[0], path.y + scene.offset[1]
-    radius = (scene.size * path.scale)[:, None, None]
-    dx, dy = x - cx[:, None, None], y - cy[:, None, None]  # [F, H, W]
-    angle = (path.angle + scene.tilt)[:, None, None]
-    u = (dx * torch.cos(angle) + dy * torch.sin(angle)) / radius
-    v = (dy * torch.cos(angle) - dx * torch.sin(angle)) / radius
-    coverage = _coverage(_signed_distance(scene.subject.shape, u, v) * radius * zoom)
-    paint = _paint(scene.subject, u, v, radius * zoom)  # [F, 3, H, W]
+    x, y = path.x + scene.offset[0], path.y + scene.offset[1]
+    radius = scene.size * path.scale
+    u, v = _local(x, y, radius, path.angle + scene.tilt, size)
+    coverage = _outline(scene.subject.shape, u, v, radius, size)
+    paint = _paint(scene.subject, u, v, radius[:, None, None] * size / SIZE)  # [F, 3, H, W]
     ground = _ground(scene.place, scene.texture, size)  # [3, H, W]
     mixed = ground * (1 - coverage[:, None]) + paint * coverage[:, None]
-    return Canvas(mixed.clamp(0, 1), coverage, [scene.caption])
+    return Canvas(mixed.clamp(0, 1), coverage, scene.caption)
+
+
+def outlines(shape: str, x: Tensor, y: Tensor, radius: Tensor, tilt: float, size: int = SIZE) -> Tensor:
+    """Where a shape would be: x, y from the middle and radius, each [F] in 64ths of the picture -> [F, size, size]."""
+    u, v = _local(x, y, radius, torch.full_like(x, tilt), size)
+    return _outline(shape, u, v, radius, size)
+
+
+def _local(x: Tensor, y: Tensor, radius: Tensor, angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Each pixel in the subject's own coordinates u, v [F, size, size]: 1 is its radius."""
+    axis = (torch.arange(size) + 0.5) * SIZE / size - SIZE / 2
+    rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+    dx, dy = columns - x[:, None, None], rows - y[:, None, None]
+    cos, sin, unit = (part[:, None, None] for part in (angle.cos(), angle.sin(), radius))
+    return (dx * cos + dy * sin) / unit, (dy * cos - dx * sin) / unit
+
+
+def _outline(shape: str, u: Tensor, v: Tensor, radius: Tensor, size: int) -> Tensor:
+    return _coverage(_signed_distance(shape, u, v) * radius[:, None, None] * size / SIZE)
 
 
 def _coverage(distance_in_pixels: Tensor) -> Tensor:
@@ -254,7 +267,7 @@ def _ground(place: str, texture: int, size: int) -> Tensor:
     blotches = torch.randn(1, 1, 6, 6, generator=generator)
     light = torch.nn.functional.interpolate(blotches, size=(size, size), mode="bicubic", align_corners=False)[0]
     base = torch.tensor(PLACES[place], dtype=torch.float32)[:, None, None] / 255
-    return (base * (1 + 0.06 * light)).clamp(0, 1)
+    return (base * (1 + 0.045 * light.clamp(-2, 2))).clamp(0, 1)
 
 
 # -------------------------------------------------------------------------------------------------- sampling

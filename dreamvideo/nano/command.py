@@ -1,0 +1,67 @@
+"""`dreamvideo nano`: make the embedded base again, and measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import find_base, load_unet
+from ..diffusion import offset_noise
+from ..encoders import Encoders, KLAutoencoder, OpenClipImage, OpenClipText, build_clip, build_vae, load_encoders
+from ..encoder_files import read_clip, read_vae
+from ..sampling import sample_latents
+from ..unet import UNet
+from . import autoencoder, denoiser, package, vision_language, world
+from .defaults import EMBEDDED
+
+STEPS = {"autoencoder": 4000, "clip": 700, "unet": 5000}
+
+
+def train(folder: Path, weights: Path = package.FOLDER, steps: dict[str, int] | None = None) -> None:
+    """Train all three parts, one after the other, into `weights`; what `folder` holds of an earlier run goes on."""
+    steps = {**STEPS, **(steps or {})}
+    folder.mkdir(parents=True, exist_ok=True)
+    autoencoder.train(folder, steps["autoencoder"])
+    package.write_autoencoder(folder, weights)
+    vision_language.train(folder, steps["clip"])
+    package.write_clip(folder, weights)
+    clip = build_clip(*read_clip(weights / "clip.safetensors")).eval().requires_grad_(False)
+    vae = build_vae(*read_vae(weights / "vae.safetensors")).eval().requires_grad_(False)
+    encoders = Encoders(OpenClipText(clip), OpenClipImage(clip), KLAutoencoder(vae))
+    denoiser.train(folder, encoders, steps["unet"])
+    package.write_unet(folder, weights)
+
+
+def evaluate(
+    weights: Path = package.FOLDER, count: int = 100, seed: int = 0, report: Callable[[str], None] = print
+) -> tuple[dict[str, dict[str, float]], Tensor]:
+    """How often the rules agree with reconstructions and with samples of held-out captions; and the samples."""
+    base = find_base(weights)
+    unet, encoders = load_unet(base.unet, dtype=torch.float32), load_encoders(base)
+    rebuilt = package.measure_autoencoder(encoders.vae, count)
+    report(f"autoencoder: {_line(rebuilt)}")
+    sampled, videos = package.measure_base(sampler(unet, encoders), count, seed=seed)
+    report(f"samples: {_line(sampled)}")
+    return {"autoencoder": rebuilt, "samples": sampled}, videos
+
+
+def sampler(unet: UNet, encoders: Encoders, steps: int = 50) -> Callable[[list[str], int], Tensor]:
+    """A function of captions and a seed that samples their videos [B, F, 3, 64, 64] as one batch."""
+
+    def sample(captions: list[str], seed: int) -> Tensor:
+        cells = world.SIZE // 8
+        shape = (len(captions), 4, world.FRAMES, cells, cells)
+        noise = offset_noise(shape, torch.Generator().manual_seed(seed))
+        context = encoders.text.encode([*captions, ""])
+        latents = sample_latents(unet, context[:-1], context[-1:], noise, steps=steps, guidance=EMBEDDED.guidance)
+        frames = encoders.vae.decode(latents.transpose(1, 2).flatten(0, 1))
+        return frames.unflatten(0, (len(captions), world.FRAMES))
+
+    return sample
+
+
+def _line(accuracy: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in accuracy.items())

@@ -1,0 +1,50 @@
+"""What to sample and train with: the paper's figures for the full-size base, their like for the embedded one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
+from ..sampling import SamplingSettings
+from ..training import TrainingSettings
+
+STAGES = {"token": TEXTUAL_INVERSION, "identity": IDENTITY, "motion": MOTION}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Size in pixels, length in frames, guidance, and what a stage's training changes of its method's settings."""
+
+    height: int = 256
+    width: int = 256
+    frames: int = 32
+    fps: float = 8.0
+    guidance: float = 9.0
+    training: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def settings(self, stage: str, clips: int = 1, **overrides: Any) -> TrainingSettings:
+        """Training settings of a stage ("token", "identity", "motion"); overrides of None are left out."""
+        method: Method = motion_method(clips) if stage == "motion" else STAGES[stage]
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return TrainingSettings.for_method(method, **{**self.training.get(stage, {}), **given})
+
+    def sampling(self, prompt: str, **overrides: Any) -> SamplingSettings:
+        """Sampling settings for a prompt; overrides of None are left out."""
+        own = {name: getattr(self, name) for name in ("height", "width", "frames", "fps", "guidance")}
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return SamplingSettings(prompt, **{**own, **given})
+
+
+FULL_SIZE = Defaults()
+EMBEDDED = Defaults(
+    height=64,
+    width=64,
+    frames=8,
+    guidance=9.0,
+    training={
+        "token": {"steps": 400, "learning_rate": 5e-3},
+        "identity": {"steps": 400, "learning_rate": 1e-3},
+        "motion": {"steps": 400, "learning_rate": 1e-3},
+    },
+)

@@ -1,0 +1,93 @@
+"""The embedded base: its world is what it says, and its weights do what they are for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dreamvideo.checkpoints import find_base, load_unet
+from dreamvideo.encoders import load_encoders
+from dreamvideo.nano import autoencoder, denoiser, package, rules, world
+from dreamvideo.nano.command import sampler
+
+WEIGHTS = package.FOLDER
+
+
+def test_a_scene_renders_alike_every_time():
+    scene = world.held_out_scenes(1)[0]
+    first, second = world.render(scene), world.render(scene)
+    assert torch.equal(first.frames, second.frames)
+    assert first.frames.shape == (world.FRAMES, 3, world.SIZE, world.SIZE)
+    assert 0 <= first.frames.min() and first.frames.max() <= 1
+
+
+def test_training_never_meets_what_is_held_out():
+    generator = torch.Generator().manual_seed(0)
+    trained = [world.training_scene(generator) for _ in range(400)]
+    captions = {scene.caption for scene in world.held_out_scenes(100)}
+    assert len(captions) == 100
+    assert not captions & {scene.caption for scene in trained}
+    assert not {scene.subject.shape for scene in trained} & set(world.HELD_OUT_SHAPES)
+    assert not {scene.subject.colour for scene in trained} & set(world.HELD_OUT_COLOURS)
+    assert not {scene.motion for scene in trained} & set(world.HELD_OUT_MOTIONS)
+
+
+def test_the_rules_read_what_was_rendered():
+    scenes = world.held_out_scenes(40, seed=5)
+    seen = rules.accuracy(torch.stack([world.render(scene).frames for scene in scenes]), scenes)
+    assert seen["colour"] == seen["motion"] == seen["place"] == 1
+    assert seen["shape"] >= 0.95
+
+
+def test_the_rules_tell_a_wrong_video():
+    scene = world.Scene(world.Subject("star", "red"), "moving left", "on the sand")
+    reading = rules.read(world.render(scene).frames.flip(0))
+    assert reading.agrees(scene) == {"colour": True, "shape": True, "motion": False, "place": True}
+    empty = rules.read(world.render(scene).frames * 0 + 0.5)
+    assert empty.colour == empty.shape == empty.motion == ""
+
+
+@pytest.mark.parametrize("motion", world.MOTIONS + world.HELD_OUT_MOTIONS)
+def test_a_path_agrees_with_itself_and_not_with_its_reverse(motion):
+    track = rules.read(world.render(world.Scene(world.Subject("circle", "red"), motion, "on the road")).frames).track
+    assert rules.path_agreement(track, track) == pytest.approx(1)
+    if motion in ("moving left", "moving up", "circling", "zigzagging"):
+        assert rules.path_agreement(track.flip(0), track) < 0.5
+
+
+def test_an_unknown_name_is_told():
+    with pytest.raises(ValueError, match="no motion 'flying'"):
+        world.path_of("flying")
+
+
+def test_normalising_the_autoencoder_changes_no_picture():
+    torch.manual_seed(0)
+    model = autoencoder.build().eval()
+    pictures = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        before = model.decode(model.encode(pictures * 2 - 1).latent_dist.mean).sample
+        autoencoder.normalise(model, pictures)
+        latents = model.encode(pictures * 2 - 1).latent_dist.mean
+        after = model.decode(latents).sample
+    assert torch.allclose(before, after, atol=1e-3)
+    assert torch.allclose((latents * autoencoder.SCALE).std((0, 2, 3)), torch.ones(4), atol=1e-3)
+
+
+def test_the_weights_fit_into_twenty_megabytes():
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) <= 20_000_000
+
+
+def test_the_autoencoder_keeps_what_captions_name():
+    vae = load_encoders(find_base(WEIGHTS)).vae
+    seen = package.measure_autoencoder(vae, 20)
+    assert min(seen["colour"], seen["motion"], seen["place"]) >= 0.95
+    assert seen["shape"] >= 0.9
+
+
+def test_the_base_follows_captions():
+    base = find_base(WEIGHTS)
+    unet, encoders = load_unet(base.unet, dtype=torch.float32), load_encoders(base)
+    assert unet.config == denoiser.CONFIG
+    seen, _ = package.measure_base(sampler(unet, encoders, steps=20), count=8, batch=8)
+    assert seen["colour"] >= 0.75 and seen["place"] >= 0.75
+    assert seen["motion"] >= 0.5
