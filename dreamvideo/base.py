@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import torch
 
 from .checkpoints import BaseFiles, find_base, load_unet
 from .encoders import Encoders, check_matches, load_encoders
+from .media_files import PathLike
 from .nano.defaults import EMBEDDED, FULL_SIZE, Defaults
+from .nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from .sampling import choose_device, choose_dtype
 from .unet import UNet
 
 EMBEDDED_FOLDER = Path(__file__).parent / "nano" / "weights"
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +31,8 @@ class Base:
 
     @property
     def defaults(self) -> Defaults:
-        """Size, length and training settings that suit this base."""
-        return EMBEDDED if self.embedded else FULL_SIZE
+        """Size, length and training settings that suit this base: the embedded one's for whatever is built alike."""
+        return EMBEDDED if self.unet.config == EMBEDDED_CONFIG else FULL_SIZE
 
 
 def open_base(

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from .terminal import Terminal
+from .commands.terminal import Terminal
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal = Terminal(sys.stdout)
     try:
         # Here, not above: importing PyTorch takes seconds, in which Ctrl-C should end as cleanly as later.
-        from .arguments import build_parser
+        from .commands.arguments import build_parser
 
         args = build_parser().parse_args(argv)
         args.run(args, terminal)

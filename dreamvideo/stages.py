@@ -79,7 +79,7 @@ def train_subject(
 
 
 def motion_frames(clip: Clip, frames: int, fps: float) -> tuple[Tensor, str]:
-    """All of a clip at `fps` frames a second, for `training_data.encode_clips`: pixels [N, 3, H, W], N at least `frames`.
+    """All of a clip at `fps` frames a second, for `encode_clips`: pixels [N, 3, H, W], N at least `frames`.
 
     The text says what had to give where the clip is short or slow, and what was left out while it was read.
     """

@@ -36,7 +36,7 @@ class UNetFile:
     """A UNet checkpoint, opened and not yet read.
 
     state: every tensor under its original name and shape, read when asked for; state.stream() reads them all in turn.
-    layout: "original", "diffusers" or "vgen" (original names in a container, as VGen saves them). dtype: of most numbers.
+    layout: "original", "diffusers" or "vgen" (original names in a container, as VGen saves). dtype: of most numbers.
     notes: what is unusual about the file or was left unread, for people.
     """
 

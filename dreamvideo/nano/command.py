@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ..checkpoints import find_base, load_unet
 from ..diffusion import offset_noise
-from ..encoders import Encoders, KLAutoencoder, OpenClipImage, OpenClipText, build_clip, build_vae, load_encoders
-from ..encoder_files import read_clip, read_vae
+from ..encoders import Encoders, load_encoders
 from ..sampling import sample_latents
 from ..unet import UNet
 from . import autoencoder, denoiser, package, vision_language, world
 from .defaults import EMBEDDED
 
-STEPS = {"autoencoder": 4000, "clip": 700, "unet": 5000}
+STEPS = {"autoencoder": 6000, "clip": 700, "unet": 5000}
 
 
 def train(folder: Path, weights: Path = package.FOLDER, steps: dict[str, int] | None = None) -> None:
@@ -28,11 +27,13 @@ def train(folder: Path, weights: Path = package.FOLDER, steps: dict[str, int] | 
     package.write_autoencoder(folder, weights)
     vision_language.train(folder, steps["clip"])
     package.write_clip(folder, weights)
-    clip = build_clip(*read_clip(weights / "clip.safetensors")).eval().requires_grad_(False)
-    vae = build_vae(*read_vae(weights / "vae.safetensors")).eval().requires_grad_(False)
-    encoders = Encoders(OpenClipText(clip), OpenClipImage(clip), KLAutoencoder(vae))
-    denoiser.train(folder, encoders, steps["unet"])
+    denoiser.train(folder, training_encoders(weights), steps["unet"])
     package.write_unet(folder, weights)
+
+
+def training_encoders(weights: Path) -> Encoders:
+    """The encoders as they are stored, so that the UNet learns on what it will be used with."""
+    return load_encoders(find_base(weights, partial=True))
 
 
 def evaluate(
@@ -45,7 +46,7 @@ def evaluate(
     report(f"autoencoder: {_line(rebuilt)}")
     sampled, videos = package.measure_base(sampler(unet, encoders), count, seed=seed)
     report(f"samples: {_line(sampled)}")
-    return {"autoencoder": rebuilt, "samples": sampled}, videos
+    return {"autoencoder": 6000rebuilt, "samples": sampled}, videos
 
 
 def sampler(unet: UNet, encoders: Encoders, steps: int = 50) -> Callable[[list[str], int], Tensor]:

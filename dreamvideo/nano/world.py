@@ -165,7 +165,7 @@ def _signed_distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
         tip = torch.maximum(0.72 * u.abs() + 0.69 * v - 0.6, -v - 0.42)
         return torch.minimum(lobe, torch.maximum(tip, u.abs() - 0.9))
     if shape == "flower":
-        return rho - (0.8 + 0.24 * torch.cos(5 * theta))
+        return rho - (0.8 + 0.2 * torch.cos(6 * theta))
     if shape == "moon":
         return torch.maximum(rho - 1.0, 0.78 - torch.sqrt((u - 0.55) ** 2 + (v + 0.15) ** 2))
     if shape == "house":

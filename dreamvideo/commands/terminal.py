@@ -1,4 +1,4 @@
-"""What a run tells while it goes: sentences, and progress as one line that is rewritten, or a line every few seconds."""
+"""What a run tells: sentences, and progress as one line that is rewritten, or a line every few seconds."""
 
 from __future__ import annotations
 

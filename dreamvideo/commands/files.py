@@ -1,0 +1,103 @@
+"""`inspect` and `convert`: files of bases and of adapters."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoints
+from ..adapter_files import (
+    ADAPTER_KEY,
+    FORMAT,
+    LoadedAdapter,
+    load_adapter,
+    save_adapter,
+    save_authors_adapter,
+    save_authors_embedding,
+)
+from ..tensor_files import CheckpointError, TensorFile
+from .common import ADAPTER, DTYPES, file_name, writable
+from .terminal import Terminal
+
+AUTHORS = (".pth", ".pt")
+
+
+def inspect(args: Namespace, terminal: Terminal) -> None:
+    loaded = _find_adapter(args.path)
+    if loaded is not None:
+        facts = _adapter_facts(args.path, loaded)
+        text = "\n".join([f"DreamVideo {loaded.info}", *(f"  {name:<13} {fact}" for name, fact in facts.items())])
+    else:
+        facts = checkpoints.inspect(args.path)
+        text = checkpoints.describe(facts)
+    terminal.say(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else text)
+
+
+def convert(args: Namespace, terminal: Terminal) -> None:
+    loaded = _find_adapter(args.source)
+    if loaded is None:
+        source = args.source
+        if source.is_dir():
+            source = checkpoints.find_base(source, partial=True).unet or source
+        dtype = DTYPES[args.dtype] if args.dtype else None
+        written = [checkpoints.convert(source, args.target, args.layout or "original", dtype)]
+    elif args.layout or args.dtype:
+        raise ValueError(f"--layout and --dtype are for UNets, and {args.source} is of another kind: {loaded.info}.")
+    else:
+        written = _convert_adapter(loaded, args.target)
+    terminal.say(f"Wrote {' and '.join(map(str, written))}")
+
+
+def _convert_adapter(loaded: LoadedAdapter, target: Path) -> list[Path]:
+    """To our format or, by the suffix, to the authors': there a token is a file of its own, and its name is *."""
+    writable(target, (*ADAPTER, *AUTHORS))
+    if target.suffix.lower() in ADAPTER:
+        save_adapter(target, loaded.adapter, loaded.info, loaded.tokens, loaded.features)
+        return [target]
+    written = []
+    if loaded.adapter is not None:
+        save_authors_adapter(target, loaded.adapter, loaded.info.steps or 0)
+        written.append(target)
+    for name, vectors in loaded.tokens.items():
+        path = target if loaded.adapter is None else target.with_name(f"{target.stem}.{file_name(name)}.pt")
+        save_authors_embedding(path, vectors)
+        written.append(path)
+    return written
+
+
+def _find_adapter(path: Path) -> LoadedAdapter | None:
+    """The adapter in a file, ours or the authors'; None when the path is anything else."""
+    try:
+        file = TensorFile(path)
+    except CheckpointError:  # such as the authors' text embeddings, which hold a ParameterDict
+        try:
+            return load_adapter(path)
+        except ValueError:
+            return None
+    is_adapter = file.metadata.get("format") == FORMAT or any(map(ADAPTER_KEY.fullmatch, file.specs))
+    return load_adapter(path) if is_adapter else None
+
+
+def _adapter_facts(path: Path, loaded: LoadedAdapter) -> dict[str, Any]:
+    info = loaded.info
+    state = {} if loaded.adapter is None else loaded.adapter.state_dict()
+    facts = {
+        "file": str(path),
+        "kind": info.kind,
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "tensors": len(state),
+        "adapter": info.adapter_config and info.adapter_config.to_dict(),
+        "tokens": {name: list(vectors.shape) for name, vectors in loaded.tokens.items()},
+        "features": None if loaded.features is None else list(loaded.features.shape),
+        "class word": info.class_word,
+        "captions": list(dict.fromkeys(info.captions)),
+        "steps": info.steps,
+        "learning rate": info.learning_rate,
+        "seed": info.seed,
+        "UNet": info.unet_config and info.unet_config.to_dict(),
+        "base": info.base_fingerprint,
+        **info.extra,
+    }
+    return {name: fact for name, fact in facts.items() if fact not in (None, "", {}, [])}
