@@ -77,9 +77,7 @@ class AdapterInfo:
     def to_metadata(self) -> dict[str, str]:
         """Safetensors metadata: text fields as they are, the others as JSON, and a sentence for human readers."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values |= {
-            name: values[name] and values[name].to_dict() for name in ("adapter_config", "unet_config")
-        }
+        values |= {name: values[name] and values[name].to_dict() for name in ("adapter_config", "unet_config")}
         texts = {key: value if isinstance(value, str) else _json(value) for key, value in values.items()}
         return {"format": FORMAT, "description": f"DreamVideo {self}", **texts}
 
@@ -204,9 +202,7 @@ def save_authors_adapter(path: str | os.PathLike[str], adapter: Adapter, step: i
     _write_torch(path, {"state_dict": state, "step": step})
 
 
-def save_authors_embedding(
-    path: str | os.PathLike[str], vector: Tensor, token: str = "*", token_id: int = 265
-) -> None:
+def save_authors_embedding(path: str | os.PathLike[str], vector: Tensor, token: str = "*", token_id: int = 265) -> None:
     """Write the authors' text embedding: vectors [n, D] for a token, with its id in the CLIP vocabulary."""
     vectors = nn.ParameterDict({token: nn.Parameter(vector.detach().cpu().clone())})
     _write_torch(path, {"string_to_token": {token: torch.tensor(token_id)}, "string_to_param": vectors})
@@ -249,9 +245,7 @@ def _authors_embedding(path: Path, contents: Mapping[str, Any]) -> LoadedAdapter
 
 def _authors_adapter(path: Path, state: Mapping[str, Any], step: Any, unet_config: UNetConfig) -> LoadedAdapter:
     _check_tensors(state, f"{path.name}, an adapter of the authors' format, is unusable")
-    info = AdapterInfo(
-        kind=_kind(path, state), unet_config=unet_config, steps=step if isinstance(step, int) else None
-    )
+    info = AdapterInfo(kind=_kind(path, state), unet_config=unet_config, steps=step if isinstance(step, int) else None)
     info = replace(info, adapter_config=_infer_config(path, info.kind, state))
     return LoadedAdapter(_assemble(path, info, state), info, {}, None)
 

@@ -284,9 +284,7 @@ class BoundStack:
         self.strength = strength  # [B or 1, 1, 1]
         self.weights: dict[tuple[int, tuple[int, int]], Tensor] = {}  # of each entry at each level, float32
 
-    def add(
-        self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool
-    ) -> Tensor:
+    def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
         """`after` plus the residuals of all adapters at `site`; see `unet.BoundAdapters` for the shapes."""
         x = after
         for index, (entry, factors) in enumerate(self.acting):

@@ -21,8 +21,8 @@ from .nano import rules, world
 from .nano.defaults import Defaults
 from .pictures import contact_sheet, loss_plot
 from .sampling import NOTHING, customize, generate
-from .stages import train_subject
-from .training import Callbacks, TrainingResult, TrainingSettings, train_motion
+from .stages import train_motion, train_subject
+from .training import Callbacks, TrainingResult, TrainingSettings
 from .training_data import encode_clips
 
 PLACEHOLDER = "<my-toy>"
@@ -129,12 +129,17 @@ def run(
             callbacks_for=callbacks_for,
         ),
     )
+    if subject.stopped:
+        raise KeyboardInterrupt("Interrupted; the demo keeps nothing half done.")
     results["learned token"], results["identity"] = subject.token, subject.identity
     subject.identity.save(out / "identity.safetensors")
     results["motion"] = timed("motion", lambda: _motion(base, material, settings("motion"), callbacks_for("motion")))
+    if results["motion"].stopped:
+        raise KeyboardInterrupt(f"Interrupted; {out / 'identity.safetensors'} is kept.")
     results["motion"].save(out / "motion.safetensors")
 
-    videos = timed("videos", lambda: _four_videos(base, material, results, seed, 10 if quick else 50, callbacks_for("videos")))
+    steps = 10 if quick else 50
+    videos = timed("videos", lambda: _four_videos(base, material, results, seed, steps, callbacks_for("videos")))
     write_video(out / "composed.mp4", videos["subject and motion"], defaults.fps)
     write_animation(out / "composed.gif", videos["subject and motion"], defaults.fps)
     write_png(out / "sheet.png", _sheet(material, videos))
@@ -145,10 +150,7 @@ def run(
         "embedded_base": base.embedded,
         "seed": seed,
         "seconds": {**seconds, "all": round(time.monotonic() - began, 1)},
-        "training": {
-            name: {"steps": result.steps, "first_loss": _mean(result.losses[:20]), "last_loss": _mean(result.losses[-20:])}
-            for name, result in results.items()
-        },
+        "training": {name: _learned(result) for name, result in results.items()},
     }
     if base.embedded:
         facts["seen"] = {name: _seen(video, material) for name, video in videos.items()}
@@ -205,6 +207,11 @@ def _seen(video: Tensor, material: Material) -> dict[str, Any]:
     }
 
 
+def _learned(result: TrainingResult) -> dict[str, Any]:
+    """Steps, and the mean loss of the first and the last twenty of them."""
+    first, last = _mean(result.losses[:20]), _mean(result.losses[-20:])
+    return {"steps": result.steps, "first_loss": first, "last_loss": last}
+
+
 def _mean(losses: Sequence[float]) -> float:
     return round(sum(losses) / max(len(losses), 1), 4)
-

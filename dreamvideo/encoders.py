@@ -405,7 +405,8 @@ def _fill(module: nn.Module, state: dict[str, Tensor], device, dtype, part: str)
                 f"The {part} file's {key} has shape {list(moved[key].shape)} where {list(tensor.shape)} belongs."
             )
     module.load_state_dict({key: moved[key] for key in expected}, assign=True)
-    return module.to(device, dtype).eval().requires_grad_(False)  # the buffers are still to be moved
+    # The buffers are still to be moved; diffusers' own `to` would warn of a choice that is meant.
+    return nn.Module.to(module, device, dtype).eval().requires_grad_(False)
 
 
 def _moved(key: str, tensor: Tensor, device, dtype, part: str) -> Tensor:

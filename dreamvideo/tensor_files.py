@@ -203,8 +203,7 @@ def is_finite(tensor: Tensor) -> bool:
         chunks = [chunk.to(torch.float16) for chunk in chunks]
     # A sum is finite unless a number is not, or (rarely) the sum itself overflows: then look at each.
     return all(
-        torch.isfinite(chunk.sum(dtype=torch.promote_types(chunk.dtype, torch.float32)))
-        or torch.isfinite(chunk).all()
+        torch.isfinite(chunk.sum(dtype=torch.promote_types(chunk.dtype, torch.float32))) or torch.isfinite(chunk).all()
         for chunk in chunks
     )
 
@@ -218,8 +217,11 @@ def shards(path: Path) -> list[Path]:
         stem, count = part.groups()
         return [path.with_name(f"{stem}-{i + 1:05}-of-{count}{path.suffix}") for i in range(int(count))]
     if part := re.fullmatch(r"(.*_rank)\d{4}", path.stem):
-        ranks = [path.parent / other for other in sorted(entry.name for entry in path.parent.glob(f"*{path.suffix}"))
-                 if re.fullmatch(re.escape(part[1]) + r"\d{4}", Path(other).stem)]
+        ranks = [
+            path.parent / other
+            for other in sorted(entry.name for entry in path.parent.glob(f"*{path.suffix}"))
+            if re.fullmatch(re.escape(part[1]) + r"\d{4}", Path(other).stem)
+        ]
         return ranks or [path]
     return [path]
 

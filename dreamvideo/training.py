@@ -1,4 +1,4 @@
-"""One training loop for every method, its resumable state, and the three stages of DreamVideo as calls of it.
+"""One training loop for every method, and its resumable state.
 
 The loop takes a UNet, cached tensors, a method's row and a learner. All that is random is drawn from one generator on
 the CPU, whose state is saved with the weights and the optimiser, so that a run that was killed and started again ends
@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .adapter_files import AdapterInfo, LoadedAdapter, save_adapter, write_safetensors
-from .adapters import Adapter, AdapterConfig
+from .adapter_files import save_adapter, write_safetensors
 from .diffusion import SCHEDULE, offset_noise
-from .encoders import TextEncoder, check_matches
 from .fingerprint import fingerprint, same_base
-from .methods import IDENTITY, TEXTUAL_INVERSION, AdapterLearner, Learner, Method, TokenLearner, motion_method
-from .training_data import EMPTY_PROMPT, TrainingData, TrainingItem, digest, with_text
+from .methods import Learner, Method
+from .training_data import EMPTY_PROMPT, TrainingData, TrainingItem, digest
 from .unet import UNet
 
 STATE_FORMAT = "dreamvideo-training"
@@ -496,142 +494,3 @@ def _check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, An
             continue
         what = names.get(key, f"{key} {there} instead of {value}")
         raise ValueError(f"{path} holds a run with {what}; go back to it, or start without resuming.")
-
-
-# ------------------------------------------------------------------------------------------- the three stages
-
-
-def train_textual_inversion(
-    unet: UNet,
-    text: TextEncoder,
-    data: TrainingData,
-    *,
-    placeholder: str,
-    class_word: str,
-    vectors: int = 1,
-    settings: TrainingSettings | None = None,
-    **hooks: Any,
-) -> TrainingResult:
-    """Learn token vectors for `placeholder`, which every caption must hold, beginning from the class word's.
-
-    One vector begins as the word's first byte-pair token, as the authors' does. hooks: callbacks, state_path and
-    resume of `train`. The result's `trained` is a LoadedAdapter of kind "token".
-    """
-    check_matches(unet.config, text)
-    text.check_placeholder(placeholder)
-    for caption in data.captions:
-        if placeholder not in caption:
-            raise ValueError(
-                f"The caption {caption!r} lacks the placeholder {placeholder}, so it would teach it nothing."
-            )
-    settings = settings or TrainingSettings.for_method(TEXTUAL_INVERSION)
-    rows = text.embed_word(class_word)  # [n, D]
-    with torch.inference_mode(False):
-        learner = TokenLearner(text, {placeholder: rows[torch.arange(vectors) % len(rows)]})
-    about = _about(TEXTUAL_INVERSION, unet, data, settings, placeholder=placeholder, class_word=class_word)
-
-    def package(step: int) -> LoadedAdapter:
-        tokens = {name: tensor.detach().cpu().clone() for name, tensor in learner.tokens.items()}
-        return LoadedAdapter(None, replace(about, steps=step), tokens, data.features)
-
-    return train(unet, data, TEXTUAL_INVERSION, settings, learner, package=package, **hooks)
-
-
-def train_identity(
-    unet: UNet,
-    text: TextEncoder,
-    data: TrainingData,
-    *,
-    tokens: Mapping[str, Tensor],
-    class_word: str,
-    config: AdapterConfig | None = None,
-    settings: TrainingSettings | None = None,
-    **hooks: Any,
-) -> TrainingResult:
-    """Learn an identity adapter under frozen learned tokens (placeholder -> [n, D]; the first one is the subject's).
-
-    hooks: callbacks, state_path and resume of `train`. The result's `trained` is a LoadedAdapter with the adapter, the
-    tokens and the photographs' image features.
-    """
-    settings = settings or TrainingSettings.for_method(IDENTITY)
-    about = _about(IDENTITY, unet, data, settings, placeholder=next(iter(tokens), ""), class_word=class_word)
-    kept = {name: vectors.detach().cpu().clone() for name, vectors in tokens.items()}
-    config = config or AdapterConfig.identity()
-    return _train_adapter(unet, text, data, IDENTITY, settings, config, about, kept, data.features, **hooks)
-
-
-def train_motion(
-    unet: UNet,
-    text: TextEncoder,
-    data: TrainingData,
-    *,
-    config: AdapterConfig | None = None,
-    settings: TrainingSettings | None = None,
-    **hooks: Any,
-) -> TrainingResult:
-    """Learn a motion adapter from clips, guided by the image feature of a random frame.
-
-    A config with condition_dim None trains without appearance guidance. hooks: callbacks, state_path and resume of
-    `train`. The result's `trained` is a LoadedAdapter with the adapter.
-    """
-    features = data.features
-    config = config or AdapterConfig.motion(condition_dim=None if features is None else features.shape[1])
-    method = replace(motion_method(len(data.items)), appearance_guidance=config.condition_dim is not None)
-    settings = settings or TrainingSettings.for_method(method)
-    about = _about(method, unet, data, settings)
-    return _train_adapter(unet, text, data, method, settings, config, about, {}, None, **hooks)
-
-
-def _train_adapter(
-    unet: UNet,
-    text: TextEncoder,
-    data: TrainingData,
-    method: Method,
-    settings: TrainingSettings,
-    config: AdapterConfig,
-    about: AdapterInfo,
-    tokens: dict[str, Tensor],
-    features: Tensor | None,
-    **hooks: Any,
-) -> TrainingResult:
-    check_matches(unet.config, text)
-    # Weights are kept in float32 whatever the base's precision, and made outside a host's inference mode.
-    with torch.inference_mode(False):
-        generator = torch.Generator().manual_seed(settings.seed)
-        adapter = Adapter(config, unet.config, next(unet.parameters()).device, torch.float32, generator)
-        learner = AdapterLearner(adapter)
-
-    def package(step: int) -> LoadedAdapter:
-        return LoadedAdapter(adapter, replace(about, adapter_config=config, steps=step), tokens, features)
-
-    result = train(unet, with_text(data, text, tokens), method, settings, learner, package=package, **hooks)
-    adapter.requires_grad_(False)
-    return result
-
-
-def _about(
-    method: Method,
-    unet: UNet,
-    data: TrainingData,
-    settings: TrainingSettings,
-    placeholder: str = "",
-    class_word: str = "",
-) -> AdapterInfo:
-    height, width = data.items[0].mean.shape[2:]
-    return AdapterInfo(
-        kind=method.trains,
-        unet_config=unet.config,
-        base_fingerprint=fingerprint(unet),
-        class_word=class_word,
-        placeholder=placeholder,
-        captions=data.captions,
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
-        extra={
-            "method": method.name,
-            "frames": data.frames,
-            "height": 8 * height,
-            "width": 8 * width,
-            "settings": settings.deciding(),
-        },
-    )

@@ -500,6 +500,5 @@ class UNet(nn.Module):
             raise ValueError(f"The UNet takes one timestep a video, [{batch}], got {list(timesteps.shape)}.")
         if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != config.context_dim:
             raise ValueError(
-                f"The UNet takes one text state a video, [{batch}, T, {config.context_dim}], "
-                f"got {list(context.shape)}."
+                f"The UNet takes one text state a video, [{batch}, T, {config.context_dim}], got {list(context.shape)}."
             )

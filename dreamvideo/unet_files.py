@@ -170,7 +170,7 @@ def diffusers_config(config: UNetConfig) -> dict:
         "layers_per_block": config.res_blocks,
         "cross_attention_dim": config.context_dim,
         "attention_head_dim": config.head_dim,
-        "norm_num_groups": 32,
+        "norm_num_groups": config.norm_groups,
     }
 
 
@@ -181,7 +181,7 @@ def _given_config(file: TensorFile) -> UNetConfig | None:
     try:
         return UNetConfig.from_dict(json.loads(text))
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"its metadata \"unet_config\" cannot be read ({error})") from error
+        raise CheckpointError(f'its metadata "unet_config" cannot be read ({error})') from error
 
 
 def _check_complete(

@@ -21,7 +21,7 @@ from dreamvideo.commands.terminal import Terminal, duration
 from dreamvideo.media import read_clip, write_animation, write_png
 
 SIZE = ["--height", str(SIDE), "--width", str(SIDE)]
-SHORT = ["--steps", "3", "--batch", "1", *SIZE]
+SHORT = ["--steps", "3", "--lr", "0.1", "--batch", "1", *SIZE]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def on(folder):
 
 
 def subject(folder, *more, out="my-dog.safetensors"):
-    command = ["train", "subject", str(folder / "photos"), "--class-word", "dog", "--token-steps", "2"]
-    return [*command, "--out", str(folder / out), *SHORT, *on(folder), *more]
+    command = ["train", "subject", str(folder / "photos"), "--class-word", "dog"]
+    return [*command, "--token-steps", "2", "--token-lr", "0.1", "--out", str(folder / out), *SHORT, *on(folder), *more]
 
 
 def motion(folder, clip, *more, out="turn.safetensors"):
@@ -146,12 +146,14 @@ def test_inspect_tells_bases_and_adapters(folder, capsys):
 
 
 def test_unets_and_adapters_are_converted(folder, capsys):
-    vgen, back = folder / "vgen.pth", folder / "back.safetensors"
-    assert main(["convert", str(folder / "base"), str(vgen), "--layout", "vgen"]) == 0
-    assert main(["convert", str(vgen), str(back), "--dtype", "float16"]) == 0
-    capsys.readouterr()
-    assert main(["inspect", str(back), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["dtype"] == "float16"
+    renamed, back = folder / "renamed.safetensors", folder / "back.safetensors"
+    assert main(["convert", str(folder / "base"), str(renamed), "--layout", "diffusers"]) == 0
+    assert main(["convert", str(renamed), str(back), "--dtype", "float16"]) == 0
+    for path, layout, dtype in ((renamed, "diffusers", "float32"), (back, "original", "float16")):
+        capsys.readouterr()
+        assert main(["inspect", str(path), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert (facts["layout"], facts["dtype"]) == (layout, dtype)
     assert main(["convert", str(folder / "my-dog.safetensors"), str(folder / "theirs.pth")]) == 0
     theirs = ["--adapter", str(folder / "theirs.pth"), "--adapter", str(folder / "theirs.my-dog.pt")]
     ours = ["--adapter", str(folder / "my-dog.safetensors")]
@@ -239,9 +241,8 @@ class Code:
         return (os.getcwd, ())
 
 
-def bad_base(folder, name, **files):
+def bad_base(folder, target, **files):
     """A base like the good one but for some parts: bytes, an object to be pickled, or None for none at all."""
-    target = folder / name
     target.mkdir()
     for part in ("unet", "clip", "vae"):
         content = files.get(part, folder / "base" / f"{part}.safetensors")
@@ -255,7 +256,7 @@ def bad_base(folder, name, **files):
     return ["sample", "a dog", "--out", target / "x.gif", "--base", target, "--device", "cpu"]
 
 
-def test_unusable_bases(folder, capsys):
+def test_unusable_bases(folder, tmp_path, capsys):
     weights = (folder / "base" / "unet.safetensors").read_bytes()
     start = 8 + int.from_bytes(weights[:8], "little")
     nan = weights[:start] + b"\xff\xff\xff\xff" + weights[start + 4 :]
@@ -272,25 +273,25 @@ def test_unusable_bases(folder, capsys):
         "nan": ({"unet": nan}, "NaN"),
     }
     for name, (files, words) in cases.items():
-        assert words in refused(capsys, bad_base(folder, name, **files)), name
+        assert words in refused(capsys, bad_base(folder, tmp_path / name, **files)), name
     assert "There is no folder" in refused(capsys, ["sample", "a dog", "--base", folder / "nowhere"])
     assert "no device" in refused(capsys, [*sample(folder, "a dog"), "--device", "abacus"])
 
 
-def test_unusable_photographs_leave_an_earlier_result_alone(folder, capsys):
+def test_unusable_photographs_leave_an_earlier_result_alone(folder, tmp_path, capsys):
     before = (folder / "my-dog.safetensors").read_bytes()
 
     def error(name, **files):
-        (folder / name).mkdir()
+        (tmp_path / name).mkdir()
         for path, content in files.items():
-            target = folder / name / path.replace("__", "/")
+            target = tmp_path / name / path.replace("__", "/")
             target.parent.mkdir(exist_ok=True)
             if isinstance(content, str):
                 target.with_suffix(".jpg").write_text(content)
             else:
                 content.save(target.with_suffix(".png"))
         command = subject(folder)
-        command[2] = str(folder / name)
+        command[2] = str(tmp_path / name)
         return refused(capsys, command)
 
     photo = Image.new("RGB", (40, 40), "red")
@@ -303,14 +304,14 @@ def test_unusable_photographs_leave_an_earlier_result_alone(folder, capsys):
     assert (folder / "my-dog.safetensors").read_bytes() == before
 
 
-def test_unusable_clips_and_captions(folder, capsys):
-    (folder / "broken.mp4").write_bytes(b"no container at all" * 100)
-    write_animation(folder / "still.gif", pictures(1), 8.0)
-    (folder / "still.txt").write_text("a dog")
-    write_animation(folder / "silent.gif", pictures(4), 8.0)
+def test_unusable_clips_and_captions(folder, tmp_path, capsys):
+    (tmp_path / "broken.mp4").write_bytes(b"no container at all" * 100)
+    write_animation(tmp_path / "still.gif", pictures(1), 8.0)
+    (tmp_path / "still.txt").write_text("a dog")
+    write_animation(tmp_path / "silent.gif", pictures(4), 8.0)
     for name, words in {"broken.mp4": "broken.mp4", "still.gif": "no motion", "silent.gif": "--caption"}.items():
         command = motion(folder, "turn.gif", "--frames", "2", out="never.safetensors")
-        command[2] = str(folder / name)
+        command[2] = str(tmp_path / name)
         assert words in refused(capsys, command)
     assert not (folder / "never.safetensors").exists()
 
@@ -326,13 +327,13 @@ def test_unusable_settings(folder, capsys):
     assert "must end in" in refused(capsys, sample(folder, "a dog", out="video.txt"))
 
 
-def test_unusable_adapters(folder, capsys):
+def test_unusable_adapters(folder, tmp_path, capsys):
     def using(path):
         return [*sample(folder, "a dog"), "--adapter", path]
 
     assert "cannot be read" in refused(capsys, using(folder / "nowhere.safetensors"))
     assert "no adapter" in refused(capsys, using(folder / "base" / "unet.safetensors"))
-    other = write_tiny_base(folder / "other", seed=1)
+    other = write_tiny_base(tmp_path, seed=1)
     command = [*using(folder / "my-dog.safetensors"), "--base", other]
     assert "other weights" in refused(capsys, command)
     assert main([*map(str, command), "--other-base"]) == 0

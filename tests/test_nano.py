@@ -18,7 +18,7 @@ def test_a_scene_renders_alike_every_time():
     first, second = world.render(scene), world.render(scene)
     assert torch.equal(first.frames, second.frames)
     assert first.frames.shape == (world.FRAMES, 3, world.SIZE, world.SIZE)
-    assert 0 <= first.frames.min() and first.frames.max() <= 1
+    assert first.frames.min() >= 0 and first.frames.max() <= 1
 
 
 def test_training_never_meets_what_is_held_out():

@@ -25,17 +25,8 @@ from dreamvideo.methods import (
     motion_method,
 )
 from dreamvideo.sampling import SamplingSettings, customize, generate
-from dreamvideo.training import (
-    Callbacks,
-    LossScale,
-    TrainingError,
-    TrainingSettings,
-    draw_batch,
-    train,
-    train_identity,
-    train_motion,
-    train_textual_inversion,
-)
+from dreamvideo.stages import train_identity, train_motion, train_textual_inversion
+from dreamvideo.training import Callbacks, LossScale, TrainingError, TrainingSettings, draw_batch, train
 from dreamvideo.training_data import TrainingData, TrainingItem, encode_clips, encode_photos, with_text
 
 SETTINGS = TrainingSettings(steps=8, learning_rate=1e-3, batch_size=2, warmup=2, seed=3, save_every=3)

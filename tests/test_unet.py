@@ -231,8 +231,10 @@ def test_adapters_see_the_stream_and_its_positions_row_major(tiny: UNet) -> None
 
 def test_text_is_projected_once_a_video(tiny: UNet) -> None:
     shapes = []
-    hook = tiny.input_blocks[1][1].transformer_blocks[0].attn2.to_k.register_forward_hook(
-        lambda module, args, output: shapes.append(tuple(args[0].shape))
+    hook = (
+        tiny.input_blocks[1][1]
+        .transformer_blocks[0]
+        .attn2.to_k.register_forward_hook(lambda module, args, output: shapes.append(tuple(args[0].shape)))
     )
     tiny(*inputs(TINY, 2, 5, 4, 4))
     hook.remove()

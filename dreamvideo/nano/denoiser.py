@@ -12,7 +12,7 @@ from ..diffusion import Schedule, offset_noise
 from ..files import atomic_path
 from ..unet import UNet, UNetConfig
 from . import world
-from .progress import Loop
+from .progress import Loop, rank
 from .vision_language import caption_of
 
 CONFIG = UNetConfig(
@@ -26,7 +26,7 @@ CONFIG = UNetConfig(
     dropout=0.0,
     norm_groups=8,
 )
-VIDEOS = 8  # a step
+VIDEOS = 8  # a step and process
 PICTURES = 24  # every fourth step
 BANK = 6000  # videos encoded once
 SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556)
@@ -61,7 +61,7 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
     loop = Loop(folder / "unet.pt", unet, optimizer, steps, decay=0.999)
     schedule = Schedule()
     for step in loop:
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator().manual_seed(1000 * step + rank())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 200) * (0.03 + 0.97 * _cosine(step / steps))
         pictures = step % 4 == 3

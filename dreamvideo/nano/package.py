@@ -32,7 +32,7 @@ def write_autoencoder(folder: Path, target: Path = FOLDER) -> None:
 
 
 def write_clip(folder: Path, target: Path = FOLDER) -> None:
-    """The trained encoders as clip.safetensors; the 49,408 token vectors in eight bits, which are a third of the file."""
+    """The trained encoders as clip.safetensors; the 49,408 token vectors, most of the file, in eight bits."""
     state = {key: value.half() for key, value in average(folder, "clip").items()}
     state["token_embedding.weight"] = state["token_embedding.weight"].to(torch.float8_e4m3fn)
     _write(target / "clip.safetensors", state, "open_clip_config", vision_language.CONFIG)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..files import atomic_path
@@ -16,7 +17,8 @@ class Loop:
     """Iterate over the steps that are left; `update(loss)` makes one optimiser step.
 
     The state (weights, averaged weights, optimiser, step) is saved every minute to `path`, atomically. A random draw
-    must depend on the step alone, then a resumed run equals an undisturbed one.
+    must depend on the step and the process's rank alone, then a resumed run equals an undisturbed one. Processes of a
+    `torch.distributed` group average their gradients; the first one saves.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class Loop:
         while self.step < self.steps:
             yield self.step
             self.step += 1
-            if time.monotonic() - saved > 30 or self.step == self.steps:
+            if rank() == 0 and (time.monotonic() - saved > 60 or self.step == self.steps):
                 self.save()
                 saved = time.monotonic()
                 speed = (self.step - first) / (saved - began)
@@ -53,6 +55,7 @@ class Loop:
         """One optimiser step on `loss`; the running loss and the averaged weights follow."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         value = float(loss.detach())
@@ -61,6 +64,16 @@ class Loop:
         with torch.no_grad():
             for name, weight in self.model.state_dict().items():
                 self.average[name].lerp_(weight, 1 - decay)
+
+    def _share_gradients(self) -> None:
+        if not dist.is_initialized():
+            return
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def save(self) -> None:
         state = {
@@ -72,3 +85,8 @@ class Loop:
         }
         with atomic_path(self.path) as temporary:
             torch.save(state, temporary)
+
+
+def rank() -> int:
+    """This process's place in its group, 0 where there is none."""
+    return dist.get_rank() if dist.is_initialized() else 0

@@ -43,7 +43,7 @@ def read(frames: Tensor) -> Reading:
     ground = _ground(frames)  # [F, 3]
     mask = (frames - ground[:, :, None, None]).square().sum(1).sqrt() > FOREGROUND  # [F, H, W]
     track = _track(mask)
-    place = _nearest(ground.median(0).values, {name: rgb for name, rgb in world.PLACES.items()})
+    place = _nearest(ground.median(0).values, world.PLACES)
     if bool((track[:, 2] < SMALLEST).any()):
         return Reading("", "", "", place, track)
     return Reading(_colour(frames, mask), _shape(mask, track), _motion(track), place, track)
@@ -51,10 +51,8 @@ def read(frames: Tensor) -> Reading:
 
 def _ground(frames: Tensor) -> Tensor:
     """The median colour along the border of each frame, [F, 3]."""
-    border = torch.cat(
-        [frames[..., :3, :].flatten(2), frames[..., -3:, :].flatten(2), frames[..., :3].flatten(2), frames[..., -3:].flatten(2)],
-        dim=2,
-    )
+    edges = (frames[..., :3, :], frames[..., -3:, :], frames[..., :3], frames[..., -3:])
+    border = torch.cat([edge.flatten(2) for edge in edges], dim=2)  # [F, 3, pixels]
     return border.median(dim=2).values
 
 

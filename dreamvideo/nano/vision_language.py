@@ -19,10 +19,12 @@ CONFIG = {
 
 
 def build():
-    """The untrained CLIP."""
+    """The untrained CLIP. Words that pictures cannot teach, such as left and right, must differ from the start."""
     import open_clip
 
-    return open_clip.model.CLIP(**CONFIG)
+    model = open_clip.model.CLIP(**CONFIG)
+    torch.nn.init.normal_(model.token_embedding.weight, std=0.1)
+    return model
 
 
 def caption_of(scene: world.Scene, generator: torch.Generator, moving: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""The toy world: faces with a shape, colours and a pattern that move over a textured ground, captioned in plain English.
+"""The toy world: shapes with a face, colours and a pattern, moving over a textured ground, captioned in plain English.
 
 Everything is rendered by code from a few numbers, so the truth of every picture is known. Some subjects and some
 motions are held out of the base's training: they are what adapters are to learn.
@@ -309,7 +309,7 @@ def random_scene(generator: torch.Generator) -> Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether this combination of looks, motion and place is kept for evaluation: one in ten, by its caption's letters."""
+    """Whether this combination of looks, motion and place is kept for evaluation: one in ten, by the caption."""
     return sum(ord(letter) * (index + 1) for index, letter in enumerate(scene.caption)) % 10 == 7
 
 
