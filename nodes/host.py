@@ -73,7 +73,7 @@ OutOfMemory = comfy.model_management.OOM_EXCEPTION
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The host's attention on [batch, heads, length, head_dim]; not all its kernels are differentiable or fast on CPUs."""
+    """The host's attention on [batch, heads, length, head_dim]; some kernels have no gradient, some suit no CPU."""
     plain = torch.is_grad_enabled() or q.device.type == "cpu"
     kernel = attention_pytorch if plain else optimized_attention
     return kernel(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
@@ -626,7 +626,7 @@ def sample(model: Any, positive: Any, negative: Any, noise: Tensor, steps: int, 
 
 
 def invert(model: Any, empty: Any, latents: Tensor, steps: int) -> Tensor:
-    """The noise [F, 4, h, w] that would sample these latents on the base alone; empty: the empty prompt's CONDITIONING."""
+    """The noise [F, 4, h, w] that would sample these latents on the base; empty: the empty prompt's CONDITIONING."""
     base = without_adapters(model)
     format = base.model
     found = _guided(base, empty, empty, format.process_latent_in(latents), 1.0, _Ddim(steps, backwards=True), 0, None)

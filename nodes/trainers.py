@@ -22,7 +22,7 @@ from ..dreamvideo.nano.defaults import EMBEDDED, FULL_SIZE, Defaults
 from ..dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ..dreamvideo.pictures import contact_sheet
 from ..dreamvideo.sampling import customize, generate
-from ..dreamvideo.stages import train_identity, train_motion, train_subject, train_textual_inversion
+from ..dreamvideo.stages import train_identity, train_motion, train_textual_inversion
 from ..dreamvideo.training import Callbacks, TrainingResult, TrainingSettings
 from ..dreamvideo.training_data import TrainingData, digest, encode_clips, encode_photos
 from . import host
@@ -57,7 +57,7 @@ def _steps_input(name: str = "steps", what: str = "") -> io.Int.Input:
         default=0,
         min=0,
         max=MAX_STEPS,
-        tooltip=f"Training steps{what}; 0 takes what suits the base (3000, 800 and 1000 as in the paper for ModelScope).",
+        tooltip=f"Training steps{what}; 0 takes what suits the base (for ModelScope the paper's 3000, 800 and 1000).",
     )
 
 
@@ -79,7 +79,7 @@ def _run_inputs() -> list:
             default=0,
             min=0,
             max=16,
-            tooltip="Samples a step; 0 takes the method's own (4 photographs, or 1 to 2 clips). Less needs less memory.",
+            tooltip="Samples a step; 0 takes the method's own (4 photographs, 1 or 2 clips). Less needs less memory.",
         ),
         seed_input("Decides everything random: the same seed and data give the same adapter.", control=False),
         io.Int.Input(
@@ -120,16 +120,14 @@ def _subject_inputs() -> list:
             "captions",
             default="",
             multiline=True,
-            tooltip="A caption for all photographs, or a line for each, with the placeholder; empty for: a <my-subject>.",
+            tooltip="One caption for all, or a line for each photograph, with the placeholder; empty: a <my-subject>.",
         ),
     ]
 
 
 def _optional_subject_inputs() -> list:
     return [
-        io.Mask.Input(
-            "masks", optional=True, tooltip="White on the subject; the rest of the photograph is not learned."
-        ),
+        io.Mask.Input("masks", optional=True, tooltip="White on the subject; the rest of a photograph is not learned."),
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
@@ -294,25 +292,29 @@ class TrainSubject(io.ComfyNode):
         data = job.photos(images, masks, captions, placeholder, class_word)
         token = job.settings("token", {**run, "steps": token_steps, "learning_rate": token_learning_rate})
         identity = job.settings("identity", run)
-        photos = list(engine_images(images))
         losses: dict[str, list[float]] = {}
 
         def go(unet, hooks) -> TrainingResult:
-            result = train_subject(
-                unet, job.encoders, photos, subject_masks(masks, engine_images(images)), list(data.captions),
-                placeholder=placeholder, class_word=class_word, token_settings=token, identity_settings=identity,
-                callbacks_for=lambda stage: hooks["callbacks"] if stage == "identity" else token_callbacks,
-                state_folder=hooks["state_path"].parent, resume=hooks["resume"],
-            )  # fmt: skip
-            losses.update(result.losses)
-            if result.identity is None:
-                host.stop_if_interrupted()
-            return result.identity
+            first = {
+                "callbacks": job.callbacks("token", token, data.captions[0], 1),
+                "state_path": hooks["state_path"].with_name("token.safetensors"),
+                "resume": hooks["resume"],
+            }
+            result = train_textual_inversion(
+                unet, job.encoders.text, data, placeholder=placeholder, class_word=class_word, settings=token, **first
+            )
+            losses["token"] = result.losses
+            if result.stopped:
+                return result
+            tokens = result.trained.tokens
+            result = train_identity(
+                unet, job.encoders.text, data, tokens=tokens, class_word=class_word, settings=identity, **hooks
+            )
+            losses["identity"] = result.losses
+            return result
 
         about = [data.digest, class_word, json.dumps(token.deciding(), sort_keys=True)]
-        token_callbacks = job.callbacks("token", token, data.captions[0], 1)
-        output = job.run("identity", placeholder, identity, about, data.captions[0], 1, run, go, (model, clip), losses)
-        return output
+        return job.run("identity", placeholder, identity, about, data.captions[0], 1, run, go, (model, clip), losses)
 
 
 class TrainMotion(io.ComfyNode):
@@ -322,7 +324,7 @@ class TrainMotion(io.ComfyNode):
             node_id="DreamVideoTrainMotion",
             display_name="Train Motion Adapter",
             category=TRAINING,
-            description="Learns a motion from one or several clips, guided by their frames so that looks stay out of it.",
+            description="Learns a motion from one or several clips; their frames guide it, so that looks stay out.",
             is_input_list=True,
             inputs=[
                 model_input(),
@@ -496,6 +498,8 @@ class _Job:
         }
         with _explained(folder), host.training(self.model, self.clip) as (unet, self.reload):
             result = go(unet, hooks)
+            if result.trained.adapter is not None:
+                result.trained.adapter.to("cpu")  # the host moves it when it is used
         if result.stopped:
             host.stop_if_interrupted()
         _forget_old(folder)
@@ -528,9 +532,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except host.Interrupted:
-        log.info(
-            "DreamVideo: training was cancelled; its state is kept in %s and the next run goes on from it.", folder
-        )
+        log.info("DreamVideo: training was cancelled; its state is in %s and the next run goes on from it.", folder)
         raise
 
 
