@@ -13,7 +13,9 @@ IDS = [schema.node_id for schema in SCHEMAS]
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 SHIPPED = [PACK / "__init__.py", *sorted((PACK / "nodes").rglob("*.py")), *sorted((PACK / "dreamvideo").rglob("*.py"))]
 HOST_MODULES = ("comfy", "comfy_extras", "folder_paths", "server", "node_helpers", "latent_preview", "execution")
-FORBIDDEN = r"\bsubprocess\b|os\.system|\burllib\b|\brequests\b|\bsocket\b|os\.environ|import_module|(?<![\w.])(eval|exec)\("
+FORBIDDEN = (
+    r"\bsubprocess\b|os\.system|\burllib\b|\brequests\b|\bsocket\b|os\.environ|import_module|(?<![\w.])(eval|exec)\("
+)
 
 
 @pytest.fixture(params=SCHEMAS, ids=IDS)

@@ -25,15 +25,11 @@ def find_comfyui() -> Path | None:
     return next((Path(place) for place in places if place and (Path(place) / "comfy" / "sd.py").is_file()), None)
 
 
-class Link(list):
-    """A link to an output of a node of a graph."""
-
-
 class Graph(dict):
     """A graph in the API's format."""
 
     def add(self, kind: str, **inputs: Any) -> str:
-        name = str(len(self) + 1)
+        name = str(1 + max(map(int, self), default=0))
         self[name] = {"class_type": kind, "inputs": inputs}
         return name
 
@@ -128,8 +124,9 @@ class Host:
         import comfy.model_management
         import comfy.utils
         import execution
-        import nodes
         import server
+
+        import nodes
 
         self.execution, self.nodes, self.management = execution, nodes, comfy.model_management
         self.server = server.PromptServer.instance = _Server()
@@ -178,6 +175,12 @@ class Host:
         self.progress.clear()
         self.previews.clear()
         return asyncio.run(self._run(graph))
+
+    def run_with_probe(self, graph: Graph, *links: Any) -> list[Any]:
+        """What these links carry."""
+        probe = graph.probe(*links)
+        got = self.run(graph)[probe]
+        return [got[f"value_{index}"][0] for index in range(len(links))]
 
     async def _run(self, graph: Graph) -> dict[str, dict[str, Any]]:
         name = str(uuid.uuid4())
