@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..dreamvideo.demo import toy_material
 from ..dreamvideo.media import Clip, cover_crop
 from ..dreamvideo.pictures import contact_sheet
 from ..dreamvideo.stages import motion_frames
@@ -21,6 +22,40 @@ from .fields import (
     strip,
     subject_masks,
 )
+
+
+class ToyMedia(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoToyMedia",
+            display_name="Toy Media",
+            category=TRAINING,
+            description="Four photographs and a clip for trying everything on the embedded base, which never saw them.",
+            inputs=[
+                io.Int.Input(
+                    "frames", default=8, min=2, max=64, tooltip="Length of the clip in frames; the embedded base has 8."
+                )
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="Photographs of a toy, 64 x 64 pixels."),
+                io.Mask.Output(display_name="masks", tooltip="White on the toy, one for each photograph."),
+                io.Image.Output(display_name="clip", tooltip="A clip of another toy, 8 frames a second, as a batch."),
+                io.String.Output(display_name="caption", tooltip="What happens in the clip."),
+                io.String.Output(display_name="prompt", tooltip="A prompt for the toy <my-toy> in that motion."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, frames=8) -> io.NodeOutput:
+        found = toy_material(frames)
+        return io.NodeOutput(
+            host_images(torch.stack([photo.image for photo in found.photos])),
+            torch.cat([photo.mask.reshape(1, *photo.image.shape[1:]) for photo in found.photos]).float(),
+            host_images(found.clip),
+            found.motion_caption,
+            found.prompt.format(found.placeholder),
+        )
 
 
 class SubjectImages(io.ComfyNode):
@@ -184,4 +219,4 @@ def _of_video(video, size: tuple[int, int]) -> Clip:
     return _of_images(found.images, float(Fraction(found.frame_rate)), size)
 
 
-NODES = [SubjectImages, MotionClips]
+NODES = [ToyMedia, SubjectImages, MotionClips]

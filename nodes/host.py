@@ -357,9 +357,18 @@ def with_adapter(model: Any, loaded: LoadedAdapter, entry: Callable[[Adapter], S
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, f"{KEY}.{uuid.uuid4()}", wrapper)
     loaded_with = clone.get_additional_models_with_key(KEY)
     if all(patcher.model is not loaded.adapter for patcher in loaded_with):
-        patcher = comfy.model_patcher.ModelPatcher(loaded.adapter, model.load_device, model.offload_device)
-        clone.set_additional_models(KEY, [*loaded_with, patcher])
+        clone.set_additional_models(KEY, [*loaded_with, _patcher_for(loaded.adapter, model)])
     return clone
+
+
+def _patcher_for(adapter: Adapter, model: Any) -> Any:
+    """What moves an adapter between devices. It lives as long as the adapter: the host takes an adapter that outlives
+    its patcher for a leak."""
+    patcher = adapter.__dict__.get(KEY)
+    if patcher is None:
+        patcher = comfy.model_patcher.ModelPatcher(adapter, model.load_device, model.offload_device)
+        adapter.__dict__[KEY] = patcher
+    return patcher
 
 
 def without_adapters(model: Any) -> Any:

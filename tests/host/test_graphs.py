@@ -23,7 +23,7 @@ def copied(graph):
 
 
 def test_all_nodes_are_there(host):
-    assert len(host.ours) == 14 and all(name.startswith("DreamVideo") for name in host.ours)
+    assert len(host.ours) == 15 and all(name.startswith("DreamVideo") for name in host.ours)
 
 
 def test_stock_nodes_sample_and_decode_a_video(host, start):
@@ -103,7 +103,7 @@ def test_window_and_mask(host, start):
     nowhere = give(host, graph, "MASK", torch.zeros(1, 64, 64))
     common = {"model": [loader, 0], "adapter": adapter, "strength": 1.0}
     masked = graph.add("DreamVideoApplyAdapter", start_percent=0.0, end_percent=1.0, mask=nowhere, **common)
-    early = graph.add("DreamVideoApplyAdapter", start_percent=0.0, end_percent=0.2, **common)
+    early = graph.add("DreamVideoApplyAdapter", start_percent=0.0, end_percent=0.4, **common)
     models = ([loader, 0], [masked, 0], [early, 0])
     got = host.run_with_probe(graph, *(stock_sample(graph, model, positive, negative, steps=4) for model in models))
     plain, masked, early = (each["samples"] for each in got)
