@@ -87,7 +87,9 @@ class _Server:
         self.texts: list[str] = []
         self.supports = ["custom_nodes_from_web"]
         self.sockets_metadata: dict = {}
-        self.routes = types.SimpleNamespace(**{verb: lambda *_, **__: lambda f: f for verb in ("get", "post", "delete")})
+        self.routes = types.SimpleNamespace(
+            **{verb: lambda *_, **__: lambda f: f for verb in ("get", "post", "delete")}
+        )
         self.prompt_queue = None
 
     def send_sync(self, *_: Any, **__: Any) -> None: ...
