@@ -89,7 +89,7 @@ def train_subject(flow: Workflow) -> None:
                        clip_vision=(base, 3), images=(gathered, 0), masks=(gathered, 1), placeholder="<my-dog>",
                        class_word="dog", preview_every=200)  # fmt: skip
     flow.add("DreamVideoSaveAdapter", (X[3], 40), adapter=(trained, 0), filename_prefix="my-dog", save_embedding=True)
-    flow.add("LossGraphNode", (X[3], 260), loss=(trained, 1), filename_prefix="loss/my-dog")
+    flow.add("LossGraphNode", (X[3], 260), loss=(trained, 1), filename_prefix="loss-my-dog")
     positive, negative = prompts(flow, (X[3], 700), (trained, 3), "a <my-dog> running on the grass")
     video = sampled(flow, (X[4], 40), (trained, 2), (positive, 0), (negative, 0))
     video_out(flow, (X[5], 40), (video, 0), (base, 2), "my-dog")
@@ -106,7 +106,7 @@ def train_motion(flow: Workflow) -> None:
                        clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
                        preview_every=200)  # fmt: skip
     flow.add("DreamVideoSaveAdapter", (X[3], 40), adapter=(trained, 0), filename_prefix="circling")
-    flow.add("LossGraphNode", (X[3], 260), loss=(trained, 1), filename_prefix="loss/circling")
+    flow.add("LossGraphNode", (X[3], 260), loss=(trained, 1), filename_prefix="loss-circling")
     positive, negative = prompts(flow, (X[3], 700), (base, 1), "a red circle circling on the grass")
     video = sampled(flow, (X[4], 40), (trained, 2), (positive, 0), (negative, 0))
     video_out(flow, (X[5], 40), (video, 0), (base, 2), "motion")
@@ -130,7 +130,7 @@ def compose(flow: Workflow) -> None:
     shown = guided(flow, (X[2], 460), positive, negative, (subject, 0))
     video = sampled(flow, (X[3], 40), (both, 0), (shown, 0), (shown, 1))
     flow.note((X[3], 460), "**When it looks wrong.** Subject too strong, stiff motion: strength 0.6 to 0.8 on the "
-              "subject. Weak motion: up to 1.3. Motion from several clips: negative_strength 0.", (340, 150))  # fmt: skip
+              "subject. Weak motion: up to 1.3. Of several clips: negative_strength 0.", (340, 150))  # fmt: skip
     video_out(flow, (X[4], 40), (video, 0), (base, 2), "composed")
 
 

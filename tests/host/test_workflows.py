@@ -25,7 +25,7 @@ def media(host):
     files = host.module("dreamvideo.adapter_files")
     for name, kind in ((SUBJECT_FILE, "identity"), (MOTION_FILE, "motion")):
         made = random_adapter(host, kind)
-        tokens = {"<my-toy>": tokens for tokens in made.tokens.values()}
+        tokens = {word.replace("thing", "my-toy"): rows for word, rows in made.tokens.items()}
         path = host.base / "output" / "dreamvideo" / name
         files.save_adapter(path, made.adapter, made.info, tokens, made.features)
     folder_paths.filename_list_cache.clear()
