@@ -383,6 +383,15 @@ def without_adapters(model: Any) -> Any:
 
 def with_tokens(clip: Any, tokens: Mapping[str, Tensor]) -> Any:
     """A clone of a CLIP whose prompts know learned tokens: placeholder -> [n, D]."""
+    if not tokens:
+        return clip
+    clone = clip.clone()
+    clone.tokenizer = _tokenizer_of(clip, tokens)
+    return clone
+
+
+def _tokenizer_of(clip: Any, tokens: Mapping[str, Tensor]) -> PlaceholderTokenizer:
+    """The tokenizer of a CLIP, with more learned tokens. ValueError where they were learned for another."""
     width = HostText(clip).width
     for name, vectors in tokens.items():
         if vectors.shape[-1] != width:
@@ -390,14 +399,10 @@ def with_tokens(clip: Any, tokens: Mapping[str, Tensor]) -> Any:
                 f"The token {name} was learned for text states of width {vectors.shape[-1]} and this CLIP has {width}: "
                 "it belongs to another base."
             )
-    if not tokens:
-        return clip
-    clone = clip.clone()
     host, known = clip.tokenizer, {}
     if isinstance(host, PlaceholderTokenizer):
         host, known = host.host, host.tokens
-    clone.tokenizer = PlaceholderTokenizer(host, {**known, **tokens})
-    return clone
+    return PlaceholderTokenizer(host, {**known, **tokens})
 
 
 def with_appearance(conditioning: Any, feature: Tensor, strength: float) -> Any:
@@ -460,14 +465,15 @@ class HostText:
         return self.embeddings.detach()[ids].float().cpu().clone()
 
     def encode(self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None) -> Tensor:
-        clip = with_tokens(self.clip, tokens or {})
-        with _differentiable(clip.cond_stage_model):
-            return torch.cat([self._encode(clip, prompt) for prompt in prompts])
+        # No clone of the CLIP: the host would load it anew in every training step.
+        tokenizer = _tokenizer_of(self.clip, tokens or {})
+        with _differentiable(self.clip.cond_stage_model):
+            return torch.cat([self._encode(tokenizer, prompt) for prompt in prompts])
 
-    def _encode(self, clip: Any, prompt: str) -> Tensor:
-        found = clip.tokenize(prompt, disable_weights=True)
+    def _encode(self, tokenizer: PlaceholderTokenizer, prompt: str) -> Tensor:
+        found = tokenizer.tokenize_with_weights(prompt, disable_weights=True)
         first = {encoder: chunks[:1] for encoder, chunks in found.items()}  # the base was trained on one
-        return clip.encode_from_tokens(first).float()
+        return self.clip.encode_from_tokens(first).float()
 
 
 class HostImage:

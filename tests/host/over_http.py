@@ -1,4 +1,4 @@
-"""Queues a template on a running server as a user would: python tests/host/over_http.py http://127.0.0.1:8188 NAME..."""
+"""Queues templates on a running server, as a user would: python over_http.py http://127.0.0.1:8188 NAME..."""
 
 from __future__ import annotations
 
