@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .adapters import ADAPTER_NAMES, TRANSFORMER_KINDS, Adapter, AdapterConfig
 from .files import atomic_path
+from .tensor_files import write_safetensors
 from .unet import UNetConfig, transformer_sites
 
 FORMAT = "dreamvideo-adapter"
@@ -158,18 +158,6 @@ def save_adapter(
         tensors[FEATURES] = features
     _check_tensors(tensors, f"{Path(path).name} is not written")
     write_safetensors(path, tensors, info.to_metadata())
-
-
-def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Like safetensors' save_file, but atomic, and with metadata in a fixed order: its own changes from run to run."""
-    owned = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-    plain = safetensors.torch.save(owned)  # views of one storage would be refused
-    start = 8 + int.from_bytes(plain[:8], "little")
-    header = _json({"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8:start])}).encode()
-    header += b" " * (-len(header) % 8)  # data begins aligned
-    with atomic_path(path) as part, open(part, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.write(memoryview(plain)[start:])
 
 
 def load_adapter(path: str | os.PathLike[str], unet_config: UNetConfig | None = None) -> LoadedAdapter:

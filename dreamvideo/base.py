@@ -46,8 +46,7 @@ def open_base(
 ) -> Base:
     """Load the base of a folder or of the files given (which go before the folder's); the embedded one without either.
 
-    device, dtype: of the UNet, by default what suits the machine. The encoders stay on the CPU in float32: text states,
-    latents and features are made once a run, and so are the same whatever the accelerator.
+    device, dtype: of the UNet, by default what suits the machine. The encoders lie on the same device, in float32.
     Raises ValueError when a part is missing or unusable, when parts do not go together, and for an unknown device.
     """
     embedded = not (folder or unet or clip or vae)
@@ -55,7 +54,7 @@ def open_base(
     device = choose_device() if device is None else _device(device)
     dtype = dtype or choose_dtype(device)
     network = load_unet(files.unet, device=device, dtype=dtype)
-    encoders = load_encoders(files)
+    encoders = load_encoders(files, device)
     check_matches(network.config, encoders.text)
     return Base(network, encoders, files, embedded, device, dtype)
 

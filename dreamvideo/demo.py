@@ -6,7 +6,8 @@ Without media it takes a subject and a motion from the toy world that the embedd
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from .base import Base
 from .files import write_json
-from .media import Photo, choose_frames, load_clips, load_images, write_animation, write_png, write_video
+from .media import Photo, load_clips, load_images, write_animation, write_png, write_video
 from .nano import rules, world
 from .nano.defaults import Defaults
 from .pictures import contact_sheet, loss_plot
 from .sampling import NOTHING, customize, generate
-from .stages import train_motion, train_subject
+from .stages import SubjectResult, motion_frames, train_motion, train_subject
 from .training import Callbacks, TrainingResult, TrainingSettings
 from .training_data import encode_clips
 
@@ -35,7 +36,7 @@ SEED = 3  # of the photographs and the clip
 class Material:
     """What the demo learns from and is asked for.
 
-    clip [F, 3, H, W]; in `prompt` {} stands for the subject: its placeholder, or the class word where none is learned.
+    clip [F, 3, H, W]; prompt: what to compose, with the placeholder in it; note: what had to give in reading the clip.
     """
 
     photos: Sequence[Photo]
@@ -44,7 +45,11 @@ class Material:
     class_word: str
     motion_caption: str
     prompt: str
-    notes: tuple[str, ...] = ()
+    note: str = ""
+
+    def prompt_for(self, name: str) -> str:
+        """The prompt with another name for the subject."""
+        return self.prompt.replace(self.placeholder, name)
 
 
 def toy_material(frames: int) -> Material:
@@ -52,14 +57,14 @@ def toy_material(frames: int) -> Material:
     subject = world.HELD_OUT_SUBJECTS[SUBJECT]
     shots = world.photographs(subject, 4, seed=SEED)
     photos = [Photo(shot.frames[0], shot.mask[0] > 0.5, None, Path(f"toy {index}")) for index, shot in enumerate(shots)]
-    actor = world.Scene(world.Subject("square", "yellow"), MOTION, "on the road", texture=SEED)
+    actor = world.Scene(world.Subject("square", "yellow"), MOTION, "in the night", texture=SEED)
     return Material(
         photos,
         world.render(actor, frames).frames,
         PLACEHOLDER,
         world.CLASS_WORD,
         actor.caption,
-        f"a {{}} {MOTION} on the water",
+        f"a {PLACEHOLDER} {MOTION} on the road",
     )
 
 
@@ -67,6 +72,7 @@ def own_material(
     images: Path,
     video: Path,
     defaults: Defaults,
+    *,
     placeholder: str,
     class_word: str,
     motion_caption: str,
@@ -75,10 +81,15 @@ def own_material(
     """Photographs of a folder and the first stretch of a clip, cropped to the base's size."""
     size = (defaults.height, defaults.width)
     clip = load_clips(video, size)[0]
-    choice = choose_frames(clip.times, defaults.frames, defaults.fps, start=0)
-    notes = tuple(note for note in (clip.note, choice.note) if note)
+    pixels, note = motion_frames(clip, defaults.frames, defaults.fps)
     return Material(
-        load_images(images, size), clip.pixels(choice.indices), placeholder, class_word, motion_caption, prompt, notes
+        photos=load_images(images, size),
+        clip=pixels[: defaults.frames],
+        placeholder=placeholder,
+        class_word=class_word,
+        motion_caption=clip.caption or motion_caption,
+        prompt=prompt,
+        note=note,
     )
 
 
@@ -94,68 +105,71 @@ def run(
 ) -> dict[str, Any]:
     """Train, compose and write everything into `out`; returns what report.json holds.
 
-    quick: few steps, to see that everything works rather than what it can do.
+    quick: few steps, to see that everything works rather than what it can do. Raises KeyboardInterrupt, saying what is
+    kept, when a callback asks to stop.
     """
-    began = time.monotonic()
-    defaults = base.defaults
     seconds: dict[str, float] = {}
-    results: dict[str, TrainingResult] = {}
 
-    def timed(stage: str, work: Callable[[], Any]) -> Any:
+    @contextmanager
+    def timed(stage: str) -> Iterator[Callbacks]:
         report(f"{stage} ...")
-        start = time.monotonic()
-        found = work()
-        seconds[stage] = round(time.monotonic() - start, 1)
-        return found
+        began = time.monotonic()
+        yield callbacks_for(stage)
+        seconds[stage] = round(time.monotonic() - began, 1)
 
     def settings(stage: str) -> TrainingSettings:
-        chosen = defaults.settings(stage, seed=seed)
+        chosen = base.defaults.settings(stage, seed=seed)
         return replace(chosen, steps=chosen.steps // 10) if quick else chosen
 
-    for note in material.notes:
-        report(note)
-    subject = timed(
-        "subject",
-        lambda: train_subject(
-            base.unet,
-            base.encoders,
-            [photo.image for photo in material.photos],
-            [photo.mask for photo in material.photos],
-            [photo.caption or f"a {material.placeholder}" for photo in material.photos],
-            placeholder=material.placeholder,
-            class_word=material.class_word,
-            token_settings=settings("token"),
-            identity_settings=settings("identity"),
-            callbacks_for=callbacks_for,
-        ),
-    )
+    if material.note:
+        report(material.note)
+    with timed("subject"):
+        subject = _subject(base, material, settings("token"), settings("identity"), callbacks_for)
     if subject.stopped:
         raise KeyboardInterrupt("Interrupted; the demo keeps nothing half done.")
-    results["learned token"], results["identity"] = subject.token, subject.identity
     subject.identity.save(out / "identity.safetensors")
-    results["motion"] = timed("motion", lambda: _motion(base, material, settings("motion"), callbacks_for("motion")))
-    if results["motion"].stopped:
+    with timed("motion") as callbacks:
+        motion = _motion(base, material, settings("motion"), callbacks)
+    if motion.stopped:
         raise KeyboardInterrupt(f"Interrupted; {out / 'identity.safetensors'} is kept.")
-    results["motion"].save(out / "motion.safetensors")
+    motion.save(out / "motion.safetensors")
+    with timed("videos") as callbacks:
+        videos = _four_videos(base, material, subject, motion, seed, 10 if quick else 50, callbacks)
 
-    steps = 10 if quick else 50
-    videos = timed("videos", lambda: _four_videos(base, material, results, seed, steps, callbacks_for("videos")))
-    write_video(out / "composed.mp4", videos["subject and motion"], defaults.fps)
-    write_animation(out / "composed.gif", videos["subject and motion"], defaults.fps)
-    write_png(out / "sheet.png", _sheet(material, videos))
-    losses = {name: result.losses for name, result in results.items()}
-    write_png(out / "losses.png", loss_plot(losses))
+    trained = {"learned token": subject.token, "identity": subject.identity, "motion": motion}
+    _write_pictures(out, base, material, videos, trained)
     facts = {
-        "prompt": material.prompt.format(material.placeholder),
+        "prompt": material.prompt,
         "embedded_base": base.embedded,
         "seed": seed,
-        "seconds": {**seconds, "all": round(time.monotonic() - began, 1)},
-        "training": {name: _learned(result) for name, result in results.items()},
+        "seconds": {**seconds, "all": round(sum(seconds.values()), 1)},
+        "training": {name: _learned(result) for name, result in trained.items()},
     }
     if base.embedded:
         facts["seen"] = {name: _seen(video, material) for name, video in videos.items()}
     write_json(out / "report.json", facts)
     return facts
+
+
+def _subject(
+    base: Base,
+    material: Material,
+    token: TrainingSettings,
+    identity: TrainingSettings,
+    callbacks_for: Callable[[str], Callbacks],
+) -> SubjectResult:
+    return train_subject(
+        base.unet,
+        base.encoders,
+        [photo.image for photo in material.photos],
+        [photo.mask for photo in material.photos],
+        [photo.caption or f"a {material.placeholder}" for photo in material.photos],
+        placeholder=material.placeholder,
+        class_word=material.class_word,
+        token_settings=token,
+        identity_settings=identity,
+        callbacks_for=callbacks_for,
+    )
 
 
 def _motion(base: Base, material: Material, settings: TrainingSettings, callbacks: Callbacks) -> TrainingResult:
@@ -164,25 +178,41 @@ def _motion(base: Base, material: Material, settings: TrainingSettings, callback
 
 
 def _four_videos(
-    base: Base, material: Material, results: dict[str, TrainingResult], seed: int, steps: int, callbacks: Callbacks
+    base: Base,
+    material: Material,
+    subject: SubjectResult,
+    motion: TrainingResult,
+    seed: int,
+    steps: int,
+    callbacks: Callbacks,
 ) -> dict[str, Tensor]:
     """The same prompt and seed with nothing, the subject, the motion, and both; each [F, 3, H, W]."""
-    identity, motion = results["identity"].trained, results["motion"].trained
+    identity, moves = subject.identity.trained, motion.trained
     cases = {
         "no adapter": (NOTHING, material.class_word),
         "subject": (customize([identity]), material.placeholder),
-        "motion": (customize([motion]), material.class_word),
-        "subject and motion": (customize([identity, motion]), material.placeholder),
+        "motion": (customize([moves]), material.class_word),
+        "subject and motion": (customize([identity, moves]), material.placeholder),
     }
     videos = {}
     for index, (name, (customization, word)) in enumerate(cases.items()):
-        settings = base.defaults.sampling(material.prompt.format(word), seed=seed, steps=steps)
+        settings = base.defaults.sampling(material.prompt_for(word), seed=seed, steps=steps)
 
         def follow(done: int, total: int, estimate: Tensor, index: int = index) -> None:
             callbacks.progress(index * total + done, 0.0, 0.0, 0.0)
 
         videos[name] = generate(base.unet, base.encoders, settings, customization, callback=follow)
     return videos
+
+
+def _write_pictures(
+    out: Path, base: Base, material: Material, videos: dict[str, Tensor], trained: dict[str, TrainingResult]
+) -> None:
+    composed = videos["subject and motion"]
+    write_video(out / "composed.mp4", composed, base.defaults.fps)
+    write_animation(out / "composed.gif", composed, base.defaults.fps)
+    write_png(out / "sheet.png", _sheet(material, videos))
+    write_png(out / "losses.png", loss_plot({name: result.losses for name, result in trained.items()}))
 
 
 def _sheet(material: Material, videos: dict[str, Tensor]) -> Tensor:
@@ -193,7 +223,7 @@ def _sheet(material: Material, videos: dict[str, Tensor]) -> Tensor:
 
     rows = [("photographs", [photo.image for photo in material.photos][:8]), ("clip", few(material.clip))]
     rows += [(name, few(video)) for name, video in videos.items()]
-    return contact_sheet(rows, title=material.prompt.format(material.placeholder))
+    return contact_sheet(rows, title=material.prompt)
 
 
 def _seen(video: Tensor, material: Material) -> dict[str, Any]:

@@ -252,6 +252,14 @@ def write_tensors(
             torch.save({"state_dict": state, "step": 0} if wrap else state, part)
 
 
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata to a safetensors file, atomically; the same contents give the same bytes."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # every tensor begins aligned
+    specs = {name: TensorSpec(tuple(tensors[name].shape), tensors[name].dtype) for name in order}
+    with atomic_path(path) as part:
+        _write_safetensors(part, specs, ((name, tensors[name]) for name in order), dict(sorted(metadata.items())))
+
+
 def _write_safetensors(
     path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
 ) -> None:

@@ -21,10 +21,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .adapter_files import save_adapter, write_safetensors
+from .adapter_files import save_adapter
 from .diffusion import SCHEDULE, offset_noise
 from .fingerprint import fingerprint, same_base
 from .methods import Learner, Method
+from .tensor_files import write_safetensors
 from .training_data import EMPTY_PROMPT, TrainingData, TrainingItem, digest
 from .unet import UNet
 

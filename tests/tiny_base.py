@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dreamvideo.adapter_files import write_safetensors
+from dreamvideo.tensor_files import write_safetensors
 from dreamvideo.unet import UNet, UNetConfig
 
 WIDTH = 16  # of the text states

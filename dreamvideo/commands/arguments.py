@@ -29,8 +29,8 @@ examples:
 """
 DEMO = """\
 Trains a subject that the embedded base has never seen from 4 photographs and a motion from 1 clip, then composes them.
-Leaves both adapters, the video, a contact sheet, loss curves and report.json in one folder. With your own media, give
---images, --video, --class-word, --caption and --prompt together.
+Leaves both adapters, the video, a contact sheet, loss curves and report.json in one folder. The same with your own
+media: give --images and --video, and better also --class-word, --caption and --prompt.
 """
 DEMO_EXAMPLES = """\
 examples:
@@ -133,10 +133,12 @@ def _add(group: Any, name: str, run: Any, summary: str, description: str, exampl
 def _demo(parser: Parser) -> None:
     _option(parser, "--images", "DIR", "photographs of your subject", Path)
     _option(parser, "--video", "FILE", "a clip of the motion", Path)
-    _option(parser, "--class-word", "WORD", "what your subject is, such as dog")
+    _option(parser, "--class-word", "WORD", "what your subject is, such as dog (default: toy)", default="toy")
     _option(parser, "--placeholder", "NAME", "the name to learn it by (default: <my-WORD>)")
-    _option(parser, "--caption", "TEXT", 'what happens in the clip, such as "a person is dancing"')
-    _option(parser, "--prompt", "TEXT", "what to compose, with the placeholder in it")
+    caption = 'what happens in the clip, such as "a person is dancing" (default: something is moving)'
+    _option(parser, "--caption", "TEXT", caption, default="something is moving")
+    prompt = "what to compose, with the placeholder in it (default: a <my-WORD> moving on the grass)"
+    _option(parser, "--prompt", "TEXT", prompt)
     _option(parser, "--out", "DIR", "default: output/demo", Path, default=Path("output/demo"))
     _option(parser, "--seed", "N", "default: 0", _seed, default=0)
     parser.add_argument("--quick", action="store_true", help="a tenth of the training: shows that all works, no more")

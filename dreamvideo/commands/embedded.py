@@ -4,32 +4,22 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from .. import demo as demonstration
+from ..base import Base
 from ..training import Callbacks
 from .common import open_for, placeholder_of, writable
 from .terminal import Terminal
 
 
 def demo(args: Namespace, terminal: Terminal) -> None:
-    from .. import demo as demonstration
-
-    own = {name: getattr(args, name) for name in ("images", "video", "class_word", "caption", "prompt")}
-    missing = [f"--{name.replace('_', '-')}" for name, value in own.items() if value is None]
-    if missing and len(missing) < len(own):
-        raise ValueError(f"The demo with your own media also needs {', '.join(missing)}.")
-    if missing and (args.base or args.unet):
-        raise ValueError(f"The toy world goes with the embedded base; with another one give {', '.join(missing)}.")
+    if (args.images is None) != (args.video is None):
+        raise ValueError("The demo with your own media needs both --images and --video.")
+    own = args.images is not None
+    if not own and (args.base or args.unet):
+        raise ValueError("The toy world goes with the embedded base; with another one give --images and --video.")
     writable(args.out / "report.json", (".json",))
     base = open_for(args, terminal)
-    if missing:
-        material = demonstration.toy_material(base.defaults.frames)
-    else:
-        placeholder = placeholder_of(args)
-        if placeholder not in args.prompt:
-            raise ValueError(f"The prompt {args.prompt!r} does not name the subject; put {placeholder} in it.")
-        prompt = args.prompt.replace("{", "{{").replace("}", "}}").replace(placeholder, "{}")
-        material = demonstration.own_material(
-            args.images, args.video, base.defaults, placeholder, args.class_word, args.caption, prompt
-        )
+    material = _own_material(args, base) if own else demonstration.toy_material(base.defaults.frames)
     demonstration.run(
         base,
         material,
@@ -40,6 +30,23 @@ def demo(args: Namespace, terminal: Terminal) -> None:
         callbacks_for=lambda stage: Callbacks(progress=terminal.training(stage)),
     )
     terminal.say(f"Wrote {args.out}; look at {args.out / 'sheet.png'}")
+
+
+def _own_material(args: Namespace, base: Base) -> demonstration.Material:
+    placeholder = placeholder_of(args)
+    prompt = args.prompt or f"a {placeholder} moving on the grass"
+    if placeholder not in prompt:
+        raise ValueError(f"The prompt {prompt!r} does not name the subject; put {placeholder} in it.")
+    base.encoders.text.check_placeholder(placeholder)
+    return demonstration.own_material(
+        args.images,
+        args.video,
+        base.defaults,
+        placeholder=placeholder,
+        class_word=args.class_word,
+        motion_caption=args.caption,
+        prompt=prompt,
+    )
 
 
 def nano_train(args: Namespace, terminal: Terminal) -> None:

@@ -8,14 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .. import training
 from ..adapter_files import LoadedAdapter
 from ..base import Base
 from ..files import write_text
 from ..media import load_clips, load_images, write_animation, write_png
 from ..pictures import loss_plot
 from ..sampling import customize, generate
-from ..stages import motion_frames, train_subject
+from ..stages import motion_frames, train_motion, train_subject
+from ..training import Callbacks
 from ..training_data import encode_clips
 from .common import ADAPTER, OUTPUT, file_name, one_or_many, open_for, placeholder_of, training_size, writable
 from .terminal import Terminal
@@ -76,7 +76,7 @@ def motion(args: Namespace, terminal: Terminal) -> None:
     sources = f"{len(clips)} clips" if len(clips) > 1 else clips[0].path.name
     terminal.say(f"Learning a motion from {sources}, {frames} frames at {fps:g} a second.")
     with _resumable(out, args.restart) as states:
-        result = training.train_motion(
+        result = train_motion(
             base.unet,
             base.encoders.text,
             encode_clips(pixels, captions, base.encoders, frames),
@@ -138,7 +138,7 @@ def _callbacks(
     size: tuple[int, int],
     out: Path,
     frames: int | None = None,
-) -> training.Callbacks:
+) -> Callbacks:
     """Progress on the terminal, and previews of the first caption as <out>.<stage>-<step>.gif."""
     settings = base.defaults.sampling(prompt, height=size[0], width=size[1], frames=frames)
 
@@ -150,7 +150,7 @@ def _callbacks(
         write_animation(path, video, settings.fps)
         terminal.say(f"Preview: {path}")
 
-    return training.Callbacks(progress=terminal.training(stage), preview=preview)
+    return Callbacks(progress=terminal.training(stage), preview=preview)
 
 
 def _write_losses(out: Path, losses: Mapping[str, Sequence[float]]) -> None:

@@ -16,7 +16,7 @@ from ..unet import UNet
 from . import autoencoder, denoiser, package, vision_language, world
 from .defaults import EMBEDDED
 
-STEPS = {"autoencoder": 6000, "clip": 700, "unet": 2400}
+STEPS = {"autoencoder": 6000, "clip": 700, "unet": 2000}
 
 
 def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> None:

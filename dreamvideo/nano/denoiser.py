@@ -58,7 +58,7 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
     latents = bank(folder, encoders.vae)["latents"]
     scenes = [_scene(index) for index in range(len(latents))]
     optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    loop = Loop(folder / "unet.pt", unet, optimizer, steps, decay=0.999)
+    loop = Loop(folder / "unet.pt", unet, optimizer, steps, decay=0.997)
     schedule = Schedule()
     for step in loop:
         generator = torch.Generator().manual_seed(1000 * step + rank())
