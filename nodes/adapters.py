@@ -1,0 +1,217 @@
+"""Load, save, apply and describe adapters."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+from comfy_api.latest import io, ui
+
+from ..dreamvideo.adapter_files import LoadedAdapter, load_adapter, save_adapter, write_safetensors
+from ..dreamvideo.adapters import StackEntry
+from . import host
+from .fields import CATEGORY, Adapter, model_input
+
+NONE = "no adapter file yet"
+
+
+class LoadAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoLoadAdapter",
+            display_name="Load DreamVideo Adapter",
+            category=CATEGORY,
+            description="Loads a subject, a motion or a learned token: models/dreamvideo_adapters, output/dreamvideo.",
+            inputs=[
+                io.Combo.Input(
+                    "adapter_file",
+                    options=host.files_in(host.ADAPTERS_FOLDER) or [NONE],
+                    tooltip="A file that Save DreamVideo Adapter or the command line wrote, or one of the authors'.",
+                )
+            ],
+            outputs=[Adapter.Output(display_name="adapter", tooltip="What the file holds, for Apply.")],
+        )
+
+    @classmethod
+    def execute(cls, adapter_file) -> io.NodeOutput:
+        if adapter_file == NONE:
+            raise ValueError("There is no adapter file yet: train one and save it, then reload the page.")
+        return io.NodeOutput(load_adapter(host.file_in(host.ADAPTERS_FOLDER, adapter_file)))
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_file):
+        try:
+            return host.file_in(host.ADAPTERS_FOLDER, adapter_file).stat().st_mtime
+        except (ValueError, OSError):
+            return float("nan")
+
+
+class SaveAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoSaveAdapter",
+            display_name="Save DreamVideo Adapter",
+            category=CATEGORY,
+            description="Saves an adapter below output/dreamvideo, from where Load DreamVideo Adapter reads it.",
+            inputs=[
+                Adapter.Input("adapter", tooltip="What a training node gave."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="subject",
+                    tooltip="Name of the file below output/dreamvideo; a number is appended, nothing is overwritten.",
+                ),
+                io.Boolean.Input(
+                    "save_embedding",
+                    default=False,
+                    tooltip=(
+                        "Save the learned token as an ordinary embedding too, so that embedding:<name> works in any "
+                        "prompt without this pack."
+                    ),
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The file that was written, below output.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, adapter: LoadedAdapter, filename_prefix="subject", save_embedding=False) -> io.NodeOutput:
+        path = host.numbered(filename_prefix, "dreamvideo").with_suffix(".safetensors")
+        save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features)
+        shown = os.path.relpath(path, host.output_folder())
+        lines = [f"Saved {adapter.info} as {shown}."]
+        if save_embedding:
+            lines += [_save_embedding(name, vectors, path.stem) for name, vectors in adapter.tokens.items()]
+            if not adapter.tokens:
+                lines.append("It holds no learned token, so there is no embedding to save.")
+        return io.NodeOutput(shown, ui=ui.PreviewText("\n".join(lines)))
+
+
+def _save_embedding(placeholder: str, vectors, stem: str) -> str:
+    name = "-".join(filter(None, (re.sub(r"[^\w-]+", "", placeholder), stem.strip("_"))))
+    path = host.folders_of("embeddings")[0] / f"{name}.safetensors"
+    write_safetensors(path, {"clip_h": vectors.detach().float().reshape(-1, vectors.shape[-1])}, {"name": placeholder})
+    return f"{placeholder} is also embedding:{name}"
+
+
+class ApplyAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoApplyAdapter",
+            display_name="Apply DreamVideo Adapter",
+            category=CATEGORY,
+            description=(
+                "Puts a subject or a motion onto a copy of the model. Chain as many as you like; they add up. "
+                "A subject's placeholder then works in prompts of the returned CLIP."
+            ),
+            inputs=[
+                model_input(),
+                Adapter.Input("adapter", tooltip="A subject, a motion or a learned token."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="How strongly it acts: 1 as trained, 0 not at all, above 1 it exaggerates.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="Where on the way from noise to video it begins to act: 0 is the first step.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where on the way from noise to video it ceases to act: 1 is the last step.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder that shall know the subject's placeholder; not needed for a motion.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where in the picture it acts, white; one mask for all frames, or one a frame.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="A copy of the model with the adapter on it."),
+                io.Clip.Output(display_name="clip", tooltip="A copy of the CLIP that knows the placeholder."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, adapter: LoadedAdapter, strength=1.0, start_percent=0.0, end_percent=1.0, clip=None, mask=None
+    ) -> io.NodeOutput:
+        return io.NodeOutput(*apply(model, clip, adapter, strength, (start_percent, end_percent), mask))
+
+
+def apply(model, clip, loaded: LoadedAdapter, strength: float = 1.0, window=(0.0, 1.0), mask=None) -> tuple:
+    """(MODEL, CLIP) with an adapter on it and its tokens in it."""
+    if window[0] >= window[1]:
+        raise ValueError(
+            f"The adapter would act from {window[0]:g} to {window[1]:g}: the end must come after the start."
+        )
+    region = None
+    if mask is not None:
+        region = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
+        region = region.float().clamp(0, 1)
+    model = host.with_adapter(model, loaded, lambda adapter: StackEntry(adapter, strength, region, window))
+    return model, None if clip is None else host.with_tokens(clip, loaded.tokens)
+
+
+class AdapterInfo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoAdapterInfo",
+            display_name="DreamVideo Adapter Info",
+            category=CATEGORY,
+            description="Tells what an adapter holds, for which base it is, and how it was trained.",
+            inputs=[Adapter.Input("adapter", tooltip="A subject, a motion or a learned token.")],
+            outputs=[io.String.Output(display_name="text", tooltip="The description.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, adapter: LoadedAdapter) -> io.NodeOutput:
+        text = describe(adapter)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+def describe(loaded: LoadedAdapter) -> str:
+    """Everything a person may want to know of an adapter, one fact a line."""
+    info, config = loaded.info, loaded.info.adapter_config
+    parameters = 0 if loaded.adapter is None else sum(p.numel() for p in loaded.adapter.parameters())
+    facts: dict[str, object] = {
+        "what": str(info),
+        "placeholder": ", ".join(f"{name} ({len(rows)} vectors)" for name, rows in loaded.tokens.items()),
+        "class word": info.class_word,
+        "captions": " | ".join(dict.fromkeys(info.captions)),
+        "parameters": f"{parameters:,}" if parameters else "",
+        "sublayers": ", ".join(config.sublayers) if config else "",
+        "appearance guidance": config
+        and (f"image features of width {config.condition_dim}" if config.condition_dim else "none"),
+        "stored image features": "" if loaded.features is None else len(loaded.features),
+        "base": f"text states of width {info.unet_config.context_dim}" if info.unet_config else "not told by the file",
+        "steps": info.steps,
+        "learning rate": info.learning_rate and f"{info.learning_rate:g}",
+        "seed": info.seed,
+        "details": json.dumps(info.extra, ensure_ascii=False) if info.extra else "",
+    }
+    return "\n".join(f"{name}: {value}" for name, value in facts.items() if value not in (None, ""))
+
+
+NODES = [LoadAdapter, SaveAdapter, ApplyAdapter, AdapterInfo]

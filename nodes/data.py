@@ -1,0 +1,222 @@
+"""What to train on: photographs of a subject, clips of a motion. What leaves here is what the trainers see."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..dreamvideo.demo import toy_material
+from ..dreamvideo.media import Clip, cover_crop
+from ..dreamvideo.pictures import contact_sheet
+from ..dreamvideo.stages import motion_frames
+from .fields import (
+    MAX_FRAMES,
+    TRAINING,
+    engine_images,
+    host_images,
+    one,
+    size_inputs,
+    strip,
+    subject_masks,
+)
+
+
+class ToyMedia(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoToyMedia",
+            display_name="Toy Media",
+            category=TRAINING,
+            description="Four photographs and a clip for trying everything on the embedded base, which never saw them.",
+            inputs=[
+                io.Int.Input(
+                    "frames", default=8, min=2, max=64, tooltip="Length of the clip in frames; the embedded base has 8."
+                )
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="Photographs of a toy, 64 x 64 pixels."),
+                io.Mask.Output(display_name="masks", tooltip="White on the toy, one for each photograph."),
+                io.Image.Output(display_name="clip", tooltip="A clip of another toy, 8 frames a second, as a batch."),
+                io.String.Output(display_name="caption", tooltip="What happens in the clip."),
+                io.String.Output(display_name="prompt", tooltip="A prompt for the toy <my-toy> in that motion."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, frames=8) -> io.NodeOutput:
+        found = toy_material(frames)
+        return io.NodeOutput(
+            host_images(torch.stack([photo.image for photo in found.photos])),
+            torch.cat([photo.mask.reshape(1, *photo.image.shape[1:]) for photo in found.photos]).float(),
+            host_images(found.clip),
+            found.motion_caption,
+            found.prompt.format(found.placeholder),
+        )
+
+
+class SubjectImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoSubjectImages",
+            display_name="Subject Images",
+            category=TRAINING,
+            description=(
+                "Gathers 3 to 6 photographs of a subject at one size, with a mask each where there is one. "
+                "Chain several of these nodes for photographs of different sizes."
+            ),
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Photographs of the subject; a batch or a list."),
+                *size_inputs(),
+                io.Boolean.Input(
+                    "invert_masks",
+                    default=False,
+                    tooltip="Turn on where the masks mark the background, as a cut-out picture's own mask does.",
+                ),
+                io.Mask.Input("masks", optional=True, tooltip="White on the subject, one for each photograph."),
+                io.Image.Input("more_images", optional=True, tooltip="Photographs of another Subject Images node."),
+                io.Mask.Input("more_masks", optional=True, tooltip="The masks of that node."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="All photographs, scaled and cropped to the size."),
+                io.Mask.Output(display_name="masks", tooltip="A mask for each: all white where there is none."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, images, width, height, invert_masks, masks=None, more_images=None, more_masks=None
+    ) -> io.NodeOutput:
+        size = (one(height), one(width))
+        photos, kept = _gather(images, masks, size, one(invert_masks, False))
+        if more_images:
+            others, others_kept = _gather(more_images, more_masks, size, False)
+            photos, kept = torch.cat([others, photos]), torch.cat([others_kept, kept])
+        shaded = photos * (0.35 + 0.65 * kept)  # what the loss does not see is dark
+        sheet = contact_sheet([(f"{len(photos)} photographs of {size[1]} x {size[0]}", list(shaded))])
+        return io.NodeOutput(host_images(photos), kept[:, 0], ui=ui.PreviewImage(host_images(sheet[None]), cls=cls))
+
+
+def _gather(images: list[Tensor], masks: list[Tensor] | None, size, invert: bool) -> tuple[Tensor, Tensor]:
+    """Photographs [N, 3, H, W] and masks [N, 1, H, W] of a list of batches."""
+    batches = [engine_images(batch) for batch in images]
+    given: list[Tensor | None] = list(masks) if masks else [None] * len(batches)
+    if len(given) != len(batches):
+        raise ValueError(f"Got {len(given)} batches of masks for {len(batches)} of images: connect as many of both.")
+    photos, kept = [], []
+    for batch, mask in zip(batches, given, strict=True):
+        if mask is not None and invert and mask.any():
+            mask = 1 - mask
+        for photo, region in zip(batch, subject_masks(mask, batch), strict=True):
+            region = torch.ones_like(photo[:1]) if region is None else region
+            photos.append(cover_crop(photo, *size))
+            kept.append((cover_crop(region, *size) > 0.5).float())
+    return torch.stack(photos), torch.stack(kept)
+
+
+class MotionClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoMotionClips",
+            display_name="Motion Clips",
+            category=TRAINING,
+            description=(
+                "Prepares a clip that shows a motion, with its caption. Chain several of these nodes to learn one "
+                "motion from several clips. The clips come out as a list: Save Video or Preview Image shows each."
+            ),
+            is_input_list=True,
+            inputs=[
+                io.String.Input(
+                    "caption",
+                    default="a person is playing the violin",
+                    multiline=True,
+                    tooltip="What happens in the clip, in a few plain words: who does what, where.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=32,
+                    min=2,
+                    max=MAX_FRAMES,
+                    tooltip="Frames of one training sample; of a longer clip every step takes another stretch.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=8.0,
+                    min=0.5,
+                    max=60.0,
+                    step=0.5,
+                    tooltip="Frames a second to learn at: 8 as in the paper. A clip of a higher rate is thinned out.",
+                ),
+                *size_inputs(),
+                io.Float.Input(
+                    "images_fps",
+                    default=8.0,
+                    min=0.5,
+                    max=240.0,
+                    step=0.5,
+                    tooltip="Frame rate of the images input; a VIDEO brings its own.",
+                ),
+                io.Video.Input("video", optional=True, tooltip="A clip, from Load Video."),
+                io.Image.Input("images", optional=True, tooltip="A clip as a batch of frames, instead of a video."),
+                io.Image.Input("more_clips", optional=True, tooltip="The clips of another Motion Clips node."),
+                io.String.Input(
+                    "more_captions", optional=True, force_input=True, tooltip="The captions of that node, in order."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="clips", is_output_list=True, tooltip="The clips, one batch of frames each."
+                ),
+                io.String.Output(display_name="captions", is_output_list=True, tooltip="A caption for each clip."),
+                io.Int.Output(display_name="frames", tooltip="Frames of one training sample."),
+                io.Float.Output(display_name="fps", tooltip="Frames a second, for saving or previewing the clips."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, caption, frames, fps, width, height, images_fps, video=None, images=None, more_clips=None,
+        more_captions=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        count, rate, size = one(frames), one(fps), (one(height), one(width))
+        sources = [_of_video(each, size) for each in video or []]
+        sources += [_of_images(each, one(images_fps), size) for each in images or []]
+        if not sources:
+            raise ValueError("There is no clip: connect a VIDEO or a batch of IMAGE frames.")
+        texts = caption if len(caption) == len(sources) else [one(caption)] * len(sources)
+        if not all(text.strip() for text in texts):
+            raise ValueError("The clip has no caption: say in a few words what happens in it.")
+        clips, captions, notes = [each[..., :3] for each in more_clips or []], list(more_captions or []), []
+        if len(clips) != len(captions):
+            raise ValueError(f"Got {len(captions)} more captions for {len(clips)} more clips: connect both.")
+        for source, text in zip(sources, texts, strict=True):
+            chosen, note = motion_frames(source, count, rate)
+            clips.append(host_images(chosen))
+            captions.append(text.strip())
+            notes += [note] if note else []
+        rows = [(text, strip(clip.movedim(-1, 1))) for text, clip in zip(captions, clips, strict=True)]
+        sheet = contact_sheet(rows, title=" ".join(dict.fromkeys(notes)))
+        return io.NodeOutput(clips, captions, count, float(rate), ui=ui.PreviewImage(host_images(sheet[None]), cls=cls))
+
+
+def _of_images(images: Tensor, fps: float, size: tuple[int, int]) -> Clip:
+    pixels = engine_images(images)
+    if len(pixels) < 2:
+        raise ValueError("A clip needs at least two frames, and this IMAGE has one: connect all frames as one batch.")
+    parts = [cover_crop((part * 255).round().to(torch.uint8), *size) for part in pixels.split(16)]
+    times = torch.arange(len(pixels), dtype=torch.float64) / fps
+    return Clip(torch.cat(parts), times, fps)
+
+
+def _of_video(video, size: tuple[int, int]) -> Clip:
+    found = video.get_components()
+    return _of_images(found.images, float(Fraction(found.frame_rate)), size)
+
+
+NODES = [ToyMedia, SubjectImages, MotionClips]

@@ -1,0 +1,109 @@
+"""What several nodes share: the adapter type, common inputs, and the way between the host's images and the engine's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io
+from torch import Tensor
+
+CATEGORY = "DreamVideo"
+TRAINING = f"{CATEGORY}/training"
+MAX_SIDE, MAX_FRAMES, MAX_STEPS = 2048, 512, 100_000
+
+Adapter = io.Custom("DREAMVIDEO_ADAPTER")
+
+
+def model_input(tooltip: str = "The video model, from Load ModelScope T2V or Load Diffusion Model.") -> io.Model.Input:
+    return io.Model.Input("model", tooltip=tooltip)
+
+
+def clip_input() -> io.Clip.Input:
+    return io.Clip.Input("clip", tooltip="The text encoder of the same base.")
+
+
+def vae_input() -> io.Vae.Input:
+    return io.Vae.Input("vae", tooltip="The autoencoder of the same base; any Stable Diffusion 1 or 2 VAE will do.")
+
+
+def size_inputs(width: int = 256, height: int = 256) -> list:
+    return [
+        io.Int.Input(
+            "width",
+            default=width,
+            min=64,
+            max=MAX_SIDE,
+            step=8,
+            tooltip="Width in pixels. The base was trained at 256; the embedded base works at 64.",
+        ),
+        io.Int.Input(
+            "height",
+            default=height,
+            min=64,
+            max=MAX_SIDE,
+            step=8,
+            tooltip="Height in pixels. The base was trained at 256; the embedded base works at 64.",
+        ),
+    ]
+
+
+def seed_input(tooltip: str, *, control: bool) -> io.Int.Input:
+    """control: whether the frontend may draw a new one after each run; a trainer would train anew."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control, tooltip=tooltip
+    )
+
+
+def engine_images(images: Tensor) -> Tensor:
+    """IMAGE [N, H, W, C] -> [N, 3, H, W] on the CPU, without alpha."""
+    if images.ndim != 4 or images.shape[-1] < 3 or not images.numel():
+        raise ValueError(f"IMAGE holds no pictures that can be used: its shape is {list(images.shape)}.")
+    return images[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu().contiguous()
+
+
+def host_images(images: Tensor) -> Tensor:
+    """[N, 3, H, W] -> IMAGE [N, H, W, 3]."""
+    return images.movedim(1, -1).float().cpu().contiguous()
+
+
+def subject_masks(masks: Tensor | None, images: Tensor) -> list[Tensor | None]:
+    """MASK [N or 1, h, w] for images [N, 3, H, W] -> one [1, H, W] of 0 and 1 each; None where nothing is painted.
+
+    Load Image gives a small black MASK for a picture without one. ValueError when there are neither one nor as many.
+    """
+    count, size = len(images), tuple(images.shape[-2:])
+    if masks is None:
+        return [None] * count
+    masks = masks.reshape(-1, 1, *masks.shape[-2:]).float().cpu()
+    if len(masks) not in (1, count):
+        raise ValueError(f"Got {len(masks)} masks for {count} images: connect one each, in the same order, or none.")
+    if tuple(masks.shape[-2:]) != size:
+        masks = F.interpolate(masks, size=size, mode="nearest-exact")
+    masks = (masks > 0.5).float().expand(count, -1, -1, -1)
+    return [mask if mask.any() else None for mask in masks]
+
+
+def one(values, default=None):
+    """The single value of an input of a node that takes lists."""
+    if isinstance(values, list):
+        return values[0] if values else default
+    return default if values is None else values
+
+
+def check_size(unet_config, width: int, height: int) -> None:
+    unit = 8 * unet_config.stride
+    if width % unit or height % unit:
+        below, above = (
+            f"{max(a, 1) * unit} x {max(b, 1) * unit}"
+            for a, b in ((width // unit, height // unit), (-(-width // unit), -(-height // unit)))
+        )
+        raise ValueError(
+            f"{width} x {height} pixels do not divide by {unit}, as this base needs; "
+            f"the nearest valid sizes are {below} and {above}."
+        )
+
+
+def strip(frames: Tensor, most: int = 8) -> list[Tensor]:
+    """At most so many frames [3, H, W] of [F, 3, H, W], evenly spread, for a row of pictures."""
+    chosen = torch.linspace(0, len(frames) - 1, min(most, len(frames))).round().long()
+    return list(frames[chosen])

@@ -1,0 +1,545 @@
+"""The training stages as nodes: the engine's stages, fed by the host's encoders."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..dreamvideo.adapter_files import LoadedAdapter
+from ..dreamvideo.encoders import Encoders
+from ..dreamvideo.files import inside
+from ..dreamvideo.nano.defaults import EMBEDDED, FULL_SIZE, Defaults
+from ..dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
+from ..dreamvideo.pictures import contact_sheet
+from ..dreamvideo.sampling import customize, generate
+from ..dreamvideo.stages import train_identity, train_motion, train_textual_inversion
+from ..dreamvideo.training import Callbacks, TrainingResult, TrainingSettings
+from ..dreamvideo.training_data import TrainingData, digest, encode_clips, encode_photos
+from . import host
+from .adapters import apply
+from .fields import (
+    MAX_STEPS,
+    TRAINING,
+    Adapter,
+    check_size,
+    clip_input,
+    engine_images,
+    model_input,
+    one,
+    seed_input,
+    strip,
+    subject_masks,
+    vae_input,
+)
+
+log = logging.getLogger(__name__)
+
+STATES = "dreamvideo_training"  # below the output folder
+KEPT_STATES = 3  # folders of one name; older ones make room
+
+
+# ------------------------------------------------------------------------------------------------ inputs
+
+
+def _steps_input(name: str = "steps", what: str = "") -> io.Int.Input:
+    return io.Int.Input(
+        name,
+        default=0,
+        min=0,
+        max=MAX_STEPS,
+        tooltip=f"Training steps{what}; 0 takes what suits the base (for ModelScope the paper's 3000, 800 and 1000).",
+    )
+
+
+def _rate_input(name: str = "learning_rate", what: str = "") -> io.Float.Input:
+    return io.Float.Input(
+        name,
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=1e-7,
+        tooltip=f"Learning rate{what}; 0 takes what suits the base (1e-4 for the token, 1e-5 for adapters).",
+    )
+
+
+def _run_inputs() -> list:
+    return [
+        io.Int.Input(
+            "batch_size",
+            default=0,
+            min=0,
+            max=16,
+            tooltip="Samples a step; 0 takes the method's own (4 photographs, 1 or 2 clips). Less needs less memory.",
+        ),
+        seed_input("Decides everything random: the same seed and data give the same adapter.", control=False),
+        io.Int.Input(
+            "preview_every",
+            default=0,
+            min=0,
+            max=MAX_STEPS,
+            tooltip="Show a sampled video on the node every so many steps; 0 for never. Each costs a sampling.",
+        ),
+        io.Boolean.Input(
+            "gradient_checkpointing",
+            default=False,
+            tooltip="Compute twice instead of keeping activations: less than half the memory, about a third more time.",
+        ),
+        io.Boolean.Input(
+            "resume",
+            default=True,
+            tooltip=(
+                "Go on from where a run with the same data and settings was stopped, or ended with fewer steps; "
+                "off begins anew."
+            ),
+        ),
+    ]
+
+
+def _subject_inputs() -> list:
+    return [
+        io.Image.Input("images", tooltip="Photographs of the subject, 3 to 6, from Subject Images."),
+        io.String.Input(
+            "placeholder",
+            default="<my-subject>",
+            tooltip="The name by which prompts call the subject, in angle brackets: <my-dog>.",
+        ),
+        io.String.Input(
+            "class_word", default="dog", tooltip="What the subject is, in one plain word: dog, plushie, car, toy."
+        ),
+        io.String.Input(
+            "captions",
+            default="",
+            multiline=True,
+            tooltip="One caption for all, or a line for each photograph, with the placeholder; empty: a <my-subject>.",
+        ),
+    ]
+
+
+def _optional_subject_inputs() -> list:
+    return [
+        io.Mask.Input("masks", optional=True, tooltip="White on the subject; the rest of a photograph is not learned."),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="The image encoder: with it the file keeps features of the photographs for appearance guidance.",
+        ),
+    ]
+
+
+def _outputs(*, clip: bool, motion: bool = False) -> list:
+    found = [
+        Adapter.Output(display_name="adapter", tooltip="What was learned, for Save and Apply."),
+        io.LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
+        io.Model.Output(display_name="model", tooltip="A copy of the model with what was learned on it."),
+    ]
+    if clip:
+        found.append(io.Clip.Output(display_name="clip", tooltip="A copy of the CLIP that knows the placeholder."))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- nodes
+
+
+class TrainTextualInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoTrainTextualInversion",
+            display_name="Train Textual Inversion",
+            category=TRAINING,
+            description="First stage of a subject: learns a word for it. The second is Train Identity Adapter.",
+            inputs=[
+                model_input(),
+                clip_input(),
+                vae_input(),
+                *_subject_inputs(),
+                io.Int.Input(
+                    "vectors",
+                    default=1,
+                    min=1,
+                    max=16,
+                    tooltip="How many token vectors the word has: 1 as in the paper; more hold more detail.",
+                ),
+                _steps_input(),
+                _rate_input(),
+                *_run_inputs(),
+                *_optional_subject_inputs(),
+            ],
+            outputs=_outputs(clip=True),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, images, placeholder, class_word, captions, vectors=1, masks=None, clip_vision=None, **run
+    ) -> io.NodeOutput:
+        job = _Job.of(cls, model, clip, vae, clip_vision)
+        data = job.photos(images, masks, captions, placeholder, class_word)
+        settings = job.settings("token", run)
+
+        def go(unet, hooks) -> TrainingResult:
+            return train_textual_inversion(
+                unet, job.encoders.text, data, placeholder=placeholder, class_word=class_word, vectors=vectors,
+                settings=settings, **hooks,
+            )  # fmt: skip
+
+        about = [data.digest, class_word, str(vectors)]
+        return job.run("token", placeholder, settings, about, data.captions[0], 1, run, go, (model, clip))
+
+
+class TrainIdentity(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoTrainIdentity",
+            display_name="Train Identity Adapter",
+            category=TRAINING,
+            description="Second stage of a subject: learns its looks, with the word that textual inversion found.",
+            inputs=[
+                model_input(),
+                clip_input(),
+                vae_input(),
+                Adapter.Input("token", tooltip="The learned token, from Train Textual Inversion or a file."),
+                io.Image.Input("images", tooltip="Photographs of the subject, the same as for the token."),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    tooltip="A caption for all photographs, or a line for each, with the placeholder; may be empty.",
+                ),
+                _steps_input(),
+                _rate_input(),
+                *_run_inputs(),
+                *_optional_subject_inputs(),
+            ],
+            outputs=_outputs(clip=True),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, token: LoadedAdapter, images, captions="", masks=None, clip_vision=None, **run
+    ) -> io.NodeOutput:
+        job = _Job.of(cls, model, clip, vae, clip_vision)
+        placeholder = token.info.placeholder or next(iter(token.tokens), "")
+        if not token.tokens:
+            raise ValueError(f"The token input holds no learned token: it is a {token.info}.")
+        job.check_tokens(token)
+        data = job.photos(images, masks, captions, placeholder, token.info.class_word)
+        settings = job.settings("identity", run)
+
+        def go(unet, hooks) -> TrainingResult:
+            return train_identity(
+                unet, job.encoders.text, data, tokens=token.tokens, class_word=token.info.class_word,
+                settings=settings, **hooks,
+            )  # fmt: skip
+
+        about = [data.digest, *(part for name, rows in token.tokens.items() for part in (name, rows))]
+        return job.run("identity", placeholder, settings, about, data.captions[0], 1, run, go, (model, clip))
+
+
+class TrainSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoTrainSubject",
+            display_name="Train Subject",
+            category=TRAINING,
+            description="Learns a subject from photographs: its word first, then its looks, in one node.",
+            inputs=[
+                model_input(),
+                clip_input(),
+                vae_input(),
+                *_subject_inputs(),
+                _steps_input("token_steps", " of the word"),
+                _rate_input("token_learning_rate", " of the word"),
+                _steps_input(what=" of the looks"),
+                _rate_input(what=" of the looks"),
+                *_run_inputs(),
+                *_optional_subject_inputs(),
+            ],
+            outputs=_outputs(clip=True),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        images,
+        placeholder,
+        class_word,
+        captions="",
+        token_steps=0,
+        token_learning_rate=0.0,
+        masks=None,
+        clip_vision=None,
+        **run,
+    ) -> io.NodeOutput:
+        job = _Job.of(cls, model, clip, vae, clip_vision)
+        data = job.photos(images, masks, captions, placeholder, class_word)
+        token = job.settings("token", {**run, "steps": token_steps, "learning_rate": token_learning_rate})
+        identity = job.settings("identity", run)
+        losses: dict[str, list[float]] = {}
+
+        def go(unet, hooks) -> TrainingResult:
+            first = {
+                "callbacks": job.callbacks("token", token, data.captions[0], 1),
+                "state_path": hooks["state_path"].with_name("token.safetensors"),
+                "resume": hooks["resume"],
+            }
+            result = train_textual_inversion(
+                unet, job.encoders.text, data, placeholder=placeholder, class_word=class_word, settings=token, **first
+            )
+            losses["token"] = result.losses
+            if result.stopped:
+                return result
+            tokens = result.trained.tokens
+            result = train_identity(
+                unet, job.encoders.text, data, tokens=tokens, class_word=class_word, settings=identity, **hooks
+            )
+            losses["identity"] = result.losses
+            return result
+
+        about = [data.digest, class_word, json.dumps(token.deciding(), sort_keys=True)]
+        return job.run("identity", placeholder, identity, about, data.captions[0], 1, run, go, (model, clip), losses)
+
+
+class TrainMotion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoTrainMotion",
+            display_name="Train Motion Adapter",
+            category=TRAINING,
+            description="Learns a motion from one or several clips; their frames guide it, so that looks stay out.",
+            is_input_list=True,
+            inputs=[
+                model_input(),
+                clip_input(),
+                vae_input(),
+                io.ClipVision.Input("clip_vision", tooltip="The image encoder of the base, for appearance guidance."),
+                io.Image.Input("clips", tooltip="The clips, from Motion Clips: one batch of frames each."),
+                io.String.Input("captions", force_input=True, tooltip="A caption for each clip, from Motion Clips."),
+                io.Int.Input(
+                    "frames",
+                    default=32,
+                    min=2,
+                    max=512,
+                    tooltip="Frames of one training sample: those of Motion Clips. Fewer need less memory.",
+                ),
+                _steps_input(),
+                _rate_input(),
+                *_run_inputs(),
+                io.Float.Input(
+                    "text_drop",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How often the caption is left out in training: 0.5 as released.",
+                ),
+                io.Combo.Input(
+                    "image_drop",
+                    options=["automatic", "half", "never"],
+                    default="automatic",
+                    tooltip=(
+                        "How often a blank image takes the frame's place: automatic is half of the time for one clip "
+                        "and never for several, as released."
+                    ),
+                ),
+            ],
+            outputs=_outputs(clip=False),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, clip_vision, clips, captions, frames, **lists) -> io.NodeOutput:
+        model, clip, vae, clip_vision, frames = (one(each) for each in (model, clip, vae, clip_vision, frames))
+        run = {name: one(values) for name, values in lists.items()}
+        job = _Job.of(cls, model, clip, vae, clip_vision)
+        if len(captions) != len(clips):
+            raise ValueError(f"Got {len(captions)} captions for {len(clips)} clips: connect both of Motion Clips.")
+        pixels = [engine_images(each) for each in clips]
+        check_size(job.unet.config, pixels[0].shape[-1], pixels[0].shape[-2])
+        data = encode_clips(pixels, captions, job.encoders, frames)
+        drop = {"automatic": None, "half": 0.5, "never": 0.0}[run["image_drop"]]
+        settings = job.settings("motion", run, len(pixels), p_text_drop=run["text_drop"], p_image_drop=drop)
+
+        def go(unet, hooks) -> TrainingResult:
+            return train_motion(unet, job.encoders.text, data, settings=settings, **hooks)
+
+        return job.run("motion", "motion", settings, [data.digest], captions[0], frames, run, go, (model, None))
+
+
+# ---------------------------------------------------------------------------------------------- one run
+
+
+@dataclass
+class _Job:
+    """A training node's run: the host's parts, and what it tells while it goes on."""
+
+    model: Any
+    clip: Any
+    vision: Any
+    encoders: Encoders
+    node_id: str | None
+    reload: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(cls, node: type[io.ComfyNode], model, clip, vae, vision) -> _Job:
+        job = cls(model, clip, vision, host.encoders_of(clip, vae, vision), node.hidden.unique_id)
+        if job.encoders.text.width != job.unet.config.context_dim:
+            raise ValueError(
+                f"This CLIP has text states of width {job.encoders.text.width} and the MODEL reads "
+                f"{job.unet.config.context_dim}: use the CLIP of the same base."
+            )
+        return job
+
+    @property
+    def unet(self) -> host.HostUNet:
+        return host.unet_of(self.model)
+
+    @property
+    def defaults(self) -> Defaults:
+        return EMBEDDED if self.unet.config == EMBEDDED_CONFIG else FULL_SIZE
+
+    def settings(self, stage: str, run: Mapping[str, Any], clips: int = 1, **more: Any) -> TrainingSettings:
+        """Widgets at 0 stand for the base's own."""
+        chosen = {name: run.get(name) or None for name in ("steps", "learning_rate", "batch_size", "preview_every")}
+        chosen |= {"seed": run.get("seed", 0), "gradient_checkpointing": run.get("gradient_checkpointing", False)}
+        return self.defaults.settings(stage, clips, **chosen, **more)
+
+    def photos(self, images, masks, captions: str, placeholder: str, class_word: str) -> TrainingData:
+        photos = engine_images(images)
+        check_size(self.unet.config, photos.shape[-1], photos.shape[-2])
+        self.encoders.text.check_placeholder(placeholder)
+        lines = [line.strip() for line in captions.splitlines() if line.strip()] or [f"a {placeholder}"]
+        if len(lines) not in (1, len(photos)):
+            raise ValueError(
+                f"Got {len(lines)} captions for {len(photos)} photographs: one for all, or a line for each."
+            )
+        regions = subject_masks(masks, photos)
+        if all(region is None or region.all() for region in regions):
+            regions = [None] * len(photos)
+        lines = lines * len(photos) if len(lines) == 1 else lines
+        data = encode_photos(list(photos), lines, self.encoders, regions)
+        if self.vision is None:
+            data = replace(data, items=tuple(replace(item, features=None) for item in data.items))
+        return data
+
+    def check_tokens(self, token: LoadedAdapter) -> None:
+        for name, rows in token.tokens.items():
+            if rows.shape[-1] != self.encoders.text.width:
+                raise ValueError(
+                    f"The token {name} has vectors of width {rows.shape[-1]} and this CLIP {self.encoders.text.width}: "
+                    "it was learned on another base."
+                )
+
+    def callbacks(self, stage: str, settings: TrainingSettings, prompt: str, frames: int) -> Callbacks:
+        bar = host.Progress(self.node_id, settings.steps)
+        names = {"token": "word", "identity": "looks", "motion": "motion"}
+
+        def progress(step: int, loss: float, speed: float, left: float) -> None:
+            bar(step, settings.steps, f"{names[stage]}: step {step} of {settings.steps} · loss {loss:.4f} · "
+                f"{speed:.2f} steps/s · {_clock(left)} left")  # fmt: skip
+
+        def preview(trained: LoadedAdapter) -> None:
+            bar.show(self._preview(trained, settings, prompt, frames))
+
+        return Callbacks(progress, preview, host.interrupted)
+
+    def _preview(self, trained: LoadedAdapter, settings: TrainingSettings, prompt: str, frames: int) -> Tensor:
+        height, width = trained.info.extra["height"], trained.info.extra["width"]
+        frames = frames if frames > 1 else self.defaults.frames
+        sampling = self.defaults.sampling(
+            prompt, height=height, width=width, frames=frames, seed=settings.seed, steps=25
+        )
+        video = generate(
+            self.unet, self.encoders, sampling, customize([trained]),
+            callback=lambda done, total, clean: host.stop_if_interrupted(),
+        )  # fmt: skip
+        self.reload()
+        return contact_sheet([(f"step {trained.info.steps}: {prompt}", strip(video))])
+
+    def run(
+        self,
+        stage: str,
+        name: str,
+        settings: TrainingSettings,
+        about: list[str | Tensor],
+        prompt: str,
+        frames: int,
+        run: Mapping[str, Any],
+        go: Callable[[Any, dict[str, Any]], TrainingResult],
+        onto: tuple[Any, Any],
+        losses: Mapping[str, list[float]] | None = None,
+    ) -> io.NodeOutput:
+        """Train, resumably; then everything a training node gives out. about: what makes this run another one."""
+        mark = digest([stage, json.dumps(settings.deciding(), sort_keys=True), host.model_of(self.model).fingerprint,
+                       str(frames), *about])  # fmt: skip
+        folder = state_folder(name, mark)
+        hooks = {
+            "callbacks": self.callbacks(stage, settings, prompt, frames),
+            "state_path": folder / f"{stage}.safetensors",
+            "resume": bool(run.get("resume", True)),
+        }
+        with _explained(folder), host.training(self.model, self.clip) as (unet, self.reload):
+            result = go(unet, hooks)
+            if result.trained.adapter is not None:
+                result.trained.adapter.to("cpu")  # the host moves it when it is used
+        if result.stopped:
+            host.stop_if_interrupted()
+        _forget_old(folder)
+        loaded = host.same_weights(self.model, result.trained)
+        curve = [value for values in (losses or {stage: result.losses}).values() for value in values]
+        model, clip = apply(onto[0], onto[1], loaded)
+        return io.NodeOutput(loaded, {"loss": curve}, model, *([clip] if clip is not None else []))
+
+
+def state_folder(name: str, mark: str) -> Path:
+    """Where a run keeps its state: by its name for people, by its mark for itself."""
+    plain = re.sub(r"[^\w-]+", "", name).strip("-_") or "run"
+    root = host.output_folder(STATES)
+    root.mkdir(parents=True, exist_ok=True)
+    return inside(root, f"{plain}-{mark[:12]}")
+
+
+def _forget_old(folder: Path) -> None:
+    """States are large: keep the last few of a name."""
+    stem = folder.name.rpartition("-")[0]
+    same = [path for path in folder.parent.glob(f"{stem}-*") if path.is_dir() and path.name.rpartition("-")[0] == stem]
+    same.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in same[KEPT_STATES:]:
+        with suppress(OSError):
+            shutil.rmtree(old)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except host.Interrupted:
+        log.info("DreamVideo: training was cancelled; its state is in %s and the next run goes on from it.", folder)
+        raise
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+NODES = [TrainTextualInversion, TrainIdentity, TrainSubject, TrainMotion]

@@ -1,0 +1,220 @@
+"""A ComfyUI inside the test process: boots once, runs graphs through its own executor, on the CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import types
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACK = Path(__file__).parents[2]
+EXTRAS = ("nodes_custom_sampler", "nodes_model_advanced", "nodes_video", "nodes_train", "nodes_images", "nodes_mask",
+          "nodes_context_windows")  # fmt: skip
+
+
+def find_comfyui() -> Path | None:
+    """COMFYUI_PATH, the ComfyUI whose custom_nodes this pack lies in, or ~/comfy/ComfyUI."""
+    places = [os.environ.get("COMFYUI_PATH"), PACK.parents[1], Path.home() / "comfy" / "ComfyUI"]
+    return next((Path(place) for place in places if place and (Path(place) / "comfy" / "sd.py").is_file()), None)
+
+
+class Graph(dict):
+    """A graph in the API's format."""
+
+    def add(self, kind: str, **inputs: Any) -> str:
+        name = str(1 + max(map(int, self), default=0))
+        self[name] = {"class_type": kind, "inputs": inputs}
+        return name
+
+    def probe(self, *links: Any) -> str:
+        """A node that hands its inputs to the test."""
+        return self.add("TestProbe", **{f"value_{index}": link for index, link in enumerate(links)})
+
+
+class HostError(RuntimeError):
+    """A node failed; str: the first line that the user sees."""
+
+
+class Cancelled(RuntimeError):
+    pass
+
+
+class _Any(str):
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+class Probe:
+    seen: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        anything = {f"value_{index}": (_Any("*"),) for index in range(8)}
+        return {"required": {}, "optional": anything, "hidden": {"unique_id": "UNIQUE_ID"}}
+
+    RETURN_TYPES = ()
+    FUNCTION = "take"
+    OUTPUT_NODE = True
+    CATEGORY = "test"
+    INPUT_IS_LIST = True
+
+    def take(self, unique_id=None, **values):
+        Probe.seen[unique_id[0]] = values
+        return {}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+
+class _Server:
+    """As much of the host's server as its executor asks for."""
+
+    client_id = None
+    last_node_id = None
+    last_prompt_id = None
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.supports = ["custom_nodes_from_web"]
+        self.sockets_metadata: dict = {}
+        self.routes = types.SimpleNamespace(
+            **{verb: lambda *_, **__: lambda f: f for verb in ("get", "post", "delete")}
+        )
+        self.prompt_queue = None
+
+    def send_sync(self, *_: Any, **__: Any) -> None: ...
+
+    def queue_updated(self) -> None: ...
+
+    def add_on_prompt_handler(self, _: Any) -> None: ...
+
+    def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
+        self.texts.append(text)
+
+
+class Host:
+    """boot() once a process."""
+
+    def __init__(self, comfyui: Path, base: Path) -> None:
+        for name in ("custom_nodes", "models/dreamvideo/tiny", "input", "output", "temp", "user"):
+            (base / name).mkdir(parents=True, exist_ok=True)
+        self.base = base
+        _write_base(base / "models" / "dreamvideo" / "tiny")
+        sys.path.insert(0, str(comfyui))
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("nodes", "utils", "app")]:
+            del sys.modules[name]
+        import comfy.cli_args
+
+        args = comfy.cli_args.args
+        args.cpu, args.base_directory, args.database_url = True, str(base), "sqlite:///:memory:"
+        import folder_paths
+        import utils.install_util  # noqa: F401, before nodes puts comfy/ and its utils.py onto the path
+
+        folder_paths.set_output_directory(str(base / "output"))
+        folder_paths.set_temp_directory(str(base / "temp"))
+        folder_paths.set_input_directory(str(base / "input"))
+        import comfy.model_management
+        import comfy.utils
+        import execution
+        import server
+
+        import nodes
+
+        self.execution, self.nodes, self.management = execution, nodes, comfy.model_management
+        self.server = server.PromptServer.instance = _Server()
+        self.progress: list[tuple[int, int]] = []
+        self.previews: list[Any] = []
+        self.cancel_after: int | None = None
+        comfy.utils.set_progress_bar_global_hook(self._hook)
+        nodes.NODE_CLASS_MAPPINGS["TestProbe"] = Probe
+        asyncio.run(self._load(comfyui))
+        self.executor = self._executor()
+
+    async def _load(self, comfyui: Path) -> None:
+        for name in EXTRAS:
+            path = comfyui / "comfy_extras" / f"{name}.py"
+            if path.exists():
+                await self.nodes.load_custom_node(str(path), module_parent="comfy_extras")
+        before = set(self.nodes.NODE_CLASS_MAPPINGS)
+        if not await self.nodes.load_custom_node(str(PACK)):
+            raise RuntimeError("The host could not import the pack; its log says why.")
+        self.ours = sorted(set(self.nodes.NODE_CLASS_MAPPINGS) - before)
+
+    def _executor(self):
+        try:
+            return self.execution.PromptExecutor(self.server, cache_type=False, cache_size=None)
+        except TypeError:
+            return self.execution.PromptExecutor(self.server, cache_args={"lru": 0, "ram": 0})
+
+    def _hook(self, value, total, preview, node_id=None, **_) -> None:
+        self.progress.append((value, total))
+        if preview is not None:
+            self.previews.append(preview)
+        if self.cancel_after is not None and len(self.progress) >= self.cancel_after:
+            self.cancel_after = None
+            self.management.interrupt_current_processing()
+        self.management.throw_exception_if_processing_interrupted()
+
+    def module(self, name: str):
+        """A module of the pack as the host has loaded it, e.g. "nodes.host"."""
+        root = next(key for key, value in sys.modules.items()
+                    if getattr(value, "__file__", None) == str(PACK / "__init__.py"))  # fmt: skip
+        return sys.modules[f"{root}.{name}"]
+
+    def run(self, graph: Graph) -> dict[str, dict[str, Any]]:
+        """Execute a graph; what each probe got. Raises HostError with the user's message, or Cancelled."""
+        Probe.seen.clear()
+        self.progress.clear()
+        self.previews.clear()
+        return asyncio.run(self._run(graph))
+
+    def run_with_probe(self, graph: Graph, *links: Any) -> list[Any]:
+        """What these links carry."""
+        probe = graph.probe(*links)
+        got = self.run(graph)[probe]
+        return [got[f"value_{index}"][0] for index in range(len(links))]
+
+    async def _run(self, graph: Graph) -> dict[str, dict[str, Any]]:
+        name = str(uuid.uuid4())
+        valid = await self.execution.validate_prompt(name, graph, None)
+        if not valid[0] or valid[3]:
+            raise HostError(f"{valid[1]} {valid[3]}")
+        await self.executor.execute_async(graph, name, {}, valid[2])
+        for event, data in self.executor.status_messages:
+            if event == "execution_error":
+                raise HostError(data["exception_message"].splitlines()[0])
+            if event == "execution_interrupted":
+                raise Cancelled
+        return {node: dict(values) for node, values in Probe.seen.items()}
+
+
+def _write_base(folder: Path) -> None:
+    """The embedded base's CLIP and VAE with a UNet that was never trained."""
+    from safetensors.torch import save_file
+
+    sys.path.insert(0, str(PACK))
+    try:
+        from dreamvideo.base import EMBEDDED_FOLDER
+        from dreamvideo.nano.denoiser import CONFIG
+        from dreamvideo.unet import UNet
+    finally:
+        sys.path.remove(str(PACK))
+    generator = torch.Generator().manual_seed(0)
+    unet = UNet(CONFIG)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+    save_file(unet.state_dict(), folder / "unet.safetensors", {"unet_config": json.dumps(CONFIG.to_dict())})
+    for name in ("clip", "vae"):
+        shutil.copy(EMBEDDED_FOLDER / f"{name}.safetensors", folder)

@@ -1,0 +1,133 @@
+"""The host's encoders, sampler and trainers against the engine's own."""
+
+import pytest
+import torch
+from graphs import base, give, our_sample, pictures, prompts, random_adapter
+from harness import Graph
+
+
+@pytest.fixture(scope="module")
+def parts(host):
+    """(MODEL, CLIP, VAE, CLIP_VISION) of the host and the engine's UNet and encoders, of the same files."""
+    graph = Graph()
+    loader = base(graph)
+    loaded = host.run_with_probe(graph, *([loader, index] for index in range(4)))
+    engine = host.module("dreamvideo.checkpoints")
+    folder = host.base / "models" / "dreamvideo" / "tiny"
+    files = engine.find_base(folder)
+    unet = engine.load_unet(files.unet)
+    return loaded, unet, host.module("dreamvideo.encoders").load_encoders(files)
+
+
+def close(a, b, tolerance=2e-4):
+    torch.testing.assert_close(a, b, atol=tolerance * float(b.abs().max()), rtol=0)
+
+
+def test_text(host, parts):
+    (_, clip, _, _), _, engine = parts
+    text = host.module("nodes.host").HostText(clip)
+    vectors = {"<thing>": torch.randn(2, 64, generator=torch.Generator().manual_seed(0)) * 0.1}
+    prompts = ["", "a red ball rolls on the grass", "a <thing>'s house, and (brackets:1.3)", "ball " * 90]
+    with torch.no_grad():
+        close(text.encode(prompts, vectors), engine.text.encode(prompts, vectors))
+    close(text.embed_word("plushie"), engine.text.embed_word("plushie"))
+    assert text.width == engine.text.width == 64
+
+
+def test_gradient_reaches_learned_tokens(host, parts):
+    (_, clip, _, _), _, engine = parts
+    module = host.module("nodes.host")
+    with torch.inference_mode(False):
+        module.heal(clip.cond_stage_model)
+        gradients = []
+        for text in (module.HostText(clip), engine.text):
+            vectors = torch.full((1, 64), 0.05, requires_grad=True)
+            text.encode(["a <thing>"], {"<thing>": vectors}).square().sum().backward()
+            gradients.append(vectors.grad)
+    close(*gradients, tolerance=1e-3)
+
+
+def test_image_features(host, parts):
+    (_, _, _, vision), _, engine = parts
+    images = pictures(3).movedim(-1, 1)
+    close(host.module("nodes.host").HostImage(vision).encode(images), engine.image.encode(images))
+
+
+def test_autoencoder(host, parts):
+    (_, _, vae, _), _, engine = parts
+    ours = host.module("nodes.host").HostVAE(vae)
+    images = pictures(3).movedim(-1, 1)
+    mine, theirs = ours.encode(images), engine.vae.encode(images)
+    close(mine.mean, theirs.mean)
+    close(mine.std, theirs.std)
+    close(ours.decode(theirs.mean), engine.vae.decode(theirs.mean))
+
+
+@pytest.mark.parametrize("kinds", [(), ("identity", "motion")])
+def test_sampler(host, parts, kinds):
+    """DreamVideo Sampler and the engine's sampling, from the same noise."""
+    (model, clip, *_), unet, engine = parts
+    adapters, sampling = host.module("dreamvideo.adapters"), host.module("dreamvideo.sampling")
+    loaded = [random_adapter(host, kind) for kind in kinds]
+    feature = torch.randn(1, 64, generator=torch.Generator().manual_seed(5))
+    graph = Graph()
+    link = give(host, graph, "MODEL", model)
+    for each in loaded:
+        adapter = give(host, graph, "DREAMVIDEO_ADAPTER", each)
+        link = [graph.add("DreamVideoApplyAdapter", model=link, adapter=adapter, strength=0.8, start_percent=0.0,
+                          end_percent=1.0), 0]  # fmt: skip
+    positive, negative = prompts(graph, give(host, graph, "CLIP", clip), "a red ball")
+    if loaded:
+        from types import SimpleNamespace
+
+        subject = give(host, graph, "DREAMVIDEO_ADAPTER", SimpleNamespace(features=feature))
+        guided = graph.add("DreamVideoEncodeAppearance", positive=positive, negative=negative, strength=1.0,
+                           negative_strength=0.5, subject=subject)  # fmt: skip
+        positive, negative = [guided, 0], [guided, 1]
+    got = host.run_with_probe(graph, our_sample(graph, link, positive, negative, steps=4, cfg=5.0))[0]["samples"]
+
+    config = unet.config
+    noise = host.module("nodes.sampling").start(config, 1, 4, 64, 64, 0.1)
+    with torch.no_grad():
+        cond, uncond = engine.text.encode(["a red ball", ""]).split(1)
+    stack = adapters.AdapterStack([adapters.StackEntry(each.adapter, 0.8) for each in loaded]) if loaded else None
+    expected = sampling.sample_latents(
+        unet, cond, uncond, noise.transpose(0, 1)[None], stack=stack, feature=feature if loaded else None,
+        feature_strengths=(0.5, 1.0), steps=4, guidance=5.0,
+    )  # fmt: skip
+    close(got * 0.18215, expected[0].transpose(0, 1), tolerance=2e-3)
+
+
+def test_stock_ddim_is_the_papers(host, parts):
+    """KSampler's ddim with ddim_uniform, given noise of the right size, ends where the engine does."""
+    import comfy.sample
+
+    (model, clip, *_), unet, engine = parts
+    sampling, diffusion = host.module("dreamvideo.sampling"), host.module("dreamvideo.diffusion")
+    noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    sigma = host.module("nodes.host")._Ddim(10).sigma(diffusion.ddim_timesteps(10)[0])
+    scaled = noise * (1 + sigma**2) ** 0.5 / sigma  # the host multiplies by sigma
+    with torch.inference_mode():
+        conditions = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red ball", "")]
+        got = comfy.sample.sample(
+            model, scaled, 10, 5.0, "ddim", "ddim_uniform", *conditions, torch.zeros_like(noise), seed=0,
+            disable_pbar=True,
+        )  # fmt: skip
+    with torch.no_grad():
+        cond, uncond = engine.text.encode(["a red ball", ""]).split(1)
+    expected = sampling.sample_latents(unet, cond, uncond, noise.transpose(0, 1)[None], steps=10, guidance=5.0)
+    # The host goes on to no noise at all where the authors stop at the first cumulative alpha.
+    close(got * 0.18215, expected[0].transpose(0, 1), tolerance=0.05)
+
+
+def test_one_prediction_is_the_engines(host, parts):
+    (model, *_), unet, _ = parts
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(2, 4, 3, 8, 8, generator=generator), torch.randn(2, 77, 64, generator=generator)
+    t = torch.tensor([10.0, 600.0])
+    inner = host.module("nodes.host").unet_of(model)
+    frames = x.transpose(1, 2).flatten(0, 1)
+    with torch.no_grad():
+        got = inner(frames, t.repeat_interleave(3), context.repeat_interleave(3, 0),
+                    transformer_options={"cond_or_uncond": [0, 1]})  # fmt: skip
+        close(got, unet(x, t, context).transpose(1, 2).flatten(0, 1), tolerance=1e-5)

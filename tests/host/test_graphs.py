@@ -1,0 +1,239 @@
+"""Every node but the trainers, in a real ComfyUI, beside the stock nodes."""
+
+import graphs
+import pytest
+import torch
+from graphs import SIZE, base, give, our_sample, pictures, prompts, random_adapter, stock_sample
+from harness import Graph
+
+
+@pytest.fixture(scope="module")
+def start():
+    """A graph with the base, a prompt, and an empty one."""
+    graph = Graph()
+    loader = base(graph)
+    positive, negative = prompts(graph, [loader, 1], "a red ball rolls on the grass")
+    return graph, loader, positive, negative
+
+
+def copied(graph):
+    new = Graph()
+    new.update({name: {**node, "inputs": dict(node["inputs"])} for name, node in graph.items()})
+    return new
+
+
+def test_all_nodes_are_there(host):
+    assert len(host.ours) == 15 and all(name.startswith("DreamVideo") for name in host.ours)
+
+
+def test_stock_nodes_sample_and_decode_a_video(host, start):
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    latent = stock_sample(graph, [loader, 0], positive, negative)
+    images = graph.add("VAEDecode", samples=latent, vae=[loader, 2])
+    got = host.run_with_probe(graph, latent, [images, 0])
+    assert got[0]["samples"].shape == (4, 4, 8, 8)
+    assert got[1].shape == (4, 64, 64, 3) and got[1].isfinite().all() and got[1].std() > 0
+
+
+def test_vision_and_text_encode_with_stock_nodes(host, start):
+    graph, loader, positive, _ = start
+    graph = copied(graph)
+    image = give(host, graph, "IMAGE", pictures(1))
+    vision = graph.add("CLIPVisionEncode", clip_vision=[loader, 3], image=image, crop="center")
+    condition, seen = host.run_with_probe(graph, positive, [vision, 0])
+    assert condition[0][0].shape == (1, 77, 64)
+    assert seen["image_embeds"].shape == (1, 64)
+
+
+def test_stock_loader_recognises_modelscope(host):
+    """With a file of the standard norm groups, which is all that stock loading can know."""
+    import folder_paths
+    from safetensors.torch import save_file
+
+    unet = host.module("dreamvideo.unet")
+    config = unet.UNetConfig(dim=64, dim_mult=(1, 2), res_blocks=1, attention_levels=(True, True), head_dim=32,
+                             context_dim=64)  # fmt: skip
+    folder = host.base / "models" / "diffusion_models"
+    folder.mkdir(exist_ok=True)
+    save_file(unet.UNet(config).state_dict(), folder / "standard.safetensors")
+    folder_paths.filename_list_cache.clear()
+    graph = Graph()
+    loaded = graph.add("UNETLoader", unet_name="standard.safetensors", weight_dtype="default")
+    model = host.run_with_probe(graph, [loaded, 0])[0]
+    assert type(model.model).__name__ == "T2VModel"
+    assert model.model.diffusion_model.config == config
+
+
+def test_adapters_act_on_a_clone_only_and_in_any_order(host, start):
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    identity = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
+    motion = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "motion", 1))
+
+    def applied(model, adapter, **options):
+        settings = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, **options}
+        return [graph.add("DreamVideoApplyAdapter", model=model, adapter=adapter, **settings), 0]
+
+    plain = [loader, 0]
+    one, two = applied(plain, identity), applied(plain, motion)
+    results = [
+        stock_sample(graph, model, positive, negative)
+        for model in (plain, one, two, applied(one, motion), applied(two, identity), applied(plain, identity,
+                      strength=0.0))
+    ]  # fmt: skip
+    again = our_sample(graph, plain, positive, negative)
+    got = [each["samples"] for each in host.run_with_probe(graph, *results, again)]
+    base_video, first, second, both, turned, off, _ = got
+    assert not torch.allclose(base_video, first, atol=1e-3)
+    assert not torch.allclose(base_video, second, atol=1e-3)
+    assert not torch.allclose(first, both, atol=1e-3)
+    torch.testing.assert_close(both, turned, atol=1e-4, rtol=1e-4)
+    assert torch.equal(base_video, off)
+
+    graph = copied(start[0])
+    alone = host.run_with_probe(graph, stock_sample(graph, plain, positive, negative))[0]["samples"]
+    assert torch.equal(alone, base_video)  # what was applied in another graph is not there
+
+
+def test_window_and_mask(host, start):
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    adapter = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
+    nowhere = give(host, graph, "MASK", torch.zeros(1, 64, 64))
+    common = {"model": [loader, 0], "adapter": adapter, "strength": 1.0}
+    masked = graph.add("DreamVideoApplyAdapter", start_percent=0.0, end_percent=1.0, mask=nowhere, **common)
+    early = graph.add("DreamVideoApplyAdapter", start_percent=0.0, end_percent=0.4, **common)
+    models = ([loader, 0], [masked, 0], [early, 0])
+    got = host.run_with_probe(graph, *(stock_sample(graph, model, positive, negative, steps=4) for model in models))
+    plain, masked, early = (each["samples"] for each in got)
+    torch.testing.assert_close(plain, masked, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(plain, early, atol=1e-3)
+
+
+def test_lora_works_beside_adapters_in_both_orders(host, start):
+    import comfy.sd
+
+    graph, loader, positive, negative = start
+    model = host.run_with_probe(copied(graph), [loader, 0])[0]
+    name = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+    width = model.model.diffusion_model.get_submodule(name).weight.shape[0]
+    generator = torch.Generator().manual_seed(3)
+    up, down = (torch.randn(shape, generator=generator) for shape in ((width, 4), (4, width)))
+    lora = {f"diffusion_model.{name}.lora_up.weight": up, f"diffusion_model.{name}.lora_down.weight": down}
+    apply = host.module("nodes.adapters").apply
+    adapter = random_adapter(host, "identity")
+    first = comfy.sd.load_lora_for_models(apply(model, None, adapter)[0], None, dict(lora), 1.0, 0.0)[0]
+    second = apply(comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0.0)[0], None, adapter)[0]
+    plain = comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0.0)[0]
+
+    graph = copied(graph)
+    videos = []
+    for each in (first, second, plain, model):
+        videos.append(stock_sample(graph, give(host, graph, "MODEL", each), positive, negative))
+    a, b, only, base_video = (each["samples"] for each in host.run_with_probe(graph, *videos))
+    torch.testing.assert_close(a, b)
+    assert not torch.allclose(a, only, atol=1e-3)
+    assert not torch.allclose(only, base_video, atol=1e-3)
+
+
+def test_placeholder_works_in_the_stock_text_encode(host, start):
+    graph, loader, *_ = start
+    graph = copied(graph)
+    adapter = random_adapter(host, "identity")
+    link = give(host, graph, "DREAMVIDEO_ADAPTER", adapter)
+    applied = graph.add("DreamVideoApplyAdapter", model=[loader, 0], clip=[loader, 1], adapter=link, strength=1.0,
+                        start_percent=0.0, end_percent=1.0)  # fmt: skip
+    texts = ["a <thing>'s house", "a (<thing>:1.3), on the grass", "a ball"]
+    known = [[graph.add("CLIPTextEncode", clip=[applied, 1], text=text), 0] for text in texts]
+    plain = [[graph.add("CLIPTextEncode", clip=[loader, 1], text=text), 0] for text in texts]
+    got = [each[0][0] for each in host.run_with_probe(graph, *known, *plain)]
+    assert not torch.allclose(got[0], got[3], atol=1e-3)
+    assert not torch.allclose(got[1], got[4], atol=1e-3)
+    assert torch.equal(got[2], got[5])
+
+
+def test_appearance_guidance_reaches_motion_adapters_only(host, start):
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    subject = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
+    motion = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "motion", 1))
+    image = give(host, graph, "IMAGE", pictures(1))
+    moved = graph.add("DreamVideoApplyAdapter", model=[loader, 0], adapter=motion, strength=1.0, start_percent=0.0,
+                      end_percent=1.0)  # fmt: skip
+    common = {"positive": positive, "negative": negative, "strength": 1.0, "negative_strength": 1.0}
+    by_image = graph.add("DreamVideoEncodeAppearance", clip_vision=[loader, 3], image=image, **common)
+    by_subject = graph.add("DreamVideoEncodeAppearance", subject=subject, **common)
+    pairs = [(positive, negative), ([by_image, 0], [by_image, 1]), ([by_subject, 0], [by_subject, 1])]
+    got = host.run_with_probe(graph, *(stock_sample(graph, [moved, 0], *pair) for pair in pairs),
+                              *(stock_sample(graph, [loader, 0], *pair) for pair in pairs[:2]))  # fmt: skip
+    none, image, subject, plain, plain_image = (each["samples"] for each in got)
+    assert not torch.allclose(none, image, atol=1e-3)
+    assert not torch.allclose(image, subject, atol=1e-3)
+    assert torch.equal(plain, plain_image)
+
+
+def test_sampler_with_prior(host, start):
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    clip = graph.add("VAEEncode", pixels=give(host, graph, "IMAGE", pictures(4)), vae=[loader, 2])
+    plain = our_sample(graph, [loader, 0], positive, negative)
+    prior = our_sample(graph, [loader, 0], positive, negative, prior=[clip, 0], prior_strength=0.5)
+    a, b = (each["samples"] for each in host.run_with_probe(graph, plain, prior))
+    assert a.shape == b.shape == (4, 4, 8, 8) and not torch.allclose(a, b, atol=1e-3)
+
+
+def test_save_load_info_and_embedding(host, start):
+    import folder_paths
+
+    graph = Graph()
+    adapter = random_adapter(host, "identity")
+    link = give(host, graph, "DREAMVIDEO_ADAPTER", adapter)
+    saved = graph.add("DreamVideoSaveAdapter", adapter=link, filename_prefix="cat/thing", save_embedding=True)
+    info = graph.add("DreamVideoAdapterInfo", adapter=link)
+    path, text = host.run_with_probe(graph, [saved, 0], [info, 0])
+    assert path == "dreamvideo/cat/thing_00001_.safetensors" and (host.base / "output" / path).is_file()
+    assert "identity adapter" in text and "<thing> (1 vectors)" in text
+    folder_paths.filename_list_cache.clear()
+
+    graph = Graph()
+    loader = base(graph)
+    loaded = graph.add("DreamVideoLoadAdapter", adapter_file="cat/thing_00001_.safetensors")
+    embedded = graph.add("CLIPTextEncode", clip=[loader, 1], text="a embedding:thing-thing_00001")
+    applied = graph.add("DreamVideoApplyAdapter", model=[loader, 0], clip=[loader, 1], adapter=[loaded, 0],
+                        strength=1.0, start_percent=0.0, end_percent=1.0)  # fmt: skip
+    named = graph.add("CLIPTextEncode", clip=[applied, 1], text="a <thing>")
+    got, by_embedding, by_name = host.run_with_probe(graph, [loaded, 0], [embedded, 0], [named, 0])
+    for key, tensor in adapter.adapter.state_dict().items():
+        assert torch.equal(got.adapter.state_dict()[key], tensor)
+    torch.testing.assert_close(by_embedding[0][0], by_name[0][0])
+
+
+def test_compare_gives_one_sheet(host, start):
+    graph, loader, *_ = start
+    graph = copied(graph)
+    links = [give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, kind)) for kind in ("identity", "motion")]
+    sheet = graph.add(
+        "DreamVideoCompare", model=[loader, 0], clip=[loader, 1], vae=[loader, 2], adapter_1=links[0],
+        adapter_2=links[1], prompt="a <thing> on the grass", negative_prompt="", seed=0, steps=2, cfg=5.0, frames=2,
+        **SIZE,
+    )  # fmt: skip
+    image = host.run_with_probe(graph, [sheet, 0])[0]
+    assert image.ndim == 4 and image.shape[0] == 1 and image.shape[1] > 4 * 128
+
+
+def test_data_nodes_show_what_is_trained_on(host):
+    graph = Graph()
+    photos = give(host, graph, "IMAGE", torch.rand(2, 100, 80, 3))
+    mask = give(host, graph, "MASK", torch.ones(2, 100, 80))
+    subject = graph.add("DreamVideoSubjectImages", images=photos, masks=mask, invert_masks=False, **SIZE)
+    common = {"frames": 4, "fps": 8.0, "images_fps": 16.0, **SIZE}
+    clip = give(host, graph, "IMAGE", graphs.pictures(16))
+    first = graph.add("DreamVideoMotionClips", images=clip, caption="a ball rolls", **common)
+    second = graph.add("DreamVideoMotionClips", images=clip, caption="a ball jumps", more_clips=[first, 0],
+                       more_captions=[first, 1], **common)  # fmt: skip
+    probe = graph.probe([subject, 0], [subject, 1], [second, 0], [second, 1])
+    got = host.run(graph)[probe]
+    assert got["value_0"][0].shape == (2, 64, 64, 3) and got["value_1"][0].shape == (2, 64, 64)
+    assert [clip.shape[0] for clip in got["value_2"]] == [8, 8]  # a second at half the rate
+    assert got["value_3"] == ["a ball rolls", "a ball jumps"]

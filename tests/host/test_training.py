@@ -1,0 +1,143 @@
+"""Training inside the host: every stage, cancelling and resuming, and what it leaves behind."""
+
+import pytest
+import torch
+from graphs import base, give, pictures, prompts, random_adapter, stock_sample
+from harness import Cancelled, Graph
+
+RUN = {"batch_size": 2, "seed": 3, "preview_every": 0, "gradient_checkpointing": False, "resume": True}
+TOKEN = {"placeholder": "<thing>", "class_word": "ball", "captions": ""}
+
+
+def start(host):
+    graph = Graph()
+    loader = base(graph)
+    return graph, loader, {"model": [loader, 0], "clip": [loader, 1], "vae": [loader, 2]}
+
+
+def train_token(host, graph, common, steps=3, **options):
+    photos = give(host, graph, "IMAGE", PHOTOS)
+    settings = {**RUN, **TOKEN, "vectors": 1, "learning_rate": 0.01, "images": photos, **options}
+    return graph.add("DreamVideoTrainTextualInversion", steps=steps, **common, **settings)
+
+
+def train_motion(host, graph, common, loader, steps=3, **options):
+    clip = give(host, graph, "IMAGE", CLIP)
+    words = graph.add("DreamVideoMotionClips", images=clip, caption="a ball rolls", frames=4, fps=8.0, images_fps=8.0,
+                      width=64, height=64)  # fmt: skip
+    settings = {**RUN, "batch_size": 1, "learning_rate": 0.01, "text_drop": 0.5, "image_drop": "automatic", **options}
+    return graph.add(
+        "DreamVideoTrainMotion", clip_vision=[loader, 3], clips=[words, 0], captions=[words, 1], frames=[words, 2],
+        steps=steps, **common, **settings,
+    )  # fmt: skip
+
+
+PHOTOS = pictures(2)
+CLIP = pictures(6, seed=1)
+
+
+def same(a, b) -> bool:
+    parts = [(each.adapter.state_dict() if each.adapter else {}) | each.tokens for each in (a, b)]
+    return parts[0].keys() == parts[1].keys() and all(torch.equal(parts[0][key], parts[1][key]) for key in parts[0])
+
+
+def test_word_then_looks_then_a_video(host):
+    graph, loader, common = start(host)
+    token = train_token(host, graph, common, clip_vision=[loader, 3])
+    photos = give(host, graph, "IMAGE", PHOTOS)
+    identity = graph.add("DreamVideoTrainIdentity", token=[token, 0], images=photos, captions="", steps=3,
+                         learning_rate=0.01, clip_vision=[loader, 3], **common, **RUN)  # fmt: skip
+    positive, negative = prompts(graph, [identity, 3], "a <thing> on the grass")
+    video = stock_sample(graph, [identity, 2], positive, negative)
+    plain = stock_sample(graph, [loader, 0], positive, negative)
+    got = host.run_with_probe(graph, [token, 0], [token, 1], [identity, 0], [identity, 1], video, plain)
+    word, word_loss, looks, looks_loss, video, plain = got
+    assert word.info.kind == "token" and word.tokens["<thing>"].shape == (1, 64)
+    assert looks.info.kind == "identity" and looks.info.steps == 3 and looks.features.shape == (2, 64)
+    assert len(word_loss["loss"]) == len(looks_loss["loss"]) == 3
+    assert not torch.equal(video["samples"], plain["samples"])
+    assert any("steps/s" in text and "left" in text for text in host.server.texts)
+
+
+def test_subject_in_one_node_is_both_stages(host):
+    graph, loader, common = start(host)
+    photos = give(host, graph, "IMAGE", PHOTOS)
+    settings = {**RUN, "seed": 11}
+    subject = graph.add("DreamVideoTrainSubject", images=photos, token_steps=3, token_learning_rate=0.01, steps=3,
+                        learning_rate=0.01, clip_vision=[loader, 3], **common, **settings, **TOKEN)  # fmt: skip
+    token = train_token(host, graph, common, clip_vision=[loader, 3], seed=11)
+    identity = graph.add("DreamVideoTrainIdentity", token=[token, 0], images=photos, captions="", steps=3,
+                         learning_rate=0.01, clip_vision=[loader, 3], **common, **settings)  # fmt: skip
+    whole, parts, loss = host.run_with_probe(graph, [subject, 0], [identity, 0], [subject, 1])
+    assert same(whole, parts)
+    assert len(loss["loss"]) == 6
+
+
+def test_motion_with_preview_leaves_the_base_alone(host):
+    graph, loader, common = start(host)
+    positive, negative = prompts(graph, [loader, 1], "a ball rolls")
+    before = host.run_with_probe(graph, stock_sample(graph, [loader, 0], positive, negative))[0]["samples"]
+    motion = train_motion(host, graph, common, loader, preview_every=2)
+    moved = stock_sample(graph, [motion, 2], positive, negative, steps=3)
+    again = stock_sample(graph, [loader, 0], positive, negative)
+    trained, moved, after = host.run_with_probe(graph, [motion, 0], moved, again)
+    assert trained.info.kind == "motion" and host.previews
+    assert torch.equal(before, after["samples"])
+    assert moved["samples"].isfinite().all()
+
+
+def test_cancel_keeps_what_was_learned_and_the_next_run_goes_on(host):
+    graph, loader, common = start(host)
+    whole = host.run_with_probe(graph, [train_motion(host, graph, common, loader, 6, seed=21), 0])[0]
+    states = host.base / "output" / "dreamvideo_training"
+    for folder in states.glob("motion-*"):
+        for file in folder.iterdir():
+            file.unlink()
+
+    graph, loader, common = start(host)
+    train = train_motion(host, graph, common, loader, 6, seed=21, batch_size=1, text_drop=0.5)
+    graph[train]["inputs"]["preview_every"] = 1000  # another graph to the host's cache, the same run to us
+    host.cancel_after = 3
+    with pytest.raises(Cancelled):
+        host.run_with_probe(graph, [train, 0])
+    kept = list(states.glob("motion-*/motion.safetensors"))
+    assert kept
+    resumed, loss = host.run_with_probe(graph, [train, 0], [train, 1])
+    assert same(whole, resumed) and len(loss["loss"]) == 6
+    assert len([value for value, total in host.progress if total == 6]) < 6
+
+
+def test_resident_inference_tensors_do_not_stop_training(host):
+    """A KSampler ran before: the weights are on their device already, moved in inference mode."""
+    graph, loader, common = start(host)
+    positive, negative = prompts(graph, [loader, 1], "a ball")
+    video = stock_sample(graph, [loader, 0], positive, negative)
+    host.run_with_probe(graph, video)
+    identity = graph.add("DreamVideoTrainIdentity", token=give(host, graph, "DREAMVIDEO_ADAPTER", TOKEN_FILE(host)),
+                         images=give(host, graph, "IMAGE", PHOTOS), captions="", steps=2, learning_rate=0.01,
+                         **common, **{**RUN, "gradient_checkpointing": True})  # fmt: skip
+    assert host.run_with_probe(graph, [identity, 0])[0].info.steps == 2
+
+
+def TOKEN_FILE(host):
+    files = host.module("dreamvideo.adapter_files")
+    info = files.AdapterInfo(kind="token", placeholder="<thing>", class_word="ball")
+    return files.LoadedAdapter(None, info, {"<thing>": random_adapter(host, "identity").tokens["<thing>"]}, None)
+
+
+def test_same_adapter_as_the_command_line_trains(host):
+    """The engine with its own encoders and the node, same data and seed: equal up to the encoders' rounding."""
+    graph, loader, common = start(host)
+    motion = train_motion(host, graph, common, loader, 3, seed=31, learning_rate=0.001)
+    got = host.run_with_probe(graph, [motion, 0])[0]
+    checkpoints, encoders = host.module("dreamvideo.checkpoints"), host.module("dreamvideo.encoders")
+    stages, data = host.module("dreamvideo.stages"), host.module("dreamvideo.training_data")
+    files = checkpoints.find_base(host.base / "models" / "dreamvideo" / "tiny")
+    unet, own = checkpoints.load_unet(files.unet), encoders.load_encoders(files)
+    settings = host.module("dreamvideo.nano.defaults").EMBEDDED.settings(
+        "motion", 1, steps=3, seed=31, learning_rate=0.001, p_text_drop=0.5
+    )
+    clip = (CLIP * 255).round().to(torch.uint8).movedim(-1, 1).float() / 255
+    trained = stages.train_motion(unet, own.text, data.encode_clips([clip], "a ball rolls", own, 4), settings=settings)
+    for key, tensor in trained.trained.adapter.state_dict().items():
+        torch.testing.assert_close(got.adapter.state_dict()[key], tensor, atol=2e-4, rtol=1e-3)

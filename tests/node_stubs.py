@@ -1,0 +1,81 @@
+"""The node pack without ComfyUI: just enough of comfy_api to read the nodes' schemas, and a host that lists nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+PACK = Path(__file__).parents[1]
+NAME = "dreamvideo_pack"  # any name but dreamvideo: the host calls the pack by its folder
+
+
+@dataclass
+class Socket:
+    io_type: str
+    id: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Schema:
+    node_id: str
+    display_name: str = ""
+    category: str = ""
+    description: str = ""
+    inputs: list[Socket] = field(default_factory=list)
+    outputs: list[Socket] = field(default_factory=list)
+    hidden: list = field(default_factory=list)
+    is_input_list: bool = False
+    is_output_node: bool = False
+
+
+def _type(name: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        Input=lambda id, **options: Socket(name, id, options), Output=lambda **options: Socket(name, "", options)
+    )
+
+
+class _Io(ModuleType):
+    Schema, ComfyNode = Schema, object
+    NodeOutput = SimpleNamespace
+    Hidden = SimpleNamespace(unique_id="UNIQUE_ID")
+    Custom = staticmethod(_type)
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return _type(name.upper())
+
+
+def load_nodes() -> list[type]:
+    """The pack's node classes."""
+    if f"{NAME}.nodes" not in sys.modules:
+        latest = ModuleType("comfy_api.latest")
+        latest.io, latest.ui, latest.ComfyExtension = _Io("io"), _Io("ui"), object
+        own = {"comfy_api": ModuleType("comfy_api"), "comfy_api.latest": latest}
+        before = {name: sys.modules.get(name) for name in own}
+        sys.modules.update(own)
+        spec = importlib.util.spec_from_file_location(
+            NAME, PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+        )
+        pack = sys.modules[NAME] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(pack)
+        host = sys.modules[f"{NAME}.nodes.host"] = ModuleType(f"{NAME}.nodes.host")
+        host.files_in = host.folders_of = lambda name: []
+        host.register = host.register_folders = lambda: None
+        host.ADAPTERS_FOLDER = host.BASES_FOLDER = ""
+        importlib.import_module(f"{NAME}.nodes")
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+    return sys.modules[f"{NAME}.nodes"].NODES
+
+
+def schemas() -> list[Schema]:
+    return [node.define_schema() for node in load_nodes()]
