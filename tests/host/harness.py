@@ -149,6 +149,8 @@ class Host:
         if not await self.nodes.load_custom_node(str(PACK)):
             raise RuntimeError("The host could not import the pack; its log says why.")
         self.ours = sorted(set(self.nodes.NODE_CLASS_MAPPINGS) - before)
+        # Asked of a node: pytest may have imported the pack's __init__.py too, under a name of its own.
+        self.package = self.nodes.NODE_CLASS_MAPPINGS[self.ours[0]].__module__.rpartition(".nodes.")[0]
 
     def _executor(self):
         try:
@@ -167,9 +169,7 @@ class Host:
 
     def module(self, name: str):
         """A module of the pack as the host has loaded it, e.g. "nodes.host"."""
-        root = next(key for key, value in sys.modules.items()
-                    if getattr(value, "__file__", None) == str(PACK / "__init__.py"))  # fmt: skip
-        return sys.modules[f"{root}.{name}"]
+        return sys.modules[f"{self.package}.{name}"]
 
     def run(self, graph: Graph) -> dict[str, dict[str, Any]]:
         """Execute a graph; what each probe got. Raises HostError with the user's message, or Cancelled."""
