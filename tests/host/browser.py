@@ -31,8 +31,10 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 QUIET = ("favicon", "Failed to load resource", "api.comfy.org", "ERR_", "GTM", "userdata", "api/queue")
-FEW = {"steps": 4, "token_steps": 4, "preview_every": 2}
+FEW = {"steps": 6, "token_steps": 6, "preview_every": 0}
 TOY = {"base": "embedded", "width": 64, "height": 64, "frames": 8, "learning_rate": 0, "token_learning_rate": 0}
+# For pictures: text at every zoom, no map in the corner.
+PLAIN = {"LiteGraph.Canvas.MinFontSizeForLOD": 0, "Comfy.Minimap.Visible": False}
 BOXES = """() => app.graph._nodes.map(node => {
     const box = node.getBounding();
     const title = LiteGraph.NODE_TITLE_HEIGHT;
@@ -55,10 +57,12 @@ def messages_of(page: Page) -> list[str]:
 
 def open_page(browser, server: str, language: str) -> Page:
     page = browser.new_page(viewport={"width": 1920, "height": 1080}, device_scale_factor=1)
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(300_000)
     page.goto(server)
     page.wait_for_function("window.app?.graph && Object.keys(LiteGraph.registered_node_types).length > 100")
     page.wait_for_timeout(2500)
+    for name, value in PLAIN.items():
+        page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
     now = page.evaluate("() => app.extensionManager.setting.get('Comfy.Locale')")
     if now != language:
         page.evaluate("l => app.extensionManager.setting.set('Comfy.Locale', l)", language)
@@ -77,21 +81,24 @@ def show(page: Page, workflow: dict) -> None:
         page.wait_for_timeout(200)
 
 
-def fit(page: Page, margin: int = 40) -> None:
-    """The whole graph into the window, no smaller than titles are still drawn."""
+def fit(page: Page, margin: int = 30) -> None:
+    """The whole graph into the window."""
     page.evaluate(
         """margin => {
         const boxes = app.graph._nodes.map(n => n.getBounding()).concat(app.graph._groups.map(g => g._bounding));
         const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
         const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
-        const ds = app.canvas.ds, w = window.innerWidth - 70, h = window.innerHeight - 110;
-        ds.scale = Math.min((w - 2 * margin) / (right - left), (h - 2 * margin) / (bottom - top), 1.2);
-        ds.offset[0] = -left + (70 + margin) / ds.scale; ds.offset[1] = -top + (50 + margin) / ds.scale;
-        app.canvas.low_quality_zoom_threshold = 0.1; app.canvas.setDirty(true, true);
+        const ds = app.canvas.ds, seen = app.canvas.canvas.getBoundingClientRect();
+        const shown = {left: 65, top: 85, right: window.innerWidth, bottom: window.innerHeight};
+        const w = shown.right - shown.left - 2 * margin, h = shown.bottom - shown.top - 2 * margin;
+        ds.scale = Math.min(w / (right - left), h / (bottom - top), 1.2);
+        ds.offset[0] = (shown.left - seen.left + margin) / ds.scale - left;
+        ds.offset[1] = (shown.top - seen.top + margin) / ds.scale - top;
+        app.canvas.setDirty(true, true);
     }""",
         margin,
     )
-    page.wait_for_timeout(1200)
+    page.wait_for_timeout(1500)
 
 
 def faults(page: Page) -> list[str]:

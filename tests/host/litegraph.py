@@ -16,7 +16,7 @@ NOTES = ("MarkdownNote", "Note")
 # The frontend's measures, in its pixels, and ours.
 NODE_TITLE, SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 30, 20, 24, 110
 WIDTH, NODE_GAP, COLUMN_GAP, GROUP_GAP, PADDING, GROUP_TITLE = 330, 24, 50, 50, 20, 50
-WINDOW, LEAST_SCALE = (1780, 940), 0.62  # what a full-HD browser shows of a graph; below 0.6 it draws no text
+WINDOW, LEAST_SCALE = (1760, 930), 0.62  # what a full-HD browser shows of a graph; below 0.6 it draws no text
 
 
 def sockets(node_class: type) -> list[tuple[str, str, dict]]:
@@ -170,7 +170,7 @@ class Workflow:
                 for number, group in enumerate(self.groups, 1)
             ],  # fmt: skip
             "config": {},
-            "extra": {"ds": {"scale": round(scale, 3), "offset": [round(90 / scale), round(70 / scale)]}},
+            "extra": {"ds": {"scale": round(scale, 3), "offset": [round(30 / scale), round(50 / scale)]}},
             "version": 0.4,
         }
 

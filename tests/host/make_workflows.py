@@ -16,7 +16,7 @@ from typing import Any
 from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
 
-PICTURE = 260  # pixels that a preview needs below the widgets
+PICTURE, BELOW_TEXT = 220, 170  # pixels that a preview needs; text boxes above it give some of theirs
 TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"
 SUBJECT_FILE, MOTION_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
@@ -36,6 +36,7 @@ TOYS = {
     MOTION_PROMPT: "a red circle circling on the grass",
     PROMPT: "a <my-toy> circling on the road",
     "<my-dog>": "<my-toy>",
+    "a <my-dog>": "a <my-toy>",
     "dog": "toy",
 }
 SMALL = {"steps": 0, "token_steps": 0, "learning_rate": 0.0, "token_learning_rate": 0.0, "batch_size": 0, "frames": 8}
@@ -108,7 +109,7 @@ def quickstart(flow: Workflow) -> None:
                   "from there.", 160)  # fmt: skip
         base = flow.add("DreamVideoLoadModelScope", base="embedded")
         media = flow.add("DreamVideoToyMedia")
-        clips = flow.add("DreamVideoMotionClips", images=(media, 2), caption=(media, 3), frames=8, room=150, **TOY)
+        clips = flow.add("DreamVideoMotionClips", images=(media, 2), caption=(media, 3), frames=8, room=BELOW_TEXT, **TOY)
         flow.note("Then your own", "For your own dog and dance open the templates **2** to **4**: they use the real "
                   "ModelScope weights and say where to get them. Select a node and press **i** for its help.",
                   110)  # fmt: skip
@@ -116,7 +117,8 @@ def quickstart(flow: Workflow) -> None:
     with flow.group("2 · Learn the subject: a word and its looks"):
         subject = flow.add("DreamVideoTrainSubject", model=(base, 0), clip=(base, 1), vae=(base, 2),
                            clip_vision=(base, 3), images=(media, 0), masks=(media, 1), placeholder="<my-toy>",
-                           class_word="toy", preview_every=200, room=PICTURE, **subject_widgets(True))  # fmt: skip
+                           class_word="toy", captions="a <my-toy>", preview_every=200,
+                           room=BELOW_TEXT, **subject_widgets(True))  # fmt: skip
         flow.beside()
         flow.add("DreamVideoSaveAdapter", adapter=(subject, 0), filename_prefix="my-toy")
         flow.add("LossGraphNode", loss=(subject, 1), filename_prefix="loss-my-toy", room=PICTURE)
@@ -161,12 +163,13 @@ def train_subject(flow: Workflow) -> None:
     with flow.group("3 · Learn a word and its looks"):
         trained = flow.add("DreamVideoTrainSubject", model=(base, 0), clip=(base, 1), vae=(base, 2),
                            clip_vision=(base, 3), images=(gathered, 0), masks=(gathered, 1), placeholder="<my-dog>",
-                           class_word="dog", preview_every=200, room=PICTURE, **subject_widgets(False))  # fmt: skip
-        flow.note("Training", "`class_word` says plainly what it is. Too unlike: more `steps`. Every video looks like "
-                  "the photographs: fewer. Cancel keeps what was learned, Run goes on.", 90)  # fmt: skip
+                           class_word="dog", captions="a <my-dog>", preview_every=200,
+                           room=BELOW_TEXT, **subject_widgets(False))  # fmt: skip
         flow.beside()
         flow.add("DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="my-dog", save_embedding=True)
         flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-my-dog", room=PICTURE)
+        flow.note("Training", "`class_word` says plainly what it is. Too unlike: more `steps`. Every video looks like "
+                  "the photographs: fewer. Cancel keeps what was learned, Run goes on.", 90)  # fmt: skip
     flow.right()
     with flow.group("4 · Try it"):
         positive, negative = prompts(flow, (trained, 3), SUBJECT_PROMPT)
@@ -184,18 +187,18 @@ def train_motion(flow: Workflow) -> None:
         flow.row()
         video = flow.add("LoadVideo", file=CLIP, room=PICTURE)
         flow.beside()
-        clips = flow.add("DreamVideoMotionClips", video=(video, 0), caption=CAPTION, wide=440, room=PICTURE)
+        clips = flow.add("DreamVideoMotionClips", video=(video, 0), caption=CAPTION, wide=440, room=BELOW_TEXT)
     flow.right()
     with flow.group("3 · Learn the motion"):
         trained = flow.add("DreamVideoTrainMotion", model=(base, 0), clip=(base, 1), vae=(base, 2),
                            clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
                            preview_every=200, gradient_checkpointing=True, room=PICTURE,
                            **widgets("motion", False))  # fmt: skip
-        flow.note("Training", "Nothing moves: more `steps`. Out of memory: 16 frames in *Motion Clips*. Memory to "
-                  "spare: `gradient_checkpointing` off is faster. Several clips: `batch_size` 2.", 90)  # fmt: skip
         flow.beside()
         flow.add("DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="playing-guitar")
         flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-playing-guitar", room=PICTURE)
+        flow.note("Training", "Nothing moves: more `steps`. Out of memory: 16 frames in *Motion Clips*. Memory to "
+                  "spare: `gradient_checkpointing` off is faster. Several clips: `batch_size` 2.", 90)  # fmt: skip
     flow.right()
     with flow.group("4 · Try it on something else"):
         positive, negative = prompts(flow, (base, 1), MOTION_PROMPT)
