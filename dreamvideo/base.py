@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from .checkpoints import BaseFiles, find_base, load_unet
+from .defaults import Defaults, defaults_for
 from .encoders import Encoders, check_matches, load_encoders
 from .media_files import PathLike
-from .nano.defaults import EMBEDDED, FULL_SIZE, Defaults
-from .nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from .sampling import choose_device, choose_dtype
 from .unet import UNet
 
@@ -31,8 +30,8 @@ class Base:
 
     @property
     def defaults(self) -> Defaults:
-        """Size, length and training settings that suit this base: the embedded one's for whatever is built alike."""
-        return EMBEDDED if self.unet.config == EMBEDDED_CONFIG else FULL_SIZE
+        """Size, length and training settings that suit this base."""
+        return defaults_for(self.unet.config)
 
 
 def open_base(

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from .base import Base
+from .defaults import Defaults
 from .files import write_json
 from .media import Photo, load_clips, load_images, write_animation, write_png, write_video
 from .nano import rules, world
-from .nano.defaults import Defaults
 from .pictures import contact_sheet, loss_plot
 from .sampling import NOTHING, customize, generate
 from .stages import SubjectResult, motion_frames, train_motion, train_subject

@@ -123,14 +123,18 @@ def load_mask(path: PathLike, size: Size | None = None) -> Tensor:
     return F.interpolate(mask[None], size=size, mode="nearest-exact")[0]
 
 
-def load_images(source: PathLike | Sequence[PathLike], size: Size | None = None) -> list[Photo]:
-    """Photographs of a folder, or the files given, in order, with their masks and captions.
+def load_images(
+    source: PathLike | Sequence[PathLike], size: Size | None = None, *, with_masks: bool = True
+) -> list[Photo]:
+    """Photographs of a folder, or the files given, in order, with their captions and, if wanted, their masks.
 
     The mask of `00.jpg` is `masks/00.*` beside it, its caption `00.txt`. With `size` photographs and masks are
     cropped to it as they are read, so memory does not grow with the size of the photographs.
     Raises ValueError when there are no photographs, when masks lie there but fit none of them, and for unusable files.
     """
     paths = _media_files(source, PHOTO_SUFFIXES, "photographs")
+    if not with_masks:
+        return [_load_photo(path, None, size) for path in paths]
     masks = {path: _mask_path(path) for path in paths}
     folders = {path.parent / "masks" for path in paths}
     if not any(masks.values()) and any(_files_in(folder, PHOTO_SUFFIXES) for folder in folders):

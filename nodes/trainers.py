@@ -16,10 +16,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamvideo.adapter_files import LoadedAdapter
+from ..dreamvideo.defaults import Defaults, defaults_for
 from ..dreamvideo.encoders import Encoders
 from ..dreamvideo.files import inside
-from ..dreamvideo.nano.defaults import EMBEDDED, FULL_SIZE, Defaults
-from ..dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ..dreamvideo.pictures import contact_sheet
 from ..dreamvideo.sampling import customize, generate
 from ..dreamvideo.stages import train_identity, train_motion, train_textual_inversion
@@ -414,7 +413,7 @@ class _Job:
 
     @property
     def defaults(self) -> Defaults:
-        return EMBEDDED if self.unet.config == EMBEDDED_CONFIG else FULL_SIZE
+        return defaults_for(self.unet.config)
 
     def settings(self, stage: str, run: Mapping[str, Any], clips: int = 1, **more: Any) -> TrainingSettings:
         """Widgets at 0 stand for the base's own."""

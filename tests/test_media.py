@@ -223,6 +223,15 @@ def test_photographs_come_with_masks_and_captions(tmp_path):
     assert set(cropped.mask.unique().tolist()) == {0.0, 1.0}
 
 
+def test_unwanted_masks_are_not_even_read(tmp_path):
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "00.png")
+    (tmp_path / "masks" / "00.png").write_text("no picture")
+    with pytest.raises(ValueError, match="00.png"):
+        media.load_images(tmp_path)
+    assert [photo.mask for photo in media.load_images(tmp_path, with_masks=False)] == [None]
+
+
 def test_photograph_and_mask_are_turned_and_cropped_alike(tmp_path):
     (tmp_path / "masks").mkdir()
     exif = Image.Exif()

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..base import EMBEDDED_FOLDER
 from ..checkpoints import LAYOUTS
-from ..nano.defaults import EMBEDDED, FULL_SIZE
+from ..defaults import EMBEDDED, FULL_SIZE
 from . import embedded, files, sample, train
 from .common import DTYPES
 

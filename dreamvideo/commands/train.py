@@ -26,7 +26,7 @@ def subject(args: Namespace, terminal: Terminal) -> None:
     out = writable(args.out or OUTPUT / f"{file_name(placeholder)}.safetensors", ADAPTER)
     base = open_for(args, terminal)
     size = training_size(args, base)
-    photos = load_images(one_or_many(args.images), size)
+    photos = load_images(one_or_many(args.images), size, with_masks=not args.no_masks)
     captions = [photo.caption or f"a {placeholder}" for photo in photos]
     shared = _overrides(args)
     token = base.defaults.settings("token", **{**shared, "steps": args.token_steps, "learning_rate": args.token_lr})
@@ -37,7 +37,7 @@ def subject(args: Namespace, terminal: Terminal) -> None:
             base.unet,
             base.encoders,
             [photo.image for photo in photos],
-            None if args.no_masks else [photo.mask for photo in photos],
+            [photo.mask for photo in photos],
             captions,
             placeholder=placeholder,
             class_word=args.class_word,

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import find_base, load_unet
+from ..defaults import EMBEDDED
 from ..diffusion import offset_noise
 from ..encoders import Encoders, load_encoders
 from ..sampling import sample_latents
 from ..unet import UNet
 from . import autoencoder, denoiser, package, vision_language, world
-from .defaults import EMBEDDED
 
-STEPS = {"autoencoder": 6000, "clip": 700, "unet": 2000}
+STEPS = {"autoencoder": 6000, "clip": 700, "unet": 5500}
 
 
 def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> None:

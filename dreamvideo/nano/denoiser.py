@@ -29,7 +29,7 @@ CONFIG = UNetConfig(
 VIDEOS = 8  # a step and process
 PICTURES = 24  # every fourth step
 BANK = 6000  # videos encoded once
-SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556)
+SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556, eq. 6 for velocity)
 
 
 def bank(folder: Path, autoencoder, count: int = BANK) -> dict[str, Tensor]:
@@ -82,7 +82,8 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
         error = (prediction - noise).square().mean((1, 2, 3, 4))
         kept = schedule.alphas_cumprod[timesteps]
         snr = kept / (1 - kept)
-        loop.update((error * (snr.clamp(max=SNR_CAP) / snr).float()).mean())
+        # The velocity's weights: they let the noisiest latents count, where shape and motion are decided.
+        loop.update((error * ((snr.clamp(max=SNR_CAP) + 1) / snr).float()).mean())
 
 
 def _cosine(part: float) -> float:

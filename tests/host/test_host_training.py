@@ -134,7 +134,7 @@ def test_same_adapter_as_the_command_line_trains(host):
     stages, data = host.module("dreamvideo.stages"), host.module("dreamvideo.training_data")
     files = checkpoints.find_base(host.base / "models" / "dreamvideo" / "tiny")
     unet, own = checkpoints.load_unet(files.unet), encoders.load_encoders(files)
-    settings = host.module("dreamvideo.nano.defaults").EMBEDDED.settings(
+    settings = host.module("dreamvideo.defaults").EMBEDDED.settings(
         "motion", 1, steps=3, seed=31, learning_rate=0.001, p_text_drop=0.5
     )
     clip = (CLIP * 255).round().to(torch.uint8).movedim(-1, 1).float() / 255

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
-from ..sampling import SamplingSettings
-from ..training import TrainingSettings
+from .methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
+from .sampling import SamplingSettings
+from .training import TrainingSettings
+from .unet import UNetConfig
 
 STAGES = {"token": TEXTUAL_INVERSION, "identity": IDENTITY, "motion": MOTION}
 
@@ -49,3 +50,8 @@ EMBEDDED = Defaults(
         "motion": {"steps": 400, "learning_rate": 1e-3},
     },
 )
+
+
+def defaults_for(config: UNetConfig) -> Defaults:
+    """What suits a base, told by its UNet's width: nothing as narrow as the embedded one draws 256 pixels."""
+    return EMBEDDED if config.dim < 64 else FULL_SIZE
