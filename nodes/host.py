@@ -125,8 +125,8 @@ class HostUNet(UNet):
 def _check_frames(x: Tensor, config: UNetConfig) -> None:
     if x.ndim != 4 or x.shape[1] != config.in_channels:
         raise ValueError(
-            f"This LATENT has the shape {list(x.shape)} and this MODEL takes [frames, {config.in_channels}, height / 8, "
-            "width / 8]: use Empty Latent Image, its batch size is the number of frames, or VAE Encode of the frames."
+            f"This LATENT has the shape {list(x.shape)} and this MODEL takes [frames, {config.in_channels}, height / 8,"
+            " width / 8]: use Empty Latent Image, its batch size is the number of frames, or VAE Encode of the frames."
         )
     height, width = (8 * side for side in x.shape[2:])
     unit = 8 * config.stride
@@ -746,8 +746,8 @@ def file_in(name: str, file: str) -> Path:
         with suppress(ValueError):
             return inside(folder, path)
     raise ValueError(
-        f"{file!r} in the {name} folder is a link to a file elsewhere: put the file itself there, or tell ComfyUI of its "
-        "folder in extra_model_paths.yaml."
+        f"{file!r} in the {name} folder is a link to a file elsewhere: put the file itself there, or tell ComfyUI of "
+        "its folder in extra_model_paths.yaml."
     )
 
 
