@@ -26,10 +26,11 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    f"--{flag}"
+    for flag in ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+                 "disable-component-update", "disable-sync")
+]  # fmt: skip
 QUIET = ("favicon", "Failed to load resource", "api.comfy.org", "ERR_", "GTM", "userdata", "api/queue")
 FEW = {"steps": 6, "token_steps": 6, "preview_every": 0}
 TOY = {"base": "embedded", "width": 64, "height": 64, "frames": 8, "learning_rate": 0, "token_learning_rate": 0}
@@ -41,7 +42,8 @@ BOXES = """() => app.graph._nodes.map(node => {
     const text = node.widgets?.map(w => w.element).find(e => e?.classList?.contains('comfy-markdown')
         || e?.querySelector?.('.comfy-markdown-content'));
     const page = text?.querySelector('.comfy-markdown-content') ?? text;
-    return {id: node.id, type: node.type, title: node.title, bad: !!node.has_errors || !LiteGraph.registered_node_types[node.type],
+    return {id: node.id, type: node.type, title: node.title,
+        bad: !!node.has_errors || !LiteGraph.registered_node_types[node.type],
         box: [node.pos[0], node.pos[1] - title, node.size[0], node.size[1] + title],
         least: node.computeSize(), hidden: page ? page.scrollHeight - page.clientHeight : 0};
 })"""
@@ -126,7 +128,8 @@ def run_graph(page: Page, limit: int) -> list[str]:
     """Queues what is shown with few steps on the embedded base and waits for the end; errors that the server told."""
     page.evaluate(
         """values => { window.failed = []; window.finished = false;
-        app.api.addEventListener('execution_error', e => window.failed.push(e.detail.node_type + ': ' + e.detail.exception_message));
+        app.api.addEventListener('execution_error',
+            e => window.failed.push(e.detail.node_type + ': ' + e.detail.exception_message));
         for (const kind of ['execution_error', 'execution_success', 'execution_interrupted'])
             app.api.addEventListener(kind, () => { window.finished = true; });
         for (const node of app.graph._nodes) for (const w of node.widgets ?? [])
@@ -137,7 +140,7 @@ def run_graph(page: Page, limit: int) -> list[str]:
     page.evaluate("async () => { await app.queuePrompt(0, 1); }")
     page.wait_for_function("window.finished || Object.keys(app.lastNodeErrors ?? {}).length", timeout=1000 * limit)
     page.wait_for_timeout(4000)
-    return page.evaluate("() => [...window.failed, ...Object.values(app.lastNodeErrors ?? {}).map(e => JSON.stringify(e))]")
+    return page.evaluate("() => [...window.failed, ...Object.values(app.lastNodeErrors ?? {}).map(JSON.stringify)]")
 
 
 def look_at_templates(page: Page, heard: list[str], out: Path, only: str, run: bool, limit: int) -> int:
@@ -163,7 +166,7 @@ def picture_nodes(page: Page, out: Path) -> int:
         page.evaluate(
             """name => { app.graph.clear(); const node = LiteGraph.createNode(name); app.graph.add(node);
             node.pos = [0, 0]; const s = node.computeSize(); node.setSize([Math.max(s[0], 330), s[1]]);
-            app.canvas.deselectAll?.(); const ds = app.canvas.ds; ds.scale = 1.25; ds.offset[0] = 200; ds.offset[1] = 150;
+            const ds = app.canvas.ds; ds.scale = 1.25; ds.offset[0] = 200; ds.offset[1] = 150;
             app.canvas.setDirty(true, true); }""",
             name,
         )

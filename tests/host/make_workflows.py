@@ -19,9 +19,9 @@ from litegraph import Workflow
 PICTURE, BELOW_TEXT = 220, 170  # pixels that a preview needs; text boxes above it give some of theirs
 TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"
-SUBJECT_FILE, MOTION_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
-TOY_SUBJECT_FILE, TOY_MOTION_FILE = "my-toy_00001_.safetensors", "circling_00001_.safetensors"
-PHOTOGRAPHS, CLIP = "example.png", "my-clip.mp4"
+DOG_FILE, GUITAR_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
+SUBJECT_FILE, MOTION_FILE = "my-toy_00001_.safetensors", "circling_00001_.safetensors"  # what the quickstart saves
+PHOTOGRAPH, CLIP = "example.png", "my-clip.mp4"
 CAPTION = "a person is playing the guitar in a room"
 SUBJECT_PROMPT = "a <my-dog> is running on the grass"
 MOTION_PROMPT = "a panda is playing the guitar on the beach"
@@ -29,8 +29,8 @@ PROMPT = "a <my-dog> is playing the guitar on the beach"
 # What the real templates hold, and what the embedded base gets in its place.
 TOYS = {
     BASE: "embedded",
-    SUBJECT_FILE: TOY_SUBJECT_FILE,
-    MOTION_FILE: TOY_MOTION_FILE,
+    DOG_FILE: SUBJECT_FILE,
+    GUITAR_FILE: MOTION_FILE,
     CAPTION: "a yellow square circling in the night",
     SUBJECT_PROMPT: "a <my-toy> on the grass",
     MOTION_PROMPT: "a red circle circling on the grass",
@@ -103,13 +103,14 @@ def real_base(flow: Workflow) -> int:
 
 def quickstart(flow: Workflow) -> None:
     with flow.group("1 · What to learn from"):
-        flow.note("Quickstart", "Press **Run**. A toy is learned from four photographs, a motion from one clip, then the "
-                  "toy does the motion. Nothing to download; some minutes on two CPU cores. Each node "
-                  "that trains tells its step, its loss and the time left. Cancel whenever you like: the next Run goes on "
-                  "from there.", 160)  # fmt: skip
+        flow.note("Quickstart", "Press **Run**. A toy is learned from four photographs, a motion from one clip, then "
+                  "the toy does the motion. Nothing to download; some minutes on two CPU cores. Each node that trains "
+                  "tells its step, its loss and the time left. Cancel whenever you like: the next Run goes on from "
+                  "there.", 160)  # fmt: skip
         base = flow.add("DreamVideoLoadModelScope", base="embedded")
         media = flow.add("DreamVideoToyMedia")
-        clips = flow.add("DreamVideoMotionClips", images=(media, 2), caption=(media, 3), frames=8, room=BELOW_TEXT, **TOY)
+        clips = flow.add("DreamVideoMotionClips", images=(media, 2), caption=(media, 3), frames=8, room=BELOW_TEXT,
+                         **TOY)  # fmt: skip
         flow.note("Then your own", "For your own dog and dance open the templates **2** to **4**: they use the real "
                   "ModelScope weights and say where to get them. Select a node and press **i** for its help.",
                   110)  # fmt: skip
@@ -155,7 +156,7 @@ def train_subject(flow: Workflow) -> None:
         for index in range(3):
             if index:
                 flow.beside()
-            image = flow.add("LoadImage", title=f"Photograph {index + 1}", image=PHOTOGRAPHS, room=PICTURE)
+            image = flow.add("LoadImage", title=f"Photograph {index + 1}", image=PHOTOGRAPH, room=PICTURE)
             more = {} if gathered is None else {"more_images": (gathered, 0), "more_masks": (gathered, 1)}
             gathered = flow.add("DreamVideoSubjectImages", images=(image, 0), masks=(image, 1), room=PICTURE,
                                 **more)  # fmt: skip
@@ -181,8 +182,8 @@ def train_subject(flow: Workflow) -> None:
 def train_motion(flow: Workflow) -> None:
     base = real_base(flow)
     with flow.group("2 · The clip"):
-        flow.note("What to film", "Four seconds that show one motion. Or several such clips by different people: copy both "
-                  "nodes, connect `more_clips` and `more_captions`. One clip teaches its own path, several what they "
+        flow.note("What to film", "Four seconds that show one motion. Or several such clips by different people: copy "
+                  "both nodes, connect `more_clips` and `more_captions`. One clip teaches its own path, several what they "
                   "share. The caption says who does what, where.", 90, 820)  # fmt: skip
         flow.row()
         video = flow.add("LoadVideo", file=CLIP, room=PICTURE)
@@ -209,8 +210,8 @@ def train_motion(flow: Workflow) -> None:
 
 def adapter_files(flow: Workflow) -> tuple[int, int]:
     with flow.group("2 · What was learned"):
-        subject = flow.add("DreamVideoLoadAdapter", title="Subject", adapter_file=SUBJECT_FILE)
-        motion = flow.add("DreamVideoLoadAdapter", title="Motion", adapter_file=MOTION_FILE)
+        subject = flow.add("DreamVideoLoadAdapter", title="Subject", adapter_file=DOG_FILE)
+        motion = flow.add("DreamVideoLoadAdapter", title="Motion", adapter_file=GUITAR_FILE)
         flow.beside()
         flow.note("Adapters", "The names are those that the templates **2** and **3** save; choose yours. Files from "
                   "elsewhere, the authors' too, go to `models/dreamvideo_adapters`.", 100, 460)  # fmt: skip
@@ -233,8 +234,8 @@ def compose(flow: Workflow) -> None:
     with flow.group("4 · What to make"):
         positive, negative = prompts(flow, (first, 1), PROMPT)
         shown = guided(flow, positive, negative, (subject, 0))
-        flow.note("Appearance guidance", "Shows the motion what the video shall look like, so that the clip's looks stay "
-                  "out. `negative_strength`: 1 for a motion of one clip, 0 for one of several.", 90)  # fmt: skip
+        flow.note("Appearance guidance", "Shows the motion what the video shall look like, so that the clip's looks "
+                  "stay out. `negative_strength`: 1 for a motion of one clip, 0 for one of several.", 90)  # fmt: skip
     flow.right()
     with flow.group("5 · Make the video"):
         video = sampled(flow, (both, 0), (shown, 0), (shown, 1))
@@ -293,8 +294,18 @@ ALL = {
 
 
 def on_embedded(graph: Graph) -> Graph:
-    """The same graph in the API's format, for the embedded base: its sizes, its words, its own training settings."""
+    """What a template for the real base queues, turned into what the embedded one can do; the quickstart stays.
+
+    Its sizes, its words, its own training settings; a toy's clip in place of a file that nobody has.
+    """
+    if not any(node["inputs"].get("base") == BASE for node in graph.values()):
+        return graph
+    videos = [name for name, node in graph.items() if node["class_type"] == "LoadVideo"]
+    for name in videos:
+        graph[name] = {"class_type": "DreamVideoToyMedia", "inputs": {"frames": 8}}
     for node in graph.values():
+        if node["inputs"].get("video", [None])[0] in videos and "images_fps" in node["inputs"]:
+            node["inputs"]["images"] = [node["inputs"].pop("video")[0], 2]
         inputs, kind = node["inputs"], node["class_type"]
         for name, value in inputs.items():
             if isinstance(value, str):

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness import PACK, Graph
 from litegraph import to_api
+from make_workflows import on_embedded
 
 FEW = {"steps": 2, "token_steps": 2, "preview_every": 0}
 
@@ -52,9 +53,9 @@ class Server:
         return self._classes
 
     def template(self, name: str, changes: Mapping[str, Any] | None = None) -> Graph:
-        """A template as the frontend would queue it. changes: input name -> value, in every node."""
+        """A template as the frontend queues it, on the embedded base. changes: input name -> value, in every node."""
         workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-        graph = to_api(workflow, self.classes)
+        graph = on_embedded(to_api(workflow, self.classes))
         for node in graph.values():
             node["inputs"] |= {key: value for key, value in (changes or {}).items() if key in node["inputs"]}
         return graph

@@ -123,7 +123,7 @@ def test_interrupt_keeps_what_was_learned_and_the_next_run_goes_on(server, base)
 
 
 def test_workflows_queued_one_after_another_do_not_see_each_others_adapters(server, base):
-    graphs = [server.template("4_compose_subject_and_motion", {"steps": 2}) for _ in range(3)]
+    graphs = [server.template("4_subject_and_motion", {"steps": 2}) for _ in range(3)]
     for graph, start in zip(graphs, (0.0, None, 0.1), strict=True):  # 0.1: another graph to the server's cache
         for node in graph.values():
             if node["class_type"] == "DreamVideoApplyAdapter" and start is not None:

@@ -8,7 +8,7 @@ import torch
 from graphs import random_adapter
 from harness import PACK
 from litegraph import to_api
-from make_workflows import ALL, MOTION_FILE, SUBJECT_FILE, write
+from make_workflows import ALL, MOTION_FILE, SUBJECT_FILE, on_embedded, write
 from over_http import FEW
 
 FILES = sorted((PACK / "workflows").glob("*.json"))
@@ -48,7 +48,7 @@ def test_templates_are_as_described(host, tmp_path):
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="The embedded base has no UNet weights here.")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_template_runs(host, media, path):
-    graph = to_api(json.loads(path.read_text(encoding="utf-8")), host.nodes.NODE_CLASS_MAPPINGS)
+    graph = on_embedded(to_api(json.loads(path.read_text(encoding="utf-8")), host.nodes.NODE_CLASS_MAPPINGS))
     for node in graph.values():
         for name in FEW.keys() & node["inputs"].keys():
             node["inputs"][name] = FEW[name]
