@@ -78,7 +78,7 @@ class SaveAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: LoadedAdapter, filename_prefix="subject", save_embedding=False) -> io.NodeOutput:
-        path = host.numbered(filename_prefix, "dreamvideo").with_suffix(".safetensors")
+        path = host.numbered(filename_prefix, "dreamvideo", ".safetensors")
         save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features)
         shown = os.path.relpath(path, host.output_folder())
         lines = [f"Saved {adapter.info} as {shown}."]

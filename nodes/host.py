@@ -15,7 +15,7 @@ import tempfile
 import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from ..dreamvideo.adapters import Adapter, AdapterStack, StackEntry
 from ..dreamvideo.diffusion import SCHEDULE, ddim_invert, ddim_sample, ddim_timesteps
 from ..dreamvideo.encoder_files import open_clip_file, open_vae
 from ..dreamvideo.encoders import LATENT_SCALE, Encoders, Moments, check_placeholder, clip_pixels
+from ..dreamvideo.files import inside
 from ..dreamvideo.fingerprint import fingerprint, same_base
 from ..dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ..dreamvideo.unet import UNet, UNetConfig
@@ -80,7 +81,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class HostUNet(UNet):
-    """The engine's UNet with the forward that the host calls. A 5-D input is a call of the engine's own."""
+    """The engine's UNet with the forward that the host calls; without transformer_options it is the engine's own."""
 
     def __init__(self, config: UNetConfig, dtype=None, device=None, operations=None) -> None:
         super().__init__(config, operations=operations, attention=_attention, device=device, dtype=dtype)
@@ -98,18 +99,18 @@ class HostUNet(UNet):
     def forward(
         self, x, timesteps, context=None, control=None, transformer_options=None, adapters=None, **conditions
     ) -> Tensor:
-        if x.ndim == 5:
+        if transformer_options is None:
             return super().forward(x, timesteps, context, adapters)
-        options = transformer_options or {}
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         call = WrapperExecutor.new_class_executor(self._frames, self, wrappers)
-        return call.execute(x, timesteps, context, control, options, **conditions)
+        return call.execute(x, timesteps, context, control, transformer_options, **conditions)
 
     def _frames(self, x, timesteps, context=None, control=None, transformer_options=None, **conditions) -> Tensor:
         """x [chunks * F, 4, h, w], timesteps and context alike -> the noise in x."""
+        _check_frames(x, self.config)
+        _check_text(context, self.config.context_dim)
         chunks = len(transformer_options.get("cond_or_uncond", (0,)))
         frames = x.shape[0] // chunks
-        _check_text(context, self.config.context_dim)
         video = x.unflatten(0, (chunks, frames)).transpose(1, 2)  # [chunks, 4, F, h, w]
         entries = transformer_options.get(KEY, ())
         feature, strength = conditions.get(APPEARANCE), conditions.get(APPEARANCE_STRENGTH)
@@ -119,6 +120,18 @@ class HostUNet(UNet):
             adapters = AdapterStack(entries, *given)
         noise = super().forward(video, timesteps[::frames], context[::frames], adapters)
         return noise.transpose(1, 2).flatten(0, 1)
+
+
+def _check_frames(x: Tensor, config: UNetConfig) -> None:
+    if x.ndim != 4 or x.shape[1] != config.in_channels:
+        raise ValueError(
+            f"This LATENT has the shape {list(x.shape)} and this MODEL takes [frames, {config.in_channels}, height / 8,"
+            " width / 8]: use Empty Latent Image, its batch size is the number of frames, or VAE Encode of the frames."
+        )
+    height, width = (8 * side for side in x.shape[2:])
+    unit = 8 * config.stride
+    if height % unit or width % unit:
+        raise ValueError(f"{width} x {height} pixels do not divide by {unit}, as this base needs.")
 
 
 def _check_text(context: Tensor | None, width: int) -> None:
@@ -725,25 +738,33 @@ def folders_of(name: str) -> list[Path]:
 
 
 def file_in(name: str, file: str) -> Path:
-    """The path of a file that the host lists there. ValueError for any other name."""
+    """The path of a file that the host lists there. ValueError for any other name, and for a link that leads out."""
     if file not in files_in(name):
         raise ValueError(f"There is no {file!r} in the {name} folder; reload the page if it was added just now.")
-    return Path(folder_paths.get_full_path_or_raise(name, file))
+    path = Path(folder_paths.get_full_path_or_raise(name, file))
+    for folder in folders_of(name):
+        with suppress(ValueError):
+            return inside(folder, path)
+    raise ValueError(
+        f"{file!r} in the {name} folder is a link to a file elsewhere: put the file itself there, or tell ComfyUI of "
+        "its folder in extra_model_paths.yaml."
+    )
 
 
 def output_folder(*parts: str) -> Path:
     return Path(folder_paths.get_output_directory(), *parts)
 
 
-def numbered(prefix: str, folder: str) -> Path:
-    """The next free `<prefix>_00001_` below output/<folder>, without suffix. ValueError for a path that leads out."""
+def numbered(prefix: str, folder: str, suffix: str) -> Path:
+    """The next free `<prefix>_00001_<suffix>` below output/<folder>. ValueError for a path that leads out."""
     root = output_folder(folder)
     root.mkdir(parents=True, exist_ok=True)
     try:
-        where, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
-    except Exception as error:
+        inside(root, prefix)  # the host looks at the name only, not at where links lead
+    except ValueError as error:
         raise ValueError(f"The file name {prefix!r} leads out of the output folder; give a plain name.") from error
-    return Path(where) / f"{name}_{counter:05}_"
+    where, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    return Path(where) / f"{name}_{counter:05}_{suffix}"
 
 
 def same_weights(model: Any, loaded: LoadedAdapter) -> LoadedAdapter:

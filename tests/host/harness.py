@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import shutil
 import sys
 import types
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,9 @@ class Host:
             (base / name).mkdir(parents=True, exist_ok=True)
         self.base = base
         _write_base(base / "models" / "dreamvideo" / "tiny")
+        self.progress: list[tuple[int, int]] = []
+        self.previews: list[Any] = []
+        self.cancel_after: int | None = None
         sys.path.insert(0, str(comfyui))
         for name in [name for name in sys.modules if name.partition(".")[0] in ("nodes", "utils", "app")]:
             del sys.modules[name]
@@ -117,12 +122,26 @@ class Host:
 
         args = comfy.cli_args.args
         args.cpu, args.base_directory, args.database_url = True, str(base), "sqlite:///:memory:"
+        before = self._boot_plain(comfyui) if (comfyui / "nodes.py").is_file() else self._boot_packaged()
+        self.ours = sorted(set(self.nodes.NODE_CLASS_MAPPINGS) - before)
+        if not self.ours:
+            raise RuntimeError("The host could not import the pack; its log says why.")
+        # Asked of a node: pytest may have imported the pack's __init__.py too, under a name of its own.
+        self.package = self.nodes.NODE_CLASS_MAPPINGS[self.ours[0]].__module__.rpartition(".nodes.")[0]
+        self.nodes.NODE_CLASS_MAPPINGS["TestProbe"] = Probe
+        self.executor = self._executor()
+
+    def _folders(self, folder_paths) -> None:
+        folder_paths.set_output_directory(str(self.base / "output"))
+        folder_paths.set_temp_directory(str(self.base / "temp"))
+        folder_paths.set_input_directory(str(self.base / "input"))
+
+    def _boot_plain(self, comfyui: Path) -> set[str]:
+        """Load the host and then the pack; the names of the nodes that were there before it."""
         import folder_paths
         import utils.install_util  # noqa: F401, before nodes puts comfy/ and its utils.py onto the path
 
-        folder_paths.set_output_directory(str(base / "output"))
-        folder_paths.set_temp_directory(str(base / "temp"))
-        folder_paths.set_input_directory(str(base / "input"))
+        self._folders(folder_paths)
         import comfy.model_management
         import comfy.utils
         import execution
@@ -132,23 +151,53 @@ class Host:
 
         self.execution, self.nodes, self.management = execution, nodes, comfy.model_management
         self.server = server.PromptServer.instance = _Server()
-        self.progress: list[tuple[int, int]] = []
-        self.previews: list[Any] = []
-        self.cancel_after: int | None = None
         comfy.utils.set_progress_bar_global_hook(self._hook)
-        nodes.NODE_CLASS_MAPPINGS["TestProbe"] = Probe
-        asyncio.run(self._load(comfyui))
-        self.executor = self._executor()
+        return asyncio.run(self._load(comfyui))
 
-    async def _load(self, comfyui: Path) -> None:
+    async def _load(self, comfyui: Path) -> set[str]:
         for name in EXTRAS:
             path = comfyui / "comfy_extras" / f"{name}.py"
             if path.exists():
                 await self.nodes.load_custom_node(str(path), module_parent="comfy_extras")
         before = set(self.nodes.NODE_CLASS_MAPPINGS)
-        if not await self.nodes.load_custom_node(str(PACK)):
-            raise RuntimeError("The host could not import the pack; its log says why.")
-        self.ours = sorted(set(self.nodes.NODE_CLASS_MAPPINGS) - before)
+        await self.nodes.load_custom_node(str(PACK))
+        return before
+
+    def _boot_packaged(self) -> set[str]:
+        """As _boot_plain, for the fork that is an installable package: its modules are all below comfy."""
+        import comfy.cmd.execution
+        import comfy.cmd.folder_paths
+        import comfy.cmd.server
+        import comfy.model_management
+        import comfy.nodes.base_nodes
+        import comfy.nodes.vanilla_node_importing
+        import comfy.nodes_context
+        import comfy.utils
+        from comfy.nodes.package import ExportedNodes, _import_nodes_in_module
+        from comfy_compatibility.vanilla import prepare_vanilla_environment
+
+        known = comfy.cmd.folder_paths.folder_names_and_paths
+        known.base_paths.clear()
+        known.base_paths.append(self.base)
+        self._folders(comfy.cmd.folder_paths)
+        prepare_vanilla_environment()
+        self.execution, self.management = comfy.cmd.execution, comfy.model_management
+        self.server = comfy.cmd.server.PromptServer.instance = _Server()
+        comfy.utils._progress_bar_update = lambda value, total, preview=None, **_: self._hook(value, total, preview)
+        self.nodes = comfy.nodes_context._nodes_local.nodes = ExportedNodes()
+        self.nodes.update(_import_nodes_in_module(comfy.nodes.base_nodes))
+        for name in EXTRAS:
+            with suppress(ModuleNotFoundError):
+                self.nodes.update(_import_nodes_in_module(importlib.import_module(f"comfy_extras.nodes.{name}")))
+        before = set(self.nodes.NODE_CLASS_MAPPINGS)
+        self.nodes.update(comfy.nodes.vanilla_node_importing._vanilla_load_custom_nodes_1(str(PACK)))
+        return before
+
+    def forget_file_lists(self) -> None:
+        """Make the host look into its model folders anew."""
+        import folder_paths
+
+        getattr(folder_paths, "filename_list_cache", {}).clear()
 
     def _executor(self):
         try:
@@ -167,9 +216,7 @@ class Host:
 
     def module(self, name: str):
         """A module of the pack as the host has loaded it, e.g. "nodes.host"."""
-        root = next(key for key, value in sys.modules.items()
-                    if getattr(value, "__file__", None) == str(PACK / "__init__.py"))  # fmt: skip
-        return sys.modules[f"{root}.{name}"]
+        return sys.modules[f"{self.package}.{name}"]
 
     def run(self, graph: Graph) -> dict[str, dict[str, Any]]:
         """Execute a graph; what each probe got. Raises HostError with the user's message, or Cancelled."""

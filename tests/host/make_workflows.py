@@ -1,176 +1,320 @@
-"""Writes workflows/*.json anew: python tests/host/make_workflows.py. They are described here, not drawn."""
+"""Writes workflows/*.json anew: python tests/host/make_workflows.py. They are described here, not drawn.
+
+The quickstart is for the embedded base, the others for the real one; `on_embedded` turns what those queue into
+something that the embedded base can do, for tests and thumbnails.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from harness import PACK, Host, find_comfyui
+from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
 
-X = (40, 420, 800, 1180, 1560, 1940)  # columns
+PICTURE, BELOW_TEXT = 220, 170  # pixels that a preview needs; text boxes above it give some of theirs
 TOY = {"width": 64, "height": 64}
-SUBJECT_FILE, MOTION_FILE = "my-toy_00001_.safetensors", "circling_00001_.safetensors"
-BASE_NOTE = (
-    "**The base.** `embedded` runs at once and knows toys only. For real videos choose your ModelScope base here and "
-    "set width and height to 256, frames to 16 or 32. The node's help (i) says which files go where."
-)
+BASE = "text2video_pytorch_model.pth"
+DOG_FILE, GUITAR_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
+SUBJECT_FILE, MOTION_FILE = "my-toy_00001_.safetensors", "circling_00001_.safetensors"  # what the quickstart saves
+PHOTOGRAPH, CLIP = "example.png", "my-clip.mp4"
+CAPTION = "a person is playing the guitar in a room"
+SUBJECT_PROMPT = "a <my-dog> is running on the grass"
+MOTION_PROMPT = "a panda is playing the guitar on the beach"
+PROMPT = "a <my-dog> is playing the guitar on the beach"
+# What the real templates hold, and what the embedded base gets in its place.
+TOYS = {
+    BASE: "embedded",
+    DOG_FILE: SUBJECT_FILE,
+    GUITAR_FILE: MOTION_FILE,
+    CAPTION: "a yellow square circling in the night",
+    SUBJECT_PROMPT: "a <my-toy> on the grass",
+    MOTION_PROMPT: "a red circle circling on the grass",
+    PROMPT: "a <my-toy> circling on the road",
+    "<my-dog>": "<my-toy>",
+    "a <my-dog>": "a <my-toy>",
+    "dog": "toy",
+}
+SMALL = {"steps": 0, "token_steps": 0, "learning_rate": 0.0, "token_learning_rate": 0.0, "batch_size": 0, "frames": 8}
+
+FILES = """From [this page](https://huggingface.co/ali-vilab/modelscope-damo-text-to-video-synthesis/tree/main) take
+
+- `text2video_pytorch_model.pth` → models/diffusion_models
+- `open_clip_pytorch_model.bin` → models/text_encoders
+- `VQGAN_autoencoder.pth` → models/vae
+
+and press R. Without them choose **embedded** as base, and 64 x 64 pixels and 8 frames everywhere."""
 
 
-def video_out(flow: Workflow, at: tuple[int, int], latent, vae, name: str, scale: int = 256) -> int:
-    x, y = at
-    images = flow.add("VAEDecode", (x, y), samples=latent, vae=vae)
-    if scale:
-        images = flow.add("ImageScale", (x, y + 90), image=(images, 0), upscale_method="nearest-exact", width=scale,
-                          height=scale, crop="disabled")  # fmt: skip
-    made = flow.add("CreateVideo", (x, y + 260), images=(images, 0), fps=8.0)
-    return flow.add("SaveVideo", (x, y + 370), video=(made, 0), filename_prefix=f"video/{name}")
+def widgets(stage: str, embedded: bool) -> dict[str, Any]:
+    """The base's own training settings, spelt out: a template shall show numbers."""
+    sys.path.insert(0, str(PACK))
+    from dreamvideo.defaults import EMBEDDED, FULL_SIZE
+
+    chosen = asdict((EMBEDDED if embedded else FULL_SIZE).settings(stage))
+    return {name: chosen[name] for name in ("steps", "learning_rate", "batch_size")}
 
 
-def prompts(flow: Workflow, at: tuple[int, int], clip, text) -> tuple[int, int]:
-    x, y = at
+def subject_widgets(embedded: bool) -> dict[str, Any]:
+    token = widgets("token", embedded)
+    return widgets("identity", embedded) | {
+        "token_steps": token["steps"],
+        "token_learning_rate": token["learning_rate"],
+    }
+
+
+def prompts(flow: Workflow, clip, text) -> tuple[int, int]:
     return (
-        flow.add("CLIPTextEncode", (x, y), title="Prompt", clip=clip, text=text),
-        flow.add("CLIPTextEncode", (x, y + 200), title="Negative prompt (empty)", clip=clip, text=""),
+        flow.add("CLIPTextEncode", title="Prompt", clip=clip, text=text),
+        flow.add("CLIPTextEncode", title="Negative prompt (empty)", clip=clip, text=""),
     )
 
 
-def guided(flow: Workflow, at, positive, negative, subject, **strengths) -> int:
-    return flow.add("DreamVideoEncodeAppearance", at, positive=(positive, 0), negative=(negative, 0), subject=subject,
+def guided(flow: Workflow, positive, negative, subject, **strengths) -> int:
+    return flow.add("DreamVideoEncodeAppearance", positive=(positive, 0), negative=(negative, 0), subject=subject,
                     **strengths)  # fmt: skip
 
 
-def sampled(flow: Workflow, at, model, positive, negative, **options) -> int:
-    settings = {"frames": 8, "steps": 50, "cfg": 9.0, "seed": 0, **TOY, **options}
-    return flow.add("DreamVideoSampler", at, model=model, positive=positive, negative=negative, **settings)
+def sampled(flow: Workflow, model, positive, negative, **options) -> int:
+    settings = {"frames": 32, "steps": 50, "cfg": 9.0, "seed": 0, **options}
+    return flow.add("DreamVideoSampler", model=model, positive=positive, negative=negative, **settings)
+
+
+def video_out(flow: Workflow, latent, vae, name: str, enlarge: bool = False) -> int:
+    images = flow.add("VAEDecode", samples=latent, vae=vae)
+    if enlarge:
+        images = flow.add("ImageScale", title="Enlarge to look at", image=(images, 0), upscale_method="nearest-exact",
+                          width=256, height=256, crop="disabled")  # fmt: skip
+    made = flow.add("CreateVideo", images=(images, 0), fps=8.0)
+    return flow.add("SaveVideo", video=(made, 0), filename_prefix=f"video/{name}", room=PICTURE)
+
+
+def real_base(flow: Workflow) -> int:
+    with flow.group("1 · Base"):
+        base = flow.add("DreamVideoLoadModelScope", base=BASE)
+        flow.beside()
+        flow.note("Which files", FILES, 190, 460)
+    return base
 
 
 def quickstart(flow: Workflow) -> None:
-    flow.note((X[0], 40), "**Quickstart.** Press Run: a toy is learned from four photographs, a motion from one clip, "
-              "and the toy does the motion. No download; a few minutes on any computer. "
-              "While a node trains it shows its progress.", (340, 190))  # fmt: skip
-    base = flow.add("DreamVideoLoadModelScope", (X[0], 260), base="embedded")
-    media = flow.add("DreamVideoToyMedia", (X[0], 520))
-    subject = flow.add("DreamVideoTrainSubject", (X[1], 40), model=(base, 0), clip=(base, 1), vae=(base, 2),
-                       clip_vision=(base, 3), images=(media, 0), masks=(media, 1), placeholder="<my-toy>",
-                       class_word="toy", preview_every=200)  # fmt: skip
-    clips = flow.add("DreamVideoMotionClips", (X[0], 760), images=(media, 2), caption=(media, 3), frames=8, **TOY)
-    motion = flow.add("DreamVideoTrainMotion", (X[1], 760), model=(base, 0), clip=(base, 1), vae=(base, 2),
-                      clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
-                      preview_every=200)  # fmt: skip
-    flow.add("DreamVideoSaveAdapter", (X[2], 40), adapter=(subject, 0), filename_prefix="my-toy")
-    flow.add("DreamVideoSaveAdapter", (X[2], 220), adapter=(motion, 0), filename_prefix="circling")
-    both = flow.add("DreamVideoApplyAdapter", (X[2], 420), title="Add the motion", model=(subject, 2),
-                    adapter=(motion, 0))  # fmt: skip
-    positive, negative = prompts(flow, (X[2], 700), (subject, 3), (media, 4))
-    shown = guided(flow, (X[3], 40), positive, negative, (subject, 0))
-    video = sampled(flow, (X[3], 300), (both, 0), (shown, 0), (shown, 1))
-    flow.note((X[3], 720), "**When it looks wrong.** The toy is not itself: more `steps`. It does not move: a higher "
-              "`strength` of the motion. Looks of the clip leak in: a higher strength of the appearance guidance.",
-              (340, 180))  # fmt: skip
-    video_out(flow, (X[4], 40), (video, 0), (base, 2), "dreamvideo-quickstart")
+    with flow.group("1 · What to learn from"):
+        flow.note("Quickstart", "Press **Run**. A toy is learned from four photographs, a motion from one clip, then "
+                  "the toy does the motion. Nothing to download; some minutes on two CPU cores. Each node that trains "
+                  "tells its step, its loss and the time left. Cancel whenever you like: the next Run goes on from "
+                  "there.", 160)  # fmt: skip
+        base = flow.add("DreamVideoLoadModelScope", base="embedded")
+        media = flow.add("DreamVideoToyMedia")
+        clips = flow.add("DreamVideoMotionClips", images=(media, 2), caption=(media, 3), frames=8, room=BELOW_TEXT,
+                         **TOY)  # fmt: skip
+        flow.note("Then your own", "For your own dog and dance open the templates **2** to **4**: they use the real "
+                  "ModelScope weights and say where to get them. Select a node and press **i** for its help.",
+                  110)  # fmt: skip
+    flow.right()
+    with flow.group("2 · Learn the subject: a word and its looks"):
+        subject = flow.add("DreamVideoTrainSubject", model=(base, 0), clip=(base, 1), vae=(base, 2),
+                           clip_vision=(base, 3), images=(media, 0), masks=(media, 1), placeholder="<my-toy>",
+                           class_word="toy", captions="a <my-toy>", preview_every=200,
+                           room=BELOW_TEXT, **subject_widgets(True))  # fmt: skip
+        flow.beside()
+        flow.add("DreamVideoSaveAdapter", adapter=(subject, 0), filename_prefix="my-toy")
+        flow.add("LossGraphNode", loss=(subject, 1), filename_prefix="loss-my-toy", room=PICTURE)
+    with flow.group("3 · Learn the motion"):
+        motion = flow.add("DreamVideoTrainMotion", model=(base, 0), clip=(base, 1), vae=(base, 2),
+                          clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
+                          preview_every=200, room=PICTURE, **widgets("motion", True))  # fmt: skip
+        flow.beside()
+        flow.add("DreamVideoSaveAdapter", adapter=(motion, 0), filename_prefix="circling")
+        flow.add("LossGraphNode", loss=(motion, 1), filename_prefix="loss-circling", room=PICTURE)
+    flow.right()
+    with flow.group("4 · Put them together"):
+        both = flow.add("DreamVideoApplyAdapter", title="Add the motion to the subject", model=(subject, 2),
+                        adapter=(motion, 0))  # fmt: skip
+        positive, negative = prompts(flow, (subject, 3), (media, 4))
+        shown = guided(flow, positive, negative, (subject, 0))
+        flow.note("When it looks wrong", "- not the toy: more `steps` in *Train Subject*\n- no motion: a higher "
+                  "`strength` in *Add the motion*\n- looks of the clip come along: a lower one, or a higher "
+                  "`strength` in *Encode Appearance Guidance*", 150)  # fmt: skip
+    flow.right()
+    with flow.group("5 · Make the video"):
+        video = sampled(flow, (both, 0), (shown, 0), (shown, 1), **TOY | {"frames": 8})
+        video_out(flow, (video, 0), (base, 2), "dreamvideo-quickstart", enlarge=True)
 
 
 def train_subject(flow: Workflow) -> None:
-    flow.note((X[0], 40), BASE_NOTE, (340, 170))
-    base = flow.add("DreamVideoLoadModelScope", (X[0], 240), base="embedded")
-    flow.note((X[0], 480), "**Photographs.** Three to six of the same thing, from different sides, on different "
-              "grounds. Right-click a picture, Open in MaskEditor, paint the subject: the rest is not learned.",
-              (340, 170))  # fmt: skip
+    base = real_base(flow)
     gathered = None
-    for index in range(3):
-        image = flow.add("LoadImage", (X[0], 680 + 350 * index))
-        more = {} if gathered is None else {"more_images": (gathered, 0), "more_masks": (gathered, 1)}
-        gathered = flow.add("DreamVideoSubjectImages", (X[1], 680 + 350 * index), images=(image, 0),
-                            masks=(image, 1), **TOY, **more)  # fmt: skip
-    trained = flow.add("DreamVideoTrainSubject", (X[2], 40), model=(base, 0), clip=(base, 1), vae=(base, 2),
-                       clip_vision=(base, 3), images=(gathered, 0), masks=(gathered, 1), placeholder="<my-dog>",
-                       class_word="dog", preview_every=200)  # fmt: skip
-    flow.add("DreamVideoSaveAdapter", (X[3], 40), adapter=(trained, 0), filename_prefix="my-dog", save_embedding=True)
-    flow.add("LossGraphNode", (X[3], 260), loss=(trained, 1), filename_prefix="loss-my-dog")
-    positive, negative = prompts(flow, (X[3], 700), (trained, 3), "a <my-dog> running on the grass")
-    video = sampled(flow, (X[4], 40), (trained, 2), (positive, 0), (negative, 0))
-    video_out(flow, (X[5], 40), (video, 0), (base, 2), "my-dog")
+    with flow.group("2 · Photographs"):
+        flow.note("How to take them", "Three to six of the same thing, from different sides, on different grounds. "
+                  "Right-click a picture, *Open in MaskEditor*, paint the subject: what is not painted is not learned. "
+                  "More photographs: copy a column.", 80, 1090)  # fmt: skip
+        flow.row()
+        for index in range(3):
+            if index:
+                flow.beside()
+            image = flow.add("LoadImage", title=f"Photograph {index + 1}", image=PHOTOGRAPH, room=PICTURE)
+            more = {} if gathered is None else {"more_images": (gathered, 0), "more_masks": (gathered, 1)}
+            gathered = flow.add("DreamVideoSubjectImages", images=(image, 0), masks=(image, 1), room=PICTURE,
+                                **more)  # fmt: skip
+    flow.right()
+    with flow.group("3 · Learn a word and its looks"):
+        trained = flow.add("DreamVideoTrainSubject", model=(base, 0), clip=(base, 1), vae=(base, 2),
+                           clip_vision=(base, 3), images=(gathered, 0), masks=(gathered, 1), placeholder="<my-dog>",
+                           class_word="dog", captions="a <my-dog>", preview_every=200,
+                           room=BELOW_TEXT, **subject_widgets(False))  # fmt: skip
+        flow.beside()
+        flow.add("DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="my-dog", save_embedding=True)
+        flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-my-dog", room=PICTURE)
+        flow.note("Training", "`class_word` says plainly what it is. Too unlike: more `steps`. Every video looks like "
+                  "the photographs: fewer. Cancel keeps what was learned, Run goes on.", 90)  # fmt: skip
+    flow.right()
+    with flow.group("4 · Try it"):
+        positive, negative = prompts(flow, (trained, 3), SUBJECT_PROMPT)
+        video = sampled(flow, (trained, 2), (positive, 0), (negative, 0))
+        flow.beside()
+        video_out(flow, (video, 0), (base, 2), "my-dog")
 
 
 def train_motion(flow: Workflow) -> None:
-    flow.note((X[0], 40), BASE_NOTE, (340, 170))
-    base = flow.add("DreamVideoLoadModelScope", (X[0], 240), base="embedded")
-    flow.note((X[0], 480), "**The clip.** Two to four seconds that show one motion. Say in the caption who does what "
-              "and where. For several clips, chain several Motion Clips nodes.", (340, 150))  # fmt: skip
-    media = flow.add("DreamVideoToyMedia", (X[0], 660), title="Toy Media (put Load Video here)")
-    clips = flow.add("DreamVideoMotionClips", (X[1], 480), images=(media, 2), caption=(media, 3), frames=8, **TOY)
-    trained = flow.add("DreamVideoTrainMotion", (X[2], 40), model=(base, 0), clip=(base, 1), vae=(base, 2),
-                       clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
-                       preview_every=200)  # fmt: skip
-    flow.add("DreamVideoSaveAdapter", (X[3], 40), adapter=(trained, 0), filename_prefix="circling")
-    flow.add("LossGraphNode", (X[3], 260), loss=(trained, 1), filename_prefix="loss-circling")
-    positive, negative = prompts(flow, (X[3], 700), (base, 1), "a red circle circling on the grass")
-    video = sampled(flow, (X[4], 40), (trained, 2), (positive, 0), (negative, 0))
-    video_out(flow, (X[5], 40), (video, 0), (base, 2), "motion")
+    base = real_base(flow)
+    with flow.group("2 · The clip"):
+        flow.note("What to film", "Four seconds that show one motion. Or several such clips by different people: copy "
+                  "both nodes, connect `more_clips` and `more_captions`. One clip teaches its own path, several what they "
+                  "share. The caption says who does what, where.", 90, 820)  # fmt: skip
+        flow.row()
+        video = flow.add("LoadVideo", file=CLIP, room=PICTURE)
+        flow.beside()
+        clips = flow.add("DreamVideoMotionClips", video=(video, 0), caption=CAPTION, wide=440, room=BELOW_TEXT)
+    flow.right()
+    with flow.group("3 · Learn the motion"):
+        trained = flow.add("DreamVideoTrainMotion", model=(base, 0), clip=(base, 1), vae=(base, 2),
+                           clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
+                           preview_every=200, gradient_checkpointing=True, room=PICTURE,
+                           **widgets("motion", False))  # fmt: skip
+        flow.beside()
+        flow.add("DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="playing-guitar")
+        flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-playing-guitar", room=PICTURE)
+        flow.note("Training", "Nothing moves: more `steps`. Out of memory: 16 frames in *Motion Clips*. Memory to "
+                  "spare: `gradient_checkpointing` off is faster. Several clips: `batch_size` 2.", 90)  # fmt: skip
+    flow.right()
+    with flow.group("4 · Try it on something else"):
+        positive, negative = prompts(flow, (base, 1), MOTION_PROMPT)
+        video = sampled(flow, (trained, 2), (positive, 0), (negative, 0))
+        flow.beside()
+        video_out(flow, (video, 0), (base, 2), "playing-guitar")
 
 
-def _files(flow: Workflow) -> tuple[int, int, int]:
-    flow.note((X[0], 40), BASE_NOTE + " The adapters are those that the quickstart saved; choose yours.", (340, 210))
-    base = flow.add("DreamVideoLoadModelScope", (X[0], 280), base="embedded")
-    subject = flow.add("DreamVideoLoadAdapter", (X[0], 520), title="Subject", adapter_file=SUBJECT_FILE)
-    motion = flow.add("DreamVideoLoadAdapter", (X[0], 640), title="Motion", adapter_file=MOTION_FILE)
-    return base, subject, motion
+def adapter_files(flow: Workflow) -> tuple[int, int]:
+    with flow.group("2 · What was learned"):
+        subject = flow.add("DreamVideoLoadAdapter", title="Subject", adapter_file=DOG_FILE)
+        motion = flow.add("DreamVideoLoadAdapter", title="Motion", adapter_file=GUITAR_FILE)
+        flow.beside()
+        flow.note("Adapters", "The names are those that the templates **2** and **3** save; choose yours. Files from "
+                  "elsewhere, the authors' too, go to `models/dreamvideo_adapters`.", 100, 460)  # fmt: skip
+    return subject, motion
 
 
 def compose(flow: Workflow) -> None:
-    base, subject, motion = _files(flow)
-    first = flow.add("DreamVideoApplyAdapter", (X[1], 40), title="Add the subject", model=(base, 0), clip=(base, 1),
-                     adapter=(subject, 0))  # fmt: skip
-    both = flow.add("DreamVideoApplyAdapter", (X[1], 340), title="Add the motion", model=(first, 0),
-                    adapter=(motion, 0))  # fmt: skip
-    positive, negative = prompts(flow, (X[2], 40), (first, 1), "a <my-toy> circling on the water")
-    shown = guided(flow, (X[2], 460), positive, negative, (subject, 0))
-    video = sampled(flow, (X[3], 40), (both, 0), (shown, 0), (shown, 1))
-    flow.note((X[3], 460), "**When it looks wrong.** Subject too strong, stiff motion: strength 0.6 to 0.8 on the "
-              "subject. Weak motion: up to 1.3. Of several clips: negative_strength 0.", (340, 150))  # fmt: skip
-    video_out(flow, (X[4], 40), (video, 0), (base, 2), "composed")
+    base = real_base(flow)
+    subject, motion = adapter_files(flow)
+    flow.right()
+    with flow.group("3 · Both on the model"):
+        first = flow.add("DreamVideoApplyAdapter", title="Add the subject", model=(base, 0), clip=(base, 1),
+                         adapter=(subject, 0))  # fmt: skip
+        both = flow.add("DreamVideoApplyAdapter", title="Add the motion", model=(first, 0),
+                        adapter=(motion, 0))  # fmt: skip
+        flow.note("When it looks wrong", "- stiff, or the photographs' pose: *Add the subject* 0.6 to 0.8\n"
+                  "- weak motion: *Add the motion* up to 1.3\n- not the subject: that one down to 0.7",
+                  110)  # fmt: skip
+    flow.right()
+    with flow.group("4 · What to make"):
+        positive, negative = prompts(flow, (first, 1), PROMPT)
+        shown = guided(flow, positive, negative, (subject, 0))
+        flow.note("Appearance guidance", "Shows the motion what the video shall look like, so that the clip's looks "
+                  "stay out. `negative_strength`: 1 for a motion of one clip, 0 for one of several.", 90)  # fmt: skip
+    flow.right()
+    with flow.group("5 · Make the video"):
+        video = sampled(flow, (both, 0), (shown, 0), (shown, 1))
+        flow.beside()
+        video_out(flow, (video, 0), (base, 2), "composed")
 
 
 def one_only(flow: Workflow) -> None:
-    base, subject, motion = _files(flow)
-    one = flow.add("DreamVideoApplyAdapter", (X[1], 40), title="The subject only", model=(base, 0), clip=(base, 1),
-                   adapter=(subject, 0))  # fmt: skip
-    positive, negative = prompts(flow, (X[2], 40), (one, 1), "a <my-toy> moving left on the grass")
-    video = sampled(flow, (X[3], 40), (one, 0), (positive, 0), (negative, 0))
-    video_out(flow, (X[4], 40), (video, 0), (base, 2), "subject-only")
-    other = flow.add("DreamVideoApplyAdapter", (X[1], 640), title="The motion only", model=(base, 0),
-                     adapter=(motion, 0))  # fmt: skip
-    positive, negative = prompts(flow, (X[2], 640), (base, 1), "a red circle circling on the grass")
-    video = sampled(flow, (X[3], 640), (other, 0), (positive, 0), (negative, 0))
-    video_out(flow, (X[4], 640), (video, 0), (base, 2), "motion-only")
+    base = real_base(flow)
+    subject, motion = adapter_files(flow)
+    flow.right()
+    for title, text, name in (
+        ("3 · The subject only, in any motion the base knows", SUBJECT_PROMPT, "subject-only"),
+        ("4 · The motion only, by anyone the base knows", MOTION_PROMPT, "motion-only"),
+    ):
+        whose = name == "subject-only"
+        with flow.group(title):
+            given = {"adapter": (subject, 0), "clip": (base, 1)} if whose else {"adapter": (motion, 0)}
+            placed = flow.add("DreamVideoApplyAdapter", model=(base, 0), **given)
+            flow.beside()
+            positive, negative = prompts(flow, (placed, 1) if whose else (base, 1), text)
+            flow.beside()
+            video = sampled(flow, (placed, 0), (positive, 0), (negative, 0))
+            flow.beside()
+            video_out(flow, (video, 0), (base, 2), name)
 
 
 def strengths(flow: Workflow) -> None:
-    base, subject, motion = _files(flow)
-    sheet = flow.add("DreamVideoCompare", (X[1], 40), model=(base, 0), clip=(base, 1), vae=(base, 2),
-                     adapter_1=(subject, 0), adapter_2=(motion, 0), prompt="a <my-toy> circling on the water",
-                     frames=8, steps=25, **TOY)  # fmt: skip
-    flow.add("PreviewImage", (X[2], 40), title="None, each, both", images=(sheet, 0))
-    for index, strength in enumerate((0.5, 1.0, 1.5)):
-        y = 640 + 560 * index
-        placed = flow.add("DreamVideoApplyAdapter", (X[1], y), title=f"Motion at {strength:g}", model=(base, 0),
-                          adapter=(motion, 0), strength=strength)  # fmt: skip
-        positive, negative = prompts(flow, (X[2], y), (base, 1), "a red circle circling on the grass")
-        video = sampled(flow, (X[3], y), (placed, 0), (positive, 0), (negative, 0), steps=25)
-        video_out(flow, (X[4], y), (video, 0), (base, 2), f"motion-{strength:g}")
+    base = real_base(flow)
+    subject, motion = adapter_files(flow)
+    with flow.group("3 · None, each, both: the same prompt and seed"):
+        sheet = flow.add("DreamVideoCompare", model=(base, 0), clip=(base, 1), vae=(base, 2), adapter_1=(subject, 0),
+                         adapter_2=(motion, 0), prompt=PROMPT, frames=32, steps=25)  # fmt: skip
+        flow.beside()
+        flow.add("PreviewImage", wide=460, room=330, images=(sheet, 0))
+    flow.right()
+    for number, strength in enumerate((0.5, 1.0, 1.5), 4):
+        with flow.group(f"{number} · The motion at {strength:g}"):
+            placed = flow.add("DreamVideoApplyAdapter", model=(base, 0), adapter=(motion, 0), strength=strength)
+            flow.beside()
+            positive, negative = prompts(flow, (base, 1), MOTION_PROMPT)
+            flow.beside()
+            video = sampled(flow, (placed, 0), (positive, 0), (negative, 0), steps=25)
+            flow.beside()
+            video_out(flow, (video, 0), (base, 2), f"motion-{strength:g}")
 
 
 ALL = {
     "1_quickstart": quickstart,
     "2_train_subject": train_subject,
     "3_train_motion": train_motion,
-    "4_compose_subject_and_motion": compose,
-    "5_subject_only_motion_only": one_only,
+    "4_subject_and_motion": compose,
+    "5_subject_or_motion": one_only,
     "6_compare_strengths": strengths,
 }
+
+
+def on_embedded(graph: Graph) -> Graph:
+    """What a template for the real base queues, turned into what the embedded one can do; the quickstart stays.
+
+    Its sizes, its words, its own training settings; a toy's clip in place of a file that nobody has.
+    """
+    if not any(node["inputs"].get("base") == BASE for node in graph.values()):
+        return graph
+    videos = [name for name, node in graph.items() if node["class_type"] == "LoadVideo"]
+    for name in videos:
+        graph[name] = {"class_type": "DreamVideoToyMedia", "inputs": {"frames": 8}}
+    for node in graph.values():
+        if node["inputs"].get("video", [None])[0] in videos and "images_fps" in node["inputs"]:
+            node["inputs"]["images"] = [node["inputs"].pop("video")[0], 2]
+        inputs, kind = node["inputs"], node["class_type"]
+        for name, value in inputs.items():
+            if isinstance(value, str):
+                inputs[name] = TOYS.get(value, value)
+            elif kind.startswith("DreamVideo") and not isinstance(value, list):
+                inputs[name] = (TOY | SMALL).get(name, value)
+        if kind in ("DreamVideoSampler", "DreamVideoCompare"):
+            inputs["steps"] = 50
+    return graph
 
 
 def write(classes: dict[str, type], folder: Path) -> None:

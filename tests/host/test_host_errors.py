@@ -1,9 +1,14 @@
 """Wrong wiring, each with its own sentence."""
 
+import re
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from graphs import SIZE, base, give, our_sample, pictures, prompts, random_adapter, stock_sample
-from harness import Graph, HostError
+from harness import Cancelled, Graph, HostError
+from safetensors import safe_open
 
 
 @pytest.fixture
@@ -101,11 +106,7 @@ def test_what_is_missing_is_named(host):
 )
 def test_training_inputs(host, graph, change, words):
     graph, loader = graph
-    settings = {"placeholder": "<thing>", "class_word": "ball", "captions": "", "vectors": 1, "steps": 1,
-                "learning_rate": 0.01, "batch_size": 1, "seed": 0, "preview_every": 0, "gradient_checkpointing": False,
-                "resume": True, **change}  # fmt: skip
-    node = graph.add("DreamVideoTrainTextualInversion", model=[loader, 0], clip=[loader, 1], vae=[loader, 2],
-                     images=give(host, graph, "IMAGE", pictures(2)), **settings)  # fmt: skip
+    node = _trainer(host, graph, loader, **change)
     fails(host, graph, [node, 0], words)
 
 
@@ -116,3 +117,196 @@ def test_clip_without_frames(host):
     graph = Graph()
     one = graph.add("DreamVideoMotionClips", images=give(host, graph, "IMAGE", pictures(1)), **common)
     fails(host, graph, [one, 0], "at least two frames")
+
+
+def test_out_of_memory_keeps_what_was_learned(host, graph, monkeypatch):
+    graph, loader = graph
+    node = _trainer(host, graph, loader, steps=4)
+    unet, calls = host.module("nodes.host").HostUNet, []
+    forward = unet.forward
+
+    def full_on_the_third(self, *args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no room for 20 GiB")
+        return forward(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unet, "forward", full_on_the_third)
+        fails(host, graph, [node, 0], "Training ran out of memory: turn on gradient checkpointing.*is kept.*20 GiB")
+    trained, loss = host.run_with_probe(graph, [node, 0], [node, 1])
+    assert trained.info.steps == len(loss["loss"]) == 4
+    assert len(host.progress) == 2  # steps 3 and 4: the first two were kept
+    assert_nothing_partial(host)
+
+
+def _trainer(host, graph, loader, *, model=None, clip=None, vae=None, steps=1, images=None, **change):
+    settings = {"placeholder": "<thing>", "class_word": "ball", "captions": "", "vectors": 1, "steps": steps,
+                "learning_rate": 0.01, "batch_size": 1, "seed": 0, "preview_every": 0, "gradient_checkpointing": False,
+                "resume": True, **change}  # fmt: skip
+    images = pictures(2) if images is None else images
+    return graph.add("DreamVideoTrainTextualInversion", model=model or [loader, 0], clip=clip or [loader, 1],
+                     vae=vae or [loader, 2], images=give(host, graph, "IMAGE", images), **settings)  # fmt: skip
+
+
+def assert_nothing_partial(host):
+    files = [path for path in (host.base / "output").rglob("*") if path.is_file()]
+    assert not [path for path in files if ".part" in path.name or path.name.startswith(".")]
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as opened:
+                assert list(opened.keys())
+
+
+def test_cancelled_training_leaves_no_adapter_file(host, graph):
+    graph, loader = graph
+    node = _trainer(host, graph, loader, steps=9, seed=77)
+    graph.add("DreamVideoSaveAdapter", adapter=[node, 0], filename_prefix="never", save_embedding=True)
+    host.cancel_after = 2
+    with pytest.raises(Cancelled):
+        host.run(graph)
+    assert not list(host.base.rglob("*never*"))
+    assert_nothing_partial(host)
+
+
+def odd_clip():
+    from types import SimpleNamespace
+
+    return SimpleNamespace(cond_stage_model=torch.nn.Linear(1, 1))
+
+
+def odd_vae(channels):
+    from types import SimpleNamespace
+
+    return SimpleNamespace(first_stage_model=torch.nn.Linear(1, 1), latent_channels=channels)
+
+
+@pytest.mark.parametrize(
+    "socket, kind, value, words",
+    [
+        ("model", "MODEL", sd_model(), "This MODEL is a Linear, not a ModelScope"),
+        ("clip", "CLIP", odd_clip(), "This CLIP is a Linear; ModelScope reads OpenCLIP ViT-H-14"),
+        ("vae", "VAE", odd_vae(16), "This VAE is a Linear with 16 latent channels"),
+    ],
+)
+def test_trainer_names_what_is_of_the_wrong_kind(host, graph, socket, kind, value, words):
+    graph, loader = graph
+    node = _trainer(host, graph, loader, **{socket: give(host, graph, kind, value)})
+    fails(host, graph, [node, 0], words)
+
+
+def test_clip_of_another_width(host, graph):
+    graph, loader = graph
+    stage, transformer = torch.nn.Module(), torch.nn.Module()
+    transformer.get_input_embeddings = lambda: torch.nn.Embedding(4, 768)
+    stage.clip, stage.clip_l = "clip_l", torch.nn.Module()
+    stage.clip_l.transformer = transformer
+    wide = odd_clip()
+    wide.cond_stage_model = stage
+    node = _trainer(host, graph, loader, clip=give(host, graph, "CLIP", wide))
+    fails(host, graph, [node, 0], "This CLIP has text states of width 768 and the MODEL reads 64")
+
+
+def test_nodes_that_sample_name_another_kind_of_model(host, graph):
+    graph, loader = graph
+    model = give(host, graph, "MODEL", sd_model())
+    positive, negative = prompts(graph, [loader, 1], "a ball")
+    fails(host, graph, our_sample(graph, model, positive, negative), "This MODEL is a Linear, not a ModelScope")
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 3, 8, 8), (2, 16, 8, 8)])
+def test_latent_of_another_kind(host, graph, shape):
+    graph, loader = graph
+    positive, negative = prompts(graph, [loader, 1], "a ball")
+    latent = give(host, graph, "LATENT", {"samples": torch.ones(shape)})
+    sampled = stock_sample(graph, [loader, 0], positive, negative)
+    graph[sampled[0]]["inputs"]["latent_image"] = latent
+    fails(host, graph, sampled, r"This LATENT has the shape \[.*Empty Latent Image")
+
+
+def test_latent_of_a_size_that_does_not_divide(host, graph):
+    graph, loader = graph
+    positive, negative = prompts(graph, [loader, 1], "a ball")
+    sampled = stock_sample(graph, [loader, 0], positive, negative)
+    graph[graph[sampled[0]]["inputs"]["latent_image"][0]]["inputs"]["width"] = 72
+    fails(host, graph, sampled, "72 x 64 pixels do not divide by 16")
+
+
+def test_adapter_of_a_base_with_other_weights(host, graph):
+    graph, loader = graph
+    other = random_adapter(host, "identity")
+    model = host.run_with_probe(graph, [loader, 0])[0]
+    weights = {key: 1.3 * tensor.flip(0) for key, tensor in model.model.diffusion_model.state_dict().items()}
+    mark = host.module("dreamvideo.fingerprint").fingerprint(weights)
+    other = replace(other, info=replace(other.info, base_fingerprint=mark))
+    apply = graph.add("DreamVideoApplyAdapter", model=[loader, 0], adapter=give(host, graph, "DREAMVIDEO_ADAPTER",
+                      other), strength=1.0, start_percent=0.0, end_percent=1.0)  # fmt: skip
+    fails(host, graph, [apply, 0], "for another base: one of the same architecture with other weights")
+
+
+def test_token_of_another_width(host, graph):
+    graph, loader = graph
+    files = host.module("dreamvideo.adapter_files")
+    info = files.AdapterInfo(kind="token", placeholder="<thing>", class_word="ball")
+    token = give(host, graph, "DREAMVIDEO_ADAPTER", files.LoadedAdapter(None, info, {"<thing>": torch.ones(1, 1024)},
+                 None))  # fmt: skip
+    apply = graph.add("DreamVideoApplyAdapter", model=[loader, 0], clip=[loader, 1], adapter=token, strength=1.0,
+                      start_percent=0.0, end_percent=1.0)  # fmt: skip
+    fails(host, graph, [apply, 1], "<thing> was learned for text states of width 1024 and this CLIP has 64")
+
+
+LOADER = {"base": "tiny/", "clip_file": "automatic", "vae_file": "automatic", "precision": "default"}
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.safetensors", "tiny/../../../secret.safetensors",
+                                  "link.safetensors", "away/", "..", "C:\\secret.safetensors", "a\0b"])  # fmt: skip
+@pytest.mark.parametrize("widget", ["base", "clip_file", "vae_file", "adapter_file"])
+def test_reading_stays_in_its_folders(host, links, name, widget):
+    graph = Graph()
+    if widget == "adapter_file":
+        node = graph.add("DreamVideoLoadAdapter", adapter_file=name)
+    else:
+        node = graph.add("DreamVideoLoadModelScope", **{**LOADER, widget: name})
+    with pytest.raises(HostError) as error:
+        host.run_with_probe(graph, [node, 0])
+    assert re.search(r"There is no |not in list|is a link to a file elsewhere|not a file below", str(error.value))
+
+
+@pytest.mark.parametrize("prefix", ["/tmp/x", "../x", "a/../../x", "away/x", "a\0b", ".."])
+def test_writing_stays_in_its_folder(host, graph, links, prefix):
+    graph, loader = graph
+    adapter = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
+    saved = graph.add("DreamVideoSaveAdapter", adapter=adapter, filename_prefix=prefix, save_embedding=False)
+    fails(host, graph, [saved, 0], "leads out of the output folder")
+    assert list(links.iterdir()) == [links / "secret.safetensors"]
+
+
+@pytest.fixture
+def links(host):
+    """A folder outside, and links to it in every folder that a widget names; the folder."""
+    outside = host.base.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    shutil.copy(host.base / "models/dreamvideo/tiny/unet.safetensors", outside / "secret.safetensors")
+    made = []
+    models = [host.base / "models" / name for name in ("diffusion_models", "text_encoders", "vae", "dreamvideo")]
+    for folder in (*models, host.base / "output" / "dreamvideo"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in (("link.safetensors", outside / "secret.safetensors"), ("away", outside)):
+            made.append(folder / name)
+            made[-1].symlink_to(target)
+    host.forget_file_lists()
+    yield outside
+    for link in made:
+        link.unlink()
+    host.forget_file_lists()
+
+
+def test_dots_in_a_name_stay_and_nothing_is_overwritten(host, graph):
+    graph, loader = graph
+    adapter = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
+    one, two = (
+        graph.add("DreamVideoSaveAdapter", adapter=adapter, filename_prefix="v1.5 dog", save_embedding=switch)
+        for switch in (False, True)
+    )
+    paths = host.run_with_probe(graph, [one, 0], [two, 0])
+    assert paths == [f"dreamvideo/v1.5 dog_0000{number}_.safetensors" for number in (1, 2)]

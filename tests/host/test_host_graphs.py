@@ -48,7 +48,6 @@ def test_vision_and_text_encode_with_stock_nodes(host, start):
 
 def test_stock_loader_recognises_modelscope(host):
     """With a file of the standard norm groups, which is all that stock loading can know."""
-    import folder_paths
     from safetensors.torch import save_file
 
     unet = host.module("dreamvideo.unet")
@@ -57,7 +56,7 @@ def test_stock_loader_recognises_modelscope(host):
     folder = host.base / "models" / "diffusion_models"
     folder.mkdir(exist_ok=True)
     save_file(unet.UNet(config).state_dict(), folder / "standard.safetensors")
-    folder_paths.filename_list_cache.clear()
+    host.forget_file_lists()
     graph = Graph()
     loaded = graph.add("UNETLoader", unet_name="standard.safetensors", weight_dtype="default")
     model = host.run_with_probe(graph, [loaded, 0])[0]
@@ -184,8 +183,6 @@ def test_sampler_with_prior(host, start):
 
 
 def test_save_load_info_and_embedding(host, start):
-    import folder_paths
-
     graph = Graph()
     adapter = random_adapter(host, "identity")
     link = give(host, graph, "DREAMVIDEO_ADAPTER", adapter)
@@ -194,7 +191,7 @@ def test_save_load_info_and_embedding(host, start):
     path, text = host.run_with_probe(graph, [saved, 0], [info, 0])
     assert path == "dreamvideo/cat/thing_00001_.safetensors" and (host.base / "output" / path).is_file()
     assert "identity adapter" in text and "<thing> (1 vectors)" in text
-    folder_paths.filename_list_cache.clear()
+    host.forget_file_lists()
 
     graph = Graph()
     loader = base(graph)

@@ -8,17 +8,16 @@ import torch
 from graphs import random_adapter
 from harness import PACK
 from litegraph import to_api
-from make_workflows import ALL, MOTION_FILE, SUBJECT_FILE, write
+from make_workflows import ALL, MOTION_FILE, SUBJECT_FILE, on_embedded, write
+from over_http import FEW
 
 FILES = sorted((PACK / "workflows").glob("*.json"))
 WEIGHTS = PACK / "dreamvideo" / "nano" / "weights" / "unet.safetensors"
-FEW = {"steps": 2, "token_steps": 2, "preview_every": 0}
 
 
 @pytest.fixture(scope="module")
 def media(host):
     """What the templates take from the input and output folders."""
-    import folder_paths
     from PIL import Image
 
     Image.new("RGB", (80, 64), "red").save(host.base / "input" / "example.png")
@@ -28,7 +27,7 @@ def media(host):
         tokens = {word.replace("thing", "my-toy"): rows for word, rows in made.tokens.items()}
         path = host.base / "output" / "dreamvideo" / name
         files.save_adapter(path, made.adapter, made.info, tokens, made.features)
-    folder_paths.filename_list_cache.clear()
+    host.forget_file_lists()
     yield
     for name in (SUBJECT_FILE, MOTION_FILE):
         (host.base / "output" / "dreamvideo" / name).unlink()
@@ -49,7 +48,7 @@ def test_templates_are_as_described(host, tmp_path):
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="The embedded base has no UNet weights here.")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_template_runs(host, media, path):
-    graph = to_api(json.loads(path.read_text(encoding="utf-8")), host.nodes.NODE_CLASS_MAPPINGS)
+    graph = on_embedded(to_api(json.loads(path.read_text(encoding="utf-8")), host.nodes.NODE_CLASS_MAPPINGS))
     for node in graph.values():
         for name in FEW.keys() & node["inputs"].keys():
             node["inputs"][name] = FEW[name]
