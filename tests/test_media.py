@@ -228,8 +228,8 @@ def test_unwanted_masks_are_not_even_read(tmp_path):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "00.png")
     (tmp_path / "masks" / "00.png").write_text("no picture")
     with pytest.raises(ValueError, match="00.png"):
-        load_images(tmp_path)
-    assert [photo.mask for photo in load_images(tmp_path, with_masks=False)] == [None]
+        media.load_images(tmp_path)
+    assert [photo.mask for photo in media.load_images(tmp_path, with_masks=False)] == [None]
 
 
 def test_photograph_and_mask_are_turned_and_cropped_alike(tmp_path):
