@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from .adapters import (
     ADAPTER_NAMES,
     TRANSFORMER_KINDS,
-    Adapter,
     AdapterConfig,
     AnyAdapter,
     AnyConfig,

@@ -226,7 +226,7 @@ class StackEntry:
         different = [0.0] if factors is None else factors.unique().tolist()
         if len(different) > 1:
             raise ValueError(
-                f"Weight deltas have one strength for a batch, but its timesteps ask for {len(different)} different ones."
+                f"Weight deltas have one strength for a batch, but its timesteps ask for {len(different)} of them."
             )
         return different[0]
 

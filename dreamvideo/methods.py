@@ -51,9 +51,9 @@ class Method:
     trains: the kind of the file that comes out: "token", "identity", "motion" or "weights".
     data: "images" (one frame a sample) or "clips".
     config: of the adapter or the weight deltas that are trained; None where a token is all.
-    token: where the vectors of the captions' placeholder come from: "learned" are trained here, "given" come frozen from
-    a textual inversion before this, "rare" are those of a rare word and the class word, "class" those of the class word
-    alone, both frozen; "none" where captions hold no placeholder.
+    token: where the vectors of the captions' placeholder come from: "learned" are trained here, "given" come frozen
+    from a textual inversion before this, "rare" are those of a rare word and the class word, "class" those of the class
+    word alone, both frozen; "none" where captions hold no placeholder.
     related_clips: whether clips of related motions, under plain captions, should stand beside those to learn from.
     masked: whether masks of the data, where there are any, weigh the loss.
     appearance_guidance: whether the learner gets the image feature of a random frame of each sample.
@@ -89,9 +89,7 @@ class Method:
 # configs'. One clip: a zero image half of the time, so that sampling may keep the condition's bias in the
 # unconditional half.
 TEXTUAL_INVERSION = Method("textual_inversion", "token", "images", 3000, 1e-4, 4, token="learned", masked=True)
-IDENTITY = Method(
-    "identity", "identity", "images", 800, 1e-5, 4, AdapterConfig.identity(), token="given", masked=True
-)
+IDENTITY = Method("identity", "identity", "images", 800, 1e-5, 4, AdapterConfig.identity(), token="given", masked=True)
 MOTION = Method(
     "motion",
     "motion",

@@ -155,7 +155,9 @@ def _tokens(
     text.check_placeholder(placeholder)
     lacking = [caption for caption in data.captions if placeholder not in caption]
     if lacking and not (method.related_clips and len(lacking) < len(data.captions)):
-        raise ValueError(f"The caption {lacking[0]!r} lacks the placeholder {placeholder}, so it would teach it nothing.")
+        raise ValueError(
+            f"The caption {lacking[0]!r} lacks the placeholder {placeholder}, so it would teach it nothing."
+        )
     rows = text.embed_word(f"{RARE_WORD} {class_word}" if method.token == "rare" else class_word)  # [n, D]
     return {placeholder: rows[torch.arange(vectors) % len(rows)] if method.token == "learned" else rows}
 

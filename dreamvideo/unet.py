@@ -121,7 +121,7 @@ class BoundAdapters(Protocol):
 
 class Adapters(Protocol):
     def network(self, unet: UNet, timesteps: Tensor) -> UNet:
-        """Called once a forward with timesteps [B]: the UNet whose layers run, `unet` itself unless its weights change."""
+        """Called once a forward with timesteps [B]: the UNet whose layers run, `unet` or one with other weights."""
 
     def bind(self, timesteps: Tensor, size: tuple[int, int]) -> BoundAdapters:
         """Called once a forward with timesteps [B] and the latent size (h, w)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from .. import __version__
 from ..base import EMBEDDED_FOLDER
 from ..checkpoints import LAYOUTS
 from ..defaults import EMBEDDED, FULL_SIZE
+from ..methods import MOTION_METHODS, SUBJECT_METHODS, Method
 from . import embedded, files, sample, train
 from .common import DTYPES
 
@@ -152,7 +154,7 @@ def _train_subject(parser: Parser) -> None:
     parser.add_argument("--no-masks", action="store_true", help="learn from whole photographs although there are masks")
     _option(parser, "--token-steps", "N", f"steps of the first stage ({_of_stage('token', 'steps')})", _count)
     _option(parser, "--token-lr", "RATE", f"its learning rate ({_of_stage('token', 'learning_rate')})", _positive)
-    _training(parser, "identity", "output/my-WORD.safetensors")
+    _training(parser, "identity", "output/my-WORD.safetensors", SUBJECT_METHODS)
     _base(parser)
 
 
@@ -165,12 +167,19 @@ def _train_motion(parser: Parser) -> None:
     _option(parser, "--p-text-drop", "P", f"how often an empty caption takes the caption's place ({released})", _share)
     released += " for one clip, 0 for several"
     _option(parser, "--p-image-drop", "P", f"how often a zero image takes the frame's place ({released})", _share)
-    _training(parser, "motion", "output/CLIP.safetensors")
+    token = "the motion's name in the captions, for a method that learns one (default: <my-motion>)"
+    _option(parser, "--placeholder", "NAME", token, default="<my-motion>")
+    _option(parser, "--class-word", "WORD", "what that name begins from (default: moving)", default="moving")
+    related = "a folder of clips of related motions with captions, for a method that wants some"
+    _option(parser, "--related", "DIR", related, Path)
+    _training(parser, "motion", "output/CLIP.safetensors", MOTION_METHODS)
     _base(parser)
 
 
-def _training(parser: Parser, stage: str, out: str) -> None:
+def _training(parser: Parser, stage: str, out: str, methods: Mapping[str, Method]) -> None:
     group = parser.add_argument_group("training")
+    choice = f"DreamVideo's own, one with a part changed or left out, or another paper's: {', '.join(methods)}"
+    group.add_argument("--method", choices=methods, default="dreamvideo", metavar="NAME", help=choice)
     _option(group, "--out", "FILE", f"the adapter file to write (default: {out})", Path)
     _option(group, "--steps", "N", f"of the adapter ({_of_stage(stage, 'steps')})", _count)
     _option(group, "--lr", "RATE", f"its learning rate ({_of_stage(stage, 'learning_rate')})", _positive)
