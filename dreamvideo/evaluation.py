@@ -1,7 +1,7 @@
-"""The paper's four metrics as its authors compute them, and confidence intervals. Weights come from local files only.
+"""The paper's four metrics as its authors compute them, and confidence intervals. Weights come from local files.
 
-CLIP-T and temporal consistency, CLIP-I and DINO-I (section 4.1): cosines between embeddings of CLIP ViT-B/32 (Radford et
-al., arXiv 2103.00020) and of DINO ViT-S/16 (Caron et al., arXiv 2104.14294).
+CLIP-T and temporal consistency, CLIP-I and DINO-I (section 4.1): cosines between embeddings of CLIP ViT-B/32 (Radford
+et al., arXiv 2103.00020) and of DINO ViT-S/16 (Caron et al., arXiv 2104.14294).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _load_dino(path: Path, device: str | torch.device) -> Embed:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{Path(path).name} is no DINO ViT-S/16: its tensors are not those of {DINO_MODEL}.") from error
+        raise ValueError(f"{Path(path).name} is no DINO ViT-S/16: it does not fit timm's {DINO_MODEL}.") from error
     model = model.eval().requires_grad_(False).to(device)
 
     def images(pixels: Tensor) -> Tensor:
@@ -143,9 +143,9 @@ def _seen(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]
     scaled = F.interpolate(pixels.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
     square = scaled[..., top : top + SIDE, left : left + SIDE]
-    return (square - torch.tensor(mean, device=pixels.device)[:, None, None]) / torch.tensor(
-        std, device=pixels.device
-    )[:, None, None]
+    return (square - torch.tensor(mean, device=pixels.device)[:, None, None]) / torch.tensor(std, device=pixels.device)[
+        :, None, None
+    ]
 
 
 def summarise(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ from ..base import EMBEDDED_FOLDER
 from ..checkpoints import LAYOUTS
 from ..defaults import EMBEDDED, FULL_SIZE
 from ..methods import MOTION_METHODS, SUBJECT_METHODS, Method
-from . import embedded, files, sample, train
+from . import embedded, evaluate, files, sample, train
 from .common import DTYPES
 
 DESCRIPTION = """\
@@ -83,6 +83,16 @@ examples:
   dreamvideo convert unet.safetensors my-pipeline --layout diffusers
   dreamvideo convert my-dog.safetensors my-dog.pth
 """
+EVALUATE = """\
+With --suite nano trains, samples and measures every method of the paper's comparison on the toy world, where the truth
+is known, and writes the paper's tables with confidence intervals and a figure. Stopped or killed, the same command
+goes on where it was. With --videos gives your own videos the paper's four metrics.
+"""
+EVALUATE_EXAMPLES = """\
+examples:
+  dreamvideo evaluate --suite nano --quick
+  dreamvideo evaluate --videos made/ --images photos/ --prompts prompts.txt --clip-weights vit-b-32.safetensors
+"""
 NANO_TRAIN = """\
 Trains the embedded base again from nothing: autoencoder, text and image encoder, UNet. Hours on a CPU. Stopped or
 killed, the same command goes on where it was.
@@ -114,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     _sample(_add(group, "sample", sample.sample, "make a video of a prompt", SAMPLE, SAMPLE_EXAMPLES))
     _inspect(_add(group, "inspect", files.inspect, "tell what a file or a base's folder is", INSPECT))
     _convert(_add(group, "convert", files.convert, "write another format", CONVERT, CONVERT_EXAMPLES))
+    _evaluate(_add(group, "evaluate", evaluate.evaluate, "measure methods or videos", EVALUATE, EVALUATE_EXAMPLES))
     kinds = _group(group, "nano", "train or measure the embedded base")
     _nano_train(_add(kinds, "train", embedded.nano_train, "as it was trained", NANO_TRAIN))
     _nano_evaluate(_add(kinds, "evaluate", embedded.nano_evaluate, "how well it follows captions", NANO_EVALUATE))
@@ -228,6 +239,27 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("target", type=Path, metavar="DST", help="its suffix chooses the format")
     parser.add_argument("--layout", choices=LAYOUTS, help="of a UNet (default: original)")
     parser.add_argument("--dtype", choices=DTYPES, help="of a UNet (default: the source's)")
+
+
+def _evaluate(parser: Parser) -> None:
+    parser.add_argument("--suite", choices=("nano",), help="the paper's comparison, on the embedded base")
+    quick = "one subject and one motion, a tenth of the training: a coarse answer in about ten minutes on two cores"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    _option(
+        parser,
+        "--table",
+        "NUMBER",
+        "only this table: 1, 2, 3, 5, A1, A4 or A5; may be given several times",
+        action="append",
+        default=[],
+    )
+    _option(parser, "--videos", "DIR", "videos of your own to score", Path)
+    _option(parser, "--prompts", "FILE", "a line for each video: video.mp4|||what it should show, in words", Path)
+    _option(parser, "--images", "DIR", "photographs of the subject in them, for CLIP-I and DINO-I", Path)
+    _option(parser, "--clip-weights", "FILE", "CLIP ViT-B/32 in open_clip's names", Path)
+    _option(parser, "--dino-weights", "FILE", "DINO ViT-S/16; without it DINO-I is left out", Path)
+    _option(parser, "--out", "DIR", "for what is written (default for the suite: output/comparison)", Path)
+    _base(parser)
 
 
 def _nano_train(parser: Parser) -> None:

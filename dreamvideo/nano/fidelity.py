@@ -16,7 +16,7 @@ from . import rules, world
 
 # Distance in RGB (0..1) at which two colours no longer agree at all; between, agreement falls linearly.
 DIFFERENT = 0.5
-# Poses tried in each frame: tilts all around and finer near upright, where scenes have theirs; then around the best one.
+# Poses tried in each frame: tilts all around, finer near upright, where scenes have theirs; then around the best one.
 AROUND = [math.tau * k / 12 for k in range(12)] + [-0.15, -0.075, 0.075, 0.15]
 NEAR_TILTS, NEAR_SCALES, NEAR_OFFSETS = (-0.1, 0.0, 0.1), (0.88, 1.0, 1.14), (-2.0, 0.0, 2.0)
 # By how much more a subject lying on its side must agree than an upright one: a blurred face shows no direction.
@@ -63,7 +63,9 @@ def find(frames: Tensor, subject: world.Subject) -> Found:
         best.append(pose)
         shapes.append(overlap)
         looks.append(agreement)
-    x, y, radius, angle = (torch.stack([getattr(pose, name) for pose in best]) for name in ("x", "y", "radius", "angle"))
+    x, y, radius, angle = (
+        torch.stack([getattr(pose, name) for pose in best]) for name in ("x", "y", "radius", "angle")
+    )
     path = world.Path(x, y, radius / 16, _unwrapped(angle))
     return Found(path, sum(shapes) / len(shapes), sum(looks) / len(looks))
 
