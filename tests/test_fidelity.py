@@ -39,7 +39,7 @@ def changed(path: world.Path, **changes) -> world.Path:
 def test_a_render_of_the_subject_is_the_subject(name):
     subject = world.HELD_OUT_SUBJECTS[name]
     found = fidelity.find(video(subject=subject), subject)
-    assert found.shape > 0.9 and found.looks > 0.9 and fidelity.subject_fidelity(found) > 0.85
+    assert found.shape > 0.9 and found.looks > 0.85 and fidelity.subject_fidelity(found) > 0.88
 
 
 def test_subjects_are_ordered_by_what_they_share():
@@ -49,7 +49,7 @@ def test_subjects_are_ordered_by_what_they_share():
     another = subject_score(video(subject=world.Subject("cross", "blue")))
     same_colour = subject_score(video(subject=replace(MUSHROOM, shape="cross")))
     nothing = subject_score(video(size=0.5))
-    assert right > plain + 0.05 and plain > recoloured + 0.2 and recoloured > another + 0.05
+    assert right > 0.9 and right > plain + 0.05 and plain > recoloured + 0.2 and recoloured > another + 0.1
     assert right > same_colour + 0.2 and another > nothing == 0
 
 
@@ -79,7 +79,7 @@ def test_motions_are_ordered_right_reversed_still(motion):
     still = path("standing still")
     backwards = world.Path(*(getattr(target, name).flip(0) for name in ("x", "y", "scale", "angle")))
     right, reverse, rest = (fidelity.motion_fidelity(each, target) for each in (target, backwards, still))
-    assert right == 1 and 0.9 > reverse > rest + 0.2 and rest < 0.1
+    assert right == 1 and 0.9 > reverse > rest + 0.2 and rest < 0.12
 
 
 def test_motion_asks_neither_place_nor_size_nor_tilt():
