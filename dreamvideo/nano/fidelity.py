@@ -139,7 +139,7 @@ def _centred(subject: world.Subject, track: Tensor, angles: Tensor, size: int) -
 def _nearby(pose: Poses, step: float) -> Poses:
     """The pose and its neighbours in place, size and tilt, this part of a whole step away."""
     options = (torch.tensor(each) for each in (NEAR_OFFSETS, NEAR_OFFSETS, NEAR_SCALES, NEAR_TILTS))
-    dx, dy, scale, tilt = step * torch.cartesian_prod(*options).unbind(1)
+    dx, dy, scale, tilt = (step * torch.cartesian_prod(*options)).unbind(1)
     return Poses(pose.x + dx, pose.y + dy, pose.radius * (1 + scale), pose.angle + tilt)
 
 
