@@ -87,11 +87,11 @@ def test_a_stopped_comparison_goes_on(base, tmp_path):
 
 def test_prompts_name_what_a_system_has_learned():
     case = suite.Case("mushroom", "circling", "on the road", 0)
-    mixed, known = TABLE.systems[2], suite.Case("", "circling", "on the road", 0)
+    mixed, known = TABLE.systems[2], suite.Case("red-circle", "circling", "on the road", 0)
     assert suite.prompt_for(mixed, case) == "a <my-toy> <my-motion> on the road"
     assert suite.prompt_for(comparison.BASE, case) == "a toy circling on the road"
     assert suite.prompt_for(mixed, known) == "a red circle <my-motion> on the road"
-    moving = suite.Case("mushroom", suite.KNOWN_MOTION, "on the road", 0)
+    moving = suite.Case("mushroom", "moving right", "on the road", 0)
     assert suite.prompt_for(mixed, moving) == "a <my-toy> moving right on the road"
 
 
@@ -109,9 +109,12 @@ def test_the_tables_are_the_papers_and_every_method_is_compared():
     rows = {row.name for table in TABLES for system in table.systems for row in (system.subject, system.motion) if row}
     assert METHODS.keys() - rows == {"motion_several"}
     assert all(len({system.name for system in table.systems}) == len(table.systems) for table in TABLES)
-    for scale in (suite.FULL, suite.QUICK):
-        assert {len(suite.cases(table.task, scale)) for table in TABLES} and scale.seeds
-    assert len(suite.cases("joint", suite.FULL)) == 8 * 4 * 2
+    for scale, videos in ((suite.FULL, 8 * 4), (suite.QUICK, 2)):
+        for table in TABLES:
+            wanted = suite.cases(table.task, scale)
+            assert len(wanted) == videos == len({case.name for case in wanted})
+            assert all(case.new_subject == (table.task != "motion") for case in wanted)
+            assert all(case.new_motion == (table.task != "subject") for case in wanted)
 
 
 def test_own_videos_get_the_papers_metrics(tmp_path, capsys, monkeypatch):

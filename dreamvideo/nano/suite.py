@@ -6,9 +6,12 @@ stopped goes on, and systems that share a training share its file.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,30 +37,46 @@ PLACEHOLDER, MOTION_PLACEHOLDER = "<my-toy>", "<my-motion>"
 MOTION_WORD = "moving"  # from which a motion's own token begins
 PHOTOGRAPHS, RELATED_CLIPS = 4, 4
 ACTOR, STAGE = world.Subject("square", "yellow"), "in the night"  # who shows a motion, and where
-STAND_IN = world.Subject("circle", "red")  # the subject known to the base that a learned motion is asked of
-KNOWN_MOTION = "moving right"  # the motion known to the base that a learned subject is asked for
+# What the base knows: the subjects that a learned motion is asked of, and the motions that a learned subject is asked
+# for, as many of each as a scale has new ones.
+KNOWN_SUBJECTS = {
+    f"{colour}-{shape}": world.Subject(shape, colour)
+    for colour, shape in (
+        ("red", "circle"),
+        ("blue", "square"),
+        ("green", "triangle"),
+        ("purple", "star"),
+        ("orange", "cross"),
+        ("white", "heart"),
+        ("yellow", "circle"),
+        ("red", "star"),
+    )
+}
 DATA_SEED = 3
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the comparison is done. share: of each row's training steps; sampling_steps: of DDIM."""
+    """How much of the comparison is done: every subject with every motion under every seed, the places in turn.
 
-    subjects: tuple[str, ...]
-    motions: tuple[str, ...]
-    places: tuple[str, ...]
-    seeds: int
+    share: of each row's training steps; sampling_steps: of DDIM.
+    """
+
+    subjects: tuple[str, ...] = tuple(world.HELD_OUT_SUBJECTS)
+    motions: tuple[str, ...] = world.HELD_OUT_MOTIONS
+    places: tuple[str, ...] = tuple(world.PLACES)
+    seeds: int = 1
     share: float = 1.0
     sampling_steps: int = 50
 
 
-FULL = Scale(tuple(world.HELD_OUT_SUBJECTS), tuple(world.HELD_OUT_MOTIONS), ("on the road", "on the grass"), 1)
-QUICK = Scale(("mushroom",), ("circling",), ("on the road",), seeds=2, share=0.1, sampling_steps=10)
+FULL = Scale()
+QUICK = Scale(("mushroom",), ("circling",), ("on the road", "on the grass"), seeds=2, share=0.1, sampling_steps=10)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One video to be made. subject: a held-out one's name, or "" for `STAND_IN`."""
+    """One video to be made. subject: a name among the held-out ones or among `KNOWN_SUBJECTS`."""
 
     subject: str
     motion: str
@@ -66,11 +85,19 @@ class Case:
 
     @property
     def name(self) -> str:
-        return "-".join((self.subject or "stand-in", self.motion, self.place, str(self.seed))).replace(" ", "-")
+        return "-".join((self.subject, self.motion, self.place, str(self.seed))).replace(" ", "-")
 
     @property
     def looks(self) -> world.Subject:
-        return world.HELD_OUT_SUBJECTS[self.subject] if self.subject else STAND_IN
+        return (world.HELD_OUT_SUBJECTS | KNOWN_SUBJECTS)[self.subject]
+
+    @property
+    def new_subject(self) -> bool:
+        return self.subject in world.HELD_OUT_SUBJECTS
+
+    @property
+    def new_motion(self) -> bool:
+        return self.motion in world.HELD_OUT_MOTIONS
 
 
 @dataclass(frozen=True)
@@ -95,20 +122,23 @@ class Measured:
 
 
 def cases(task: str, scale: Scale) -> list[Case]:
-    """The videos of a task: every subject with every motion, in every place, for every seed."""
-    subjects = ("",) if task == "motion" else scale.subjects
-    motions = (KNOWN_MOTION,) if task == "subject" else scale.motions
-    return [
-        Case(subject, motion, place, seed)
-        for subject in subjects
-        for motion in motions
-        for place in scale.places
-        for seed in range(scale.seeds)
-    ]
+    """The videos of a task: of what it does not teach, the base's own take the place."""
+    known_subjects, known_motions = tuple(KNOWN_SUBJECTS), world.MOTIONS
+    subjects, motions = {
+        "joint": (scale.subjects, scale.motions),
+        "subject": (scale.subjects, known_motions[: len(scale.motions)]),
+        "motion": (known_subjects[: len(scale.subjects)], scale.motions),
+    }[task]
+    wanted = itertools.product(subjects, motions, range(scale.seeds))
+    places = itertools.cycle(scale.places)
+    return [Case(subject, motion, next(places), seed) for subject, motion, seed in wanted]
 
 
 def measure(tools: Tools, tables: Sequence[Table]) -> dict[str, dict[str, Measured]]:
-    """Table's number -> system's name -> what was measured. Raises ValueError for a folder of another run."""
+    """Table's number -> system's name -> what was measured.
+
+    Raises ValueError for a folder of another run and for a base that does not draw the toy world.
+    """
     _claim(tools)
     found: dict[str, dict[str, Measured]] = {}
     for table in tables:
@@ -125,7 +155,11 @@ def seconds_spent(folder: Path) -> float:
 
 def _claim(tools: Tools) -> None:
     """Write what this folder is for, or make sure that it is for the same."""
-    path = tools.folder / "run.json"
+    defaults, path = tools.base.defaults, tools.folder / "run.json"
+    if (defaults.height, defaults.width, defaults.frames) != (world.SIZE, world.SIZE, world.FRAMES):
+        raise ValueError(
+            "The toy world goes with the embedded base, or with one trained again; score videos with --videos."
+        )
     about = {"base": fingerprint(tools.base.unet), "scale": json.loads(json.dumps(asdict(tools.scale)))}
     if path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -158,10 +192,9 @@ def _parameters(learned: LoadedAdapter) -> int:
 
 def _learned(tools: Tools, system: System, case: Case) -> Iterator[LoadedAdapter]:
     """The files that a case needs of a system, trained where they are not there."""
-    if system.subject is not None and case.subject:
-        yield _train(tools, system.subject, case.subject)
-    if system.motion is not None and case.motion in world.HELD_OUT_MOTIONS:
-        yield _train(tools, system.motion, case.motion)
+    for row, what in zip(_used(system, case), (case.subject, case.motion), strict=True):
+        if row is not None:
+            yield _train(tools, row, what)
 
 
 def _train(tools: Tools, row: Method, what: str) -> LoadedAdapter:
@@ -209,6 +242,12 @@ def _data(base: Base, row: Method, what: str) -> TrainingData:
     return encode_clips(clips, [caption for _, caption in shown], base.encoders, world.FRAMES)
 
 
+@functools.lru_cache
+def _shown(motion: str, frames: int) -> world.Path:
+    """The path in a motion's lesson, found as it will be found in videos."""
+    return fidelity.find(world.render(lesson(motion), frames).frames, ACTOR).path
+
+
 def lesson(motion: str) -> world.Scene:
     """The clip that a motion is learned from."""
     return world.Scene(ACTOR, motion, STAGE, texture=DATA_SEED)
@@ -238,14 +277,13 @@ def _video(tools: Tools, system: System, case: Case, learned: Sequence[LoadedAda
 
 def _used(system: System, case: Case) -> tuple[Method | None, Method | None]:
     """The rows of a system that a case calls upon."""
-    new_motion = case.motion in world.HELD_OUT_MOTIONS
-    return system.subject if case.subject else None, system.motion if new_motion else None
+    return system.subject if case.new_subject else None, system.motion if case.new_motion else None
 
 
 def prompt_for(system: System, case: Case) -> str:
     """What a system is asked; a subject that it has not learned is called by its class word."""
     subject, motion = _used(system, case)
-    name = PLACEHOLDER if subject else world.CLASS_WORD if case.subject else case.looks.words
+    name = PLACEHOLDER if subject else world.CLASS_WORD if case.new_subject else case.looks.words
     return f"a {name} {_motion_words(motion, case.motion)} {case.place}"
 
 
@@ -264,11 +302,8 @@ def frames_of(strip: Path) -> Tensor:
 def score(frames: Tensor, case: Case) -> dict[str, float]:
     """The three exact metrics of a video [F, 3, 64, 64]."""
     found = fidelity.find(frames, case.looks)
-    if case.motion in world.HELD_OUT_MOTIONS:
-        target = fidelity.find(world.render(lesson(case.motion), len(frames)).frames, ACTOR).path
-    else:
-        target = world.path_of(case.motion, len(frames))
-    colour = "" if case.subject else case.looks.colour
+    target = _shown(case.motion, len(frames)) if case.new_motion else world.path_of(case.motion, len(frames))
+    colour = "" if case.new_subject else case.looks.colour
     return {
         "subject": fidelity.subject_fidelity(found),
         "motion": fidelity.motion_fidelity(found.path, target),
@@ -276,16 +311,12 @@ def score(frames: Tensor, case: Case) -> dict[str, float]:
     }
 
 
-class _timed:
+@contextmanager
+def _timed(path: Path) -> Iterator[None]:
     """Adds the seconds inside to what is noted beside a file, however the block ends."""
-
-    def __init__(self, path: Path) -> None:
-        self.note = path.with_suffix(".seconds.json")
-
-    def __enter__(self) -> None:
-        self.began = time.monotonic()
-
-    def __exit__(self, *error: object) -> None:
-        before = json.loads(self.note.read_text(encoding="utf-8"))["seconds"] if self.note.exists() else 0.0
-        self.note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.note, {"seconds": before + time.monotonic() - self.began})
+    note, began = path.with_suffix(".seconds.json"), time.monotonic()
+    before = json.loads(note.read_text(encoding="utf-8"))["seconds"] if note.exists() else 0.0
+    try:
+        yield
+    finally:
+        write_json(note, {"seconds": before + time.monotonic() - began})
