@@ -13,7 +13,7 @@ from ..base import EMBEDDED_FOLDER
 from ..checkpoints import LAYOUTS
 from ..defaults import EMBEDDED, FULL_SIZE
 from ..methods import MOTION_METHODS, SUBJECT_METHODS, Method
-from . import embedded, evaluate, files, sample, train
+from . import analyze, embedded, evaluate, files, sample, train
 from .common import DTYPES
 
 DESCRIPTION = """\
@@ -83,6 +83,10 @@ examples:
   dreamvideo convert unet.safetensors my-pipeline --layout diffusers
   dreamvideo convert my-dog.safetensors my-dog.pth
 """
+ANALYZE = """\
+Fine-tunes all spatial weights on a subject and all temporal weights on a motion, and plots by how much each kind of
+layer changed: where an adapter has most to do (the paper's Figure 4). With your own media: --images and --video.
+"""
 EVALUATE = """\
 With --suite nano trains, samples and measures every method of the paper's comparison on the toy world, where the truth
 is known, and writes the paper's tables with confidence intervals and a figure. Stopped or killed, the same command
@@ -125,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     _inspect(_add(group, "inspect", files.inspect, "tell what a file or a base's folder is", INSPECT))
     _convert(_add(group, "convert", files.convert, "write another format", CONVERT, CONVERT_EXAMPLES))
     _evaluate(_add(group, "evaluate", evaluate.evaluate, "measure methods or videos", EVALUATE, EVALUATE_EXAMPLES))
+    _analyze(_add(group, "analyze", analyze.analyze, "show which layers fine-tuning changes", ANALYZE))
     kinds = _group(group, "nano", "train or measure the embedded base")
     _nano_train(_add(kinds, "train", embedded.nano_train, "as it was trained", NANO_TRAIN))
     _nano_evaluate(_add(kinds, "evaluate", embedded.nano_evaluate, "how well it follows captions", NANO_EVALUATE))
@@ -144,6 +149,23 @@ def _add(group: Any, name: str, run: Any, summary: str, description: str, exampl
 
 
 def _demo(parser: Parser) -> None:
+    _media(parser)
+    _option(parser, "--out", "DIR", "default: output/demo", Path, default=Path("output/demo"))
+    _option(parser, "--seed", "N", "default: 0", _seed, default=0)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the training: shows that all works, no more")
+    _base(parser)
+
+
+def _analyze(parser: Parser) -> None:
+    _media(parser)
+    _option(parser, "--out", "DIR", "default: output/analysis", Path, default=Path("output/analysis"))
+    _option(parser, "--seed", "N", "default: 0", _seed, default=0)
+    _option(parser, "--steps", "N", "of each of the two trainings (default: the methods' own)", _count)
+    _base(parser)
+
+
+def _media(parser: Parser) -> None:
+    """A subject and a motion of the user's own."""
     _option(parser, "--images", "DIR", "photographs of your subject", Path)
     _option(parser, "--video", "FILE", "a clip of the motion", Path)
     _option(parser, "--class-word", "WORD", "what your subject is, such as dog (default: toy)", default="toy")
@@ -152,10 +174,6 @@ def _demo(parser: Parser) -> None:
     _option(parser, "--caption", "TEXT", caption, default="something is moving")
     prompt = "what to compose, with the placeholder in it (default: a <my-WORD> moving on the grass)"
     _option(parser, "--prompt", "TEXT", prompt)
-    _option(parser, "--out", "DIR", "default: output/demo", Path, default=Path("output/demo"))
-    _option(parser, "--seed", "N", "default: 0", _seed, default=0)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the training: shows that all works, no more")
-    _base(parser)
 
 
 def _train_subject(parser: Parser) -> None:
