@@ -261,7 +261,7 @@ def _convert(parser: Parser) -> None:
 
 def _evaluate(parser: Parser) -> None:
     parser.add_argument("--suite", choices=("nano",), help="the paper's comparison, on the embedded base")
-    quick = "one subject and one motion, a tenth of the training: a coarse answer in about ten minutes on two cores"
+    quick = "one subject, one motion, a quarter of the training: a coarse answer in about ten minutes on two cores"
     parser.add_argument("--quick", action="store_true", help=quick)
     _option(
         parser,

@@ -71,7 +71,7 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(("mushroom",), ("circling",), ("on the road", "on the grass"), seeds=2, share=0.1, sampling_steps=10)
+QUICK = Scale(("mushroom",), ("circling",), ("on the road", "on the grass"), seeds=2, share=0.25, sampling_steps=20)
 
 
 @dataclass(frozen=True)
