@@ -27,7 +27,7 @@ CONFIG = UNetConfig(
     norm_groups=8,
 )
 VIDEOS = 8  # a step and process
-PICTURES = 24  # every fourth step
+PICTURES = 24  # every eighth step
 BANK = 6000  # videos encoded once
 SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556, eq. 6 for velocity)
 
@@ -64,7 +64,7 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
         generator = torch.Generator().manual_seed(1000 * step + rank())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 200) * (0.03 + 0.97 * _cosine(step / steps))
-        pictures = step % 4 == 3
+        pictures = step % 8 == 7
         count = PICTURES if pictures else VIDEOS
         chosen = torch.randint(len(latents), (count,), generator=generator)
         clean = latents[chosen].float().transpose(1, 2)  # [B, 4, F, 8, 8]
@@ -76,7 +76,8 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
         prompts = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
         with torch.no_grad():
             context = encoders.text.encode(prompts)
-        timesteps = torch.randint(1000, (count,), generator=generator)
+        # The larger of two draws: motion and shape, the slowest to learn, are decided where there is most noise.
+        timesteps = torch.randint(1000, (2, count), generator=generator).amax(0)
         noise = offset_noise(clean.shape, generator)
         prediction = unet(schedule.add_noise(clean, noise, timesteps), timesteps, context)
         error = (prediction - noise).square().mean((1, 2, 3, 4))
