@@ -1,4 +1,4 @@
-"""Files of trained adapters and learned tokens: our safetensors, and the authors' `.pth` containers.
+"""Files of trained adapters, weight deltas and learned tokens: our safetensors, and the authors' `.pth` containers.
 
 A file says what it is: which adapter for which base, what it was trained on and how. For an identity it also carries
 the learned token vectors and the photographs' image features, so that sampling needs nothing else. Nothing read here
@@ -21,14 +21,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .adapters import ADAPTER_NAMES, TRANSFORMER_KINDS, Adapter, AdapterConfig
+from .adapters import (
+    ADAPTER_NAMES,
+    TRANSFORMER_KINDS,
+    AdapterConfig,
+    AnyAdapter,
+    AnyConfig,
+    build_adapter,
+)
+from .deltas import DeltaConfig, WeightDelta, weight_shapes
 from .files import atomic_path
 from .tensor_files import write_safetensors
 from .unet import UNetConfig, transformer_sites
 
 FORMAT = "dreamvideo-adapter"
 FORMAT_VERSION = 1
-KINDS = (*TRANSFORMER_KINDS, "token")
+KINDS = (*TRANSFORMER_KINDS, DeltaConfig.kind, "token")
 TOKEN_PREFIX = "token."
 FEATURES = "features"
 
@@ -36,6 +44,7 @@ ADAPTER_KEY = re.compile(
     r"(?P<site>(?:(?:input|output)_blocks\.\d+|middle_block)\.\d+)\.transformer_blocks\.0"
     r"\.(?P<name>attn|cross_attn|ff)_adapter\.(?P<linear>down|up|condition)_linear\.(?:weight|bias)"
 )
+DELTA_KEY = re.compile(r".+\.(?:weight|bias)\.(?:delta|down|up)")
 # What a file that is no adapter may be, by a part of its keys; the first match speaks.
 FOREIGN = (
     (r"lora", "LoRA weights"),
@@ -49,14 +58,15 @@ FOREIGN = (
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What a file says about itself. kind: "identity", "motion", or "token" for learned token vectors alone.
+    """What a file says about itself.
 
+    kind: "identity" or "motion" for an adapter, "weights" for weight deltas, "token" for learned token vectors alone.
     base_fingerprint: of the UNet it was trained on, "" where unknown (the authors' files do not say).
     """
 
     kind: str
     format_version: int = FORMAT_VERSION
-    adapter_config: AdapterConfig | None = None
+    adapter_config: AnyConfig | None = None
     unet_config: UNetConfig | None = None
     base_fingerprint: str = ""
     class_word: str = ""
@@ -69,7 +79,7 @@ class AdapterInfo:
 
     def __str__(self) -> str:
         """E.g. "identity adapter for <wolf> (plushie), 800 steps"."""
-        words = {"token": "learned token"}.get(self.kind, f"{self.kind} adapter")
+        words = {"token": "learned token", "weights": "set of weight deltas"}.get(self.kind, f"{self.kind} adapter")
         words += f" for {self.placeholder}" if self.placeholder else ""
         words += f" ({self.class_word})" if self.class_word else ""
         return words + (f", {self.steps} steps" if self.steps is not None else "")
@@ -87,7 +97,8 @@ class AdapterInfo:
         texts = {"kind", "base_fingerprint", "class_word", "placeholder"}
         names = [item.name for item in fields(cls)]
         values = {key: metadata[key] if key in texts else json.loads(metadata[key]) for key in names if key in metadata}
-        parse = {"adapter_config": AdapterConfig.from_dict, "unet_config": UNetConfig.from_dict, "captions": tuple}
+        config = DeltaConfig if values.get("kind") == DeltaConfig.kind else AdapterConfig
+        parse = {"adapter_config": config.from_dict, "unet_config": UNetConfig.from_dict, "captions": tuple}
         values |= {key: parse[key](values[key]) for key in parse if values.get(key) is not None}
         return cls(**values)
 
@@ -96,7 +107,7 @@ class AdapterInfo:
 class LoadedAdapter:
     """A file's contents. tokens: placeholder -> [n, D]; features: image features of the photographs, [n, D]."""
 
-    adapter: Adapter | None
+    adapter: AnyAdapter | None
     info: AdapterInfo
     tokens: dict[str, Tensor]
     features: Tensor | None
@@ -124,10 +135,8 @@ def check_fits(
             f"but this base has {unet_config.context_dim}."
         )
     if theirs is not None and info.kind != "token" and _places(info, theirs) != _places(info, unet_config):
-        raise ValueError(
-            f"This {info} is for another base: it fits {_describe(_places(info, theirs))}, "
-            f"but this base has {_describe(_places(info, unet_config))}."
-        )
+        fits, has = (_describe(_places(info, config)) for config in (theirs, unet_config))
+        raise ValueError(f"This {info} is for another base: it fits {fits}, but this base has {has}.")
     if fingerprint and info.base_fingerprint and not same_base(info.base_fingerprint, fingerprint):
         raise ValueError(
             f"This {info} is for another base: one of the same architecture with other weights; "
@@ -137,7 +146,7 @@ def check_fits(
 
 def save_adapter(
     path: str | os.PathLike[str],
-    adapter: Adapter | None,
+    adapter: AnyAdapter | None,
     info: AdapterInfo,
     tokens: Mapping[str, Tensor] | None = None,
     features: Tensor | None = None,
@@ -179,11 +188,13 @@ def load_adapter(path: str | os.PathLike[str], unet_config: UNetConfig | None = 
     raise ValueError(f"{path.name} is no adapter: it holds {_foreign(state)}.")
 
 
-def save_authors_adapter(path: str | os.PathLike[str], adapter: Adapter, step: int) -> None:
+def save_authors_adapter(path: str | os.PathLike[str], adapter: AnyAdapter, step: int) -> None:
     """Write the authors' container: {'state_dict': parameters by name, 'step'}. It keeps no metadata.
 
-    Raises ValueError for a serial adapter: the container cannot say so and would be read as parallel.
+    Raises ValueError for a serial adapter, which the container would pass off as parallel, and for weight deltas.
     """
+    if isinstance(adapter, WeightDelta):
+        raise ValueError("The authors' adapter files hold no weight deltas; save them as .safetensors.")
     if adapter.config.placement != "parallel":
         raise ValueError("The authors' adapter files cannot tell a serial adapter; save it as .safetensors.")
     state = {key: nn.Parameter(value.detach().cpu().clone()) for key, value in adapter.state_dict().items()}
@@ -214,7 +225,8 @@ def _own(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
         raise ValueError(f"{path.name} is a DreamVideo adapter whose metadata is damaged: kind {info.kind!r}.")
     _check_tensors(tensors, f"{path.name}, a {info}, is unusable")
     tokens = {key.removeprefix(TOKEN_PREFIX): value for key, value in tensors.items() if key.startswith(TOKEN_PREFIX)}
-    state = {key: value for key, value in tensors.items() if ADAPTER_KEY.fullmatch(key)}
+    pattern = DELTA_KEY if info.kind == DeltaConfig.kind else ADAPTER_KEY
+    state = {key: value for key, value in tensors.items() if pattern.fullmatch(key)}
     adapter = None if info.kind == "token" else _assemble(path, info, state)
     return LoadedAdapter(adapter, info, tokens, tensors.get(FEATURES))
 
@@ -267,9 +279,9 @@ def _infer_config(path: Path, kind: str, state: Mapping[str, Tensor]) -> Adapter
     )
 
 
-def _assemble(path: Path, info: AdapterInfo, state: Mapping[str, Tensor]) -> Adapter:
+def _assemble(path: Path, info: AdapterInfo, state: Mapping[str, Tensor]) -> AnyAdapter:
     """The adapter of an info, holding `state` itself: nothing is copied."""
-    adapter = Adapter(info.adapter_config, info.unet_config, device="meta")
+    adapter = build_adapter(info.adapter_config, info.unet_config, device="meta")
     wanted = {key: list(value.shape) for key, value in adapter.state_dict().items()}
     found = {key: list(value.shape) for key, value in state.items()}
     if found != wanted:
@@ -293,13 +305,17 @@ def _difference(found: Mapping[str, list[int]], wanted: Mapping[str, list[int]])
     return f"{key} is {found.get(key, 'missing')}, expected {wanted.get(key, 'no such tensor')}"
 
 
-def _places(info: AdapterInfo, unet_config: UNetConfig) -> dict[str, int]:
-    """Transformer -> width, of those where an adapter of this kind sits."""
+def _places(info: AdapterInfo, unet_config: UNetConfig) -> dict[str, Any]:
+    """Where a file's tensors sit: transformer -> width, of an adapter's kind, or weight -> shape."""
+    if isinstance(info.adapter_config, DeltaConfig):
+        return weight_shapes(unet_config, info.adapter_config.weights)
     kind = TRANSFORMER_KINDS[info.kind]
     return {site.name: site.width for site in transformer_sites(unet_config) if site.kind == kind}
 
 
-def _describe(places: Mapping[str, int]) -> str:
+def _describe(places: Mapping[str, Any]) -> str:
+    if any(isinstance(place, torch.Size) for place in places.values()):
+        return f"{len(places)} weights of {sum(shape.numel() for shape in places.values()):,} numbers"
     widths = "/".join(str(width) for width in sorted(set(places.values())))
     return f"{len(places)} transformers of width {widths}"
 

@@ -2,8 +2,8 @@
 
 An identity adapter sits in the spatial transformers and learns what a subject looks like; a motion adapter sits in the
 temporal ones and learns how things move, with an image feature as a hint of the looks it need not learn (appearance
-guidance). An `AdapterStack` is what the UNet's forward takes: any number of them, each with its strength, its region
-and its part of the trajectory. Their files are in `adapter_files.py`.
+guidance). An `AdapterStack` is what the UNet's forward takes: any number of them, and of weight deltas (`deltas.py`),
+each with its strength, its region and its part of the trajectory. Their files are in `adapter_files.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .unet import UNetConfig, transformer_sites
+from .deltas import DeltaConfig, WeightDelta, attach, merge
+from .unet import UNet, UNetConfig, transformer_sites
 
 # Sublayer of a transformer block -> name of its adapter in the authors' files.
 ADAPTER_NAMES = {"attn1": "attn_adapter", "attn2": "cross_attn_adapter", "ff": "ff_adapter"}
@@ -149,7 +150,7 @@ class Adapter(nn.Module):
                     bottleneck.initialise(generator)
                 block = f"{site.name}.transformer_blocks.0"
                 self.modules_at[f"{block}.{sublayer}"] = f"{block}.{ADAPTER_NAMES[sublayer]}"
-                _attach(self, f"{block}.{ADAPTER_NAMES[sublayer]}", bottleneck)
+                attach(self, f"{block}.{ADAPTER_NAMES[sublayer]}", bottleneck)
 
     def at(self, site: str) -> Bottleneck | None:
         """The bottleneck of a sublayer such as "input_blocks.1.1.transformer_blocks.0.attn2", if there is one."""
@@ -157,26 +158,34 @@ class Adapter(nn.Module):
         return None if path is None else self.get_submodule(path)
 
 
-def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
-    *parents, name = path.split(".")
-    for parent in parents:
-        if parent not in root._modules:
-            root.add_module(parent, nn.Module())
-        root = root._modules[parent]
-    root.add_module(name, module)
+AnyConfig = AdapterConfig | DeltaConfig
+AnyAdapter = Adapter | WeightDelta
+
+
+def build_adapter(
+    config: AnyConfig,
+    unet_config: UNetConfig,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> AnyAdapter:
+    """The fresh adapter or weight deltas that a config describes."""
+    family = WeightDelta if isinstance(config, DeltaConfig) else Adapter
+    return family(config, unet_config, device, dtype, generator)
 
 
 @dataclass(frozen=True, eq=False)
 class StackEntry:
-    """One adapter of a stack and how much of it, where in the picture and when.
+    """One adapter of a stack, or weight deltas, and how much of it, where in the picture and when.
 
     strength: factor on its residuals; 0 leaves the base exactly as it is.
-    mask: where it acts, [H, W] or [F, H, W] in 0..1 at any resolution; averaged down to each level of the UNet.
+    mask: where it acts, [H, W] or [F, H, W] in 0..1 at any resolution; averaged down to each level of the UNet. Weight
+    deltas take none: a weight serves the whole picture.
     window: part of the sampling trajectory where it acts, 0 the noisiest step, 1 the last.
     schedule: further factor, a function of positions on the trajectory, [B] in 0..1 -> [B].
     """
 
-    adapter: Adapter
+    adapter: AnyAdapter
     strength: float = 1.0
     mask: Tensor | None = None
     window: tuple[float, float] = (0.0, 1.0)
@@ -193,6 +202,8 @@ class StackEntry:
                 f"An adapter's mask is [H, W] or [F, H, W] with values in 0..1, not {list(self.mask.shape)} "
                 f"in {float(self.mask.min()):g}..{float(self.mask.max()):g}."
             )
+        if self.mask is not None and isinstance(self.adapter, WeightDelta):
+            raise ValueError("Weight deltas act on the whole picture; take the mask off or use an adapter.")
 
     def factors(self, timesteps: Tensor) -> Tensor | None:
         """Strength at each of the timesteps [B]: [B], or None where it is 0 for all of them."""
@@ -206,6 +217,18 @@ class StackEntry:
             factors = factors * self.schedule(position)
         unlimited = self.window == (0.0, 1.0) and self.schedule is None  # asking the tensor would wait for the device
         return factors if unlimited or factors.any() else None
+
+    def factor(self, timesteps: Tensor) -> float:
+        """The one factor of all the timesteps [B]. Raises ValueError where they differ: a batch shares its weights."""
+        if self.window == (0.0, 1.0) and self.schedule is None:
+            return self.strength
+        factors = self.factors(timesteps)
+        different = [0.0] if factors is None else factors.unique().tolist()
+        if len(different) > 1:
+            raise ValueError(
+                f"Weight deltas have one strength for a batch, but its timesteps ask for {len(different)} of them."
+            )
+        return different[0]
 
 
 class AdapterStack:
@@ -226,6 +249,7 @@ class AdapterStack:
         self.entries = tuple(entries)
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
+        self._merged: tuple[Any, UNet | None] = (None, None)  # of what, and the result
         if feature is None:
             return
         if feature.ndim not in (2, 3):
@@ -254,6 +278,23 @@ class AdapterStack:
         feature = None if self.feature is None else self.feature.to(device=device)
         return AdapterStack(entries, feature, self.feature_strength.to(device=device))
 
+    def network(self, unet: UNet, timesteps: Tensor) -> UNet:
+        """The UNet with the weight deltas of this stack merged in; `unet` itself where there are none.
+
+        Without gradients the merge is kept, so that the steps of a sampling share one as long as the factors stay.
+        """
+        deltas = [(e.adapter, e.factor(timesteps)) for e in self.entries if isinstance(e.adapter, WeightDelta)]
+        deltas = [(delta, factor) for delta, factor in deltas if factor != 0]
+        if not deltas:
+            return unet
+        if torch.is_grad_enabled():
+            return merge(unet, deltas)
+        versions = [_version(tensor) for delta, _ in deltas for tensor in delta.parameters()]
+        what = (id(unet), unet.dtype, next(unet.parameters()).device, [factor for _, factor in deltas], versions)
+        if self._merged[0] != what:
+            self._merged = (what, merge(unet, deltas))
+        return self._merged[1]
+
     def bind(self, timesteps: Tensor, size: tuple[int, int]) -> BoundStack:
         """Ready for one forward with timesteps [B] of latents (h, w). Raises ValueError when the batch does not fit."""
         for name, rows in (("image features", self.feature), ("feature strengths", self.feature_strength)):
@@ -267,7 +308,11 @@ class AdapterStack:
         )
 
 
-def _moved(adapter: Adapter, device: torch.device | str | None, dtype: torch.dtype | None) -> Adapter:
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _moved(adapter: AnyAdapter, device: torch.device | str | None, dtype: torch.dtype | None) -> AnyAdapter:
     parameter = next(adapter.parameters())
     probe = torch.empty(0, device=parameter.device, dtype=parameter.dtype).to(device=device, dtype=dtype)
     if (probe.device, probe.dtype) == (parameter.device, parameter.dtype):

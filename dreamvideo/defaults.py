@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .adapters import AdapterConfig
 from .methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
 from .sampling import SamplingSettings
 from .training import TrainingSettings
@@ -26,15 +27,37 @@ class Defaults:
 
     def settings(self, stage: str, clips: int = 1, **overrides: Any) -> TrainingSettings:
         """Training settings of a stage ("token", "identity", "motion"); overrides of None are left out."""
-        method: Method = motion_method(clips) if stage == "motion" else STAGES[stage]
+        return self.settings_for(motion_method(clips) if stage == "motion" else STAGES[stage], **overrides)
+
+    def settings_for(self, method: Method, **overrides: Any) -> TrainingSettings:
+        """Training settings of any row; overrides of None are left out.
+
+        The one rule: steps and learning rate are to the row's own as those of DreamVideo's stage on the same data are
+        to the paper's; what else a base changes of that stage it changes of the row.
+        """
+        stage, own = STAGES[method.stage], dict(self.training.get(method.stage, {}))
+        if "steps" in own:
+            own["steps"] = max(1, round(own["steps"] * (method.steps / stage.steps)))
+        if "learning_rate" in own:
+            own["learning_rate"] *= method.learning_rate / stage.learning_rate
         given = {name: value for name, value in overrides.items() if value is not None}
-        return TrainingSettings.for_method(method, **{**self.training.get(stage, {}), **given})
+        return TrainingSettings.for_method(method, **{**own, **given})
 
     def sampling(self, prompt: str, **overrides: Any) -> SamplingSettings:
         """Sampling settings for a prompt; overrides of None are left out."""
         own = {name: getattr(self, name) for name in ("height", "width", "frames", "fps", "guidance")}
         given = {name: value for name, value in overrides.items() if value is not None}
         return SamplingSettings(prompt, **{**own, **given})
+
+
+def fitted(method: Method, config: UNetConfig) -> Method:
+    """The row with widths and ranks that are given in numbers scaled to a base narrower than the paper's."""
+    share = config.dim / UNetConfig().dim
+    name = "hidden" if isinstance(method.config, AdapterConfig) else "rank"
+    number = getattr(method.config, name, None)
+    if number is None or share >= 1:
+        return method
+    return replace(method, config=replace(method.config, **{name: max(1, round(number * share))}))
 
 
 FULL_SIZE = Defaults()

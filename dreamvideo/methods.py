@@ -1,12 +1,12 @@
 """What each training method trains, on what, with which loss: one row each. The training loop knows no names.
 
 A row is a `Method`: the recipe, as numbers and functions. What a method trains is a `Learner`: named tensors, and what
-becomes of them in a forward of the UNet. A further method is a further row, with a learner of its own where neither of
-these two will do.
+becomes of them in a forward of the UNet. A further method is a further row.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .adapters import Adapter, AdapterStack, StackEntry
+from .adapters import AdapterConfig, AdapterStack, AnyAdapter, AnyConfig, StackEntry
+from .deltas import DeltaConfig
 from .diffusion import SCHEDULE, diffusion_loss
 from .encoders import TextEncoder
 from .unet import Adapters
@@ -25,18 +26,35 @@ LossFunction = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]
 """(how many, CPU generator) -> integer timesteps [how many] in 0..999."""
 
+NOISY_BIAS = 0.5  # how much `noisy_timesteps` leans: 0 would be uniform, 1 would never take a clean video
+
 
 def uniform_timesteps(count: int, generator: torch.Generator) -> Tensor:
     """Every timestep equally likely (Ho et al. 2020, algorithm 1): int64 [count]."""
     return torch.randint(SCHEDULE.steps, (count,), generator=generator)
 
 
+def noisy_timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps drawn towards the noisy end, where motion is decided: p(t) ~ 1 - a cos(pi t / T): int64 [count].
+
+    From Materzynska et al. 2023 (arXiv 2312.04966); a, `NOISY_BIAS`, is 0.5.
+    """
+    t = torch.arange(SCHEDULE.steps)
+    weights = 1 - NOISY_BIAS * torch.cos(math.pi * t / SCHEDULE.steps)
+    return torch.multinomial(weights, count, replacement=True, generator=generator)
+
+
 @dataclass(frozen=True)
 class Method:
     """One way of training. The numbers are defaults that `TrainingSettings` may override.
 
-    trains: "token" or the kind of adapter; it is also the kind of the file that comes out.
+    trains: the kind of the file that comes out: "token", "identity", "motion" or "weights".
     data: "images" (one frame a sample) or "clips".
+    config: of the adapter or the weight deltas that are trained; None where a token is all.
+    token: where the vectors of the captions' placeholder come from: "learned" are trained here, "given" come frozen
+    from a textual inversion before this, "rare" are those of a rare word and the class word, "class" those of the class
+    word alone, both frozen; "none" where captions hold no placeholder.
+    related_clips: whether clips of related motions, under plain captions, should stand beside those to learn from.
     masked: whether masks of the data, where there are any, weigh the loss.
     appearance_guidance: whether the learner gets the image feature of a random frame of each sample.
     p_text_drop: how often, sample by sample, the empty prompt takes the caption's place.
@@ -49,6 +67,9 @@ class Method:
     steps: int
     learning_rate: float
     batch_size: int
+    config: AnyConfig | None = None
+    token: str = "none"
+    related_clips: bool = False
     masked: bool = False
     appearance_guidance: bool = False
     p_text_drop: float = 0.0
@@ -56,22 +77,139 @@ class Method:
     timesteps: DrawTimesteps = uniform_timesteps
     loss: LossFunction = diffusion_loss
 
+    @property
+    def stage(self) -> str:
+        """Whose place it takes among DreamVideo's own stages: "token", "identity" or "motion"."""
+        if self.trains == "token":
+            return "token"
+        return "identity" if self.data == "images" else "motion"
 
-# Steps, learning rates and batch sizes are the paper's (section 4.1); masks and dropping are the released configs'.
-TEXTUAL_INVERSION = Method("textual_inversion", "token", "images", 3000, 1e-4, 4, masked=True)
-IDENTITY = Method("identity", "identity", "images", 800, 1e-5, 4, masked=True)
-# One clip: a zero image half of the time, so that sampling may keep the condition's bias in the unconditional half.
-MOTION = Method("motion", "motion", "clips", 1000, 1e-5, 1, appearance_guidance=True, p_text_drop=0.5, p_image_drop=0.5)
-MOTION_SEVERAL = replace(MOTION, name="motion_several", batch_size=2, p_image_drop=0.0)
 
-METHODS: Mapping[str, Method] = {
-    method.name: method for method in (TEXTUAL_INVERSION, IDENTITY, MOTION, MOTION_SEVERAL)
-}
+# DreamVideo. Steps, learning rates and batch sizes are the paper's (section 4.1); masks and dropping are the released
+# configs'. One clip: a zero image half of the time, so that sampling may keep the condition's bias in the
+# unconditional half.
+TEXTUAL_INVERSION = Method("textual_inversion", "token", "images", 3000, 1e-4, 4, token="learned", masked=True)
+IDENTITY = Method("identity", "identity", "images", 800, 1e-5, 4, AdapterConfig.identity(), token="given", masked=True)
+MOTION = Method(
+    "motion",
+    "motion",
+    "clips",
+    1000,
+    1e-5,
+    1,
+    AdapterConfig.motion(condition_dim=None),
+    appearance_guidance=True,
+    p_text_drop=0.5,
+    p_image_drop=0.5,
+)
+
+
+def for_clips(method: Method, clips: int) -> Method:
+    """The row for that many clips: from several, two a step and every image shown, as the released configs have it."""
+    if clips == 1 or method.data != "clips":
+        return method
+    return replace(method, name=f"{method.name}_several", batch_size=2, p_image_drop=0.0)
+
+
+MOTION_SEVERAL = for_clips(MOTION, 2)
 
 
 def motion_method(clips: int) -> Method:
     """The row for learning a motion from that many clips."""
-    return MOTION if clips == 1 else MOTION_SEVERAL
+    return for_clips(MOTION, clips)
+
+
+def _shaped(method: Method, name: str, **config: object) -> Method:
+    """A row that differs in its adapter's shape alone."""
+    return replace(method, name=name, config=replace(method.config, **config))
+
+
+ALL_SUBLAYERS = ("attn1", "attn2", "ff")
+# DreamVideo with one thing changed (the paper's section 4.3 and appendix).
+IDENTITY_ABLATIONS = (
+    replace(IDENTITY, name="no_textual_identity", token="class"),
+    _shaped(IDENTITY, "identity_serial", placement="serial"),
+    _shaped(IDENTITY, "identity_self_attention", sublayers=("attn1",)),
+    _shaped(IDENTITY, "identity_feed_forward", sublayers=("ff",)),
+    _shaped(IDENTITY, "identity_all_layers", sublayers=ALL_SUBLAYERS),
+    _shaped(IDENTITY, "identity_hidden_32", hidden=32),
+)
+MOTION_ABLATIONS = (
+    replace(MOTION, name="no_appearance_guidance", appearance_guidance=False, p_image_drop=0.0),
+    _shaped(MOTION, "motion_serial", placement="serial"),
+    _shaped(MOTION, "motion_self_attention", sublayers=("attn1", "attn2")),
+    _shaped(MOTION, "motion_feed_forward", sublayers=("ff",)),
+    _shaped(MOTION, "motion_hidden_32", hidden=32),
+)
+
+# What the paper compares with. Where a paper names no number it has DreamVideo's for the same data.
+_SUBJECT = replace(IDENTITY, trains="weights", token="rare")
+_MOTION = replace(
+    MOTION, trains="weights", appearance_guidance=False, p_image_drop=0.0, config=DeltaConfig(("temporal",))
+)
+# Molad et al. 2023 (arXiv 2302.01329), its image half: few steps on all spatial weights.
+DREAMIX = replace(_SUBJECT, name="dreamix", config=DeltaConfig(("spatial",)), steps=150)
+# Kumari et al. 2023 (arXiv 2212.04488).
+CUSTOM_DIFFUSION = replace(
+    _SUBJECT,
+    name="custom_diffusion",
+    config=DeltaConfig(("text_kv",)),
+    token="learned",
+    steps=250,
+    learning_rate=4e-5,
+)
+# Wang et al. 2023 (arXiv 2308.06571), fine-tuned as it is.
+FINE_TUNING_SUBJECT = replace(_SUBJECT, name="fine_tuning_subject", config=DeltaConfig(("spatial",)))
+FINE_TUNING_MOTION = replace(_MOTION, name="fine_tuning_motion")
+# Hu et al. 2021 (arXiv 2106.09685).
+LORA_SUBJECT = replace(_SUBJECT, name="lora_subject", config=DeltaConfig(("text_kv",), rank=32))
+LORA_MOTION = replace(_MOTION, name="lora_motion", config=DeltaConfig(("temporal_kv",), rank=32))
+# Materzynska et al. 2023 (arXiv 2312.04966).
+CUSTOMIZING_MOTION = replace(
+    _MOTION,
+    name="customizing_motion",
+    config=DeltaConfig(("temporal", "text_kv")),
+    token="learned",
+    related_clips=True,
+    p_text_drop=0.0,
+    timesteps=noisy_timesteps,
+)
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        TEXTUAL_INVERSION,
+        IDENTITY,
+        MOTION,
+        MOTION_SEVERAL,
+        *IDENTITY_ABLATIONS,
+        *MOTION_ABLATIONS,
+        DREAMIX,
+        CUSTOM_DIFFUSION,
+        FINE_TUNING_SUBJECT,
+        FINE_TUNING_MOTION,
+        LORA_SUBJECT,
+        LORA_MOTION,
+        CUSTOMIZING_MOTION,
+    )
+}
+# As a user names them: for a subject from photographs, and for a motion from clips (see `for_clips`).
+SUBJECT_METHODS: Mapping[str, Method] = {
+    "dreamvideo": IDENTITY,
+    **{method.name.removeprefix("identity_"): method for method in IDENTITY_ABLATIONS},
+    "textual_inversion": TEXTUAL_INVERSION,
+    "dreamix": DREAMIX,
+    "custom_diffusion": CUSTOM_DIFFUSION,
+    "fine_tuning": FINE_TUNING_SUBJECT,
+    "lora": LORA_SUBJECT,
+}
+MOTION_METHODS: Mapping[str, Method] = {
+    "dreamvideo": MOTION,
+    **{method.name.removeprefix("motion_"): method for method in MOTION_ABLATIONS},
+    "fine_tuning": FINE_TUNING_MOTION,
+    "lora": LORA_MOTION,
+    "customizing_motion": CUSTOMIZING_MOTION,
+}
 
 
 class Learner(Protocol):
@@ -110,9 +248,9 @@ class TokenLearner:
 
 
 class AdapterLearner:
-    """An identity or a motion adapter under cached text states (Wei et al. 2024, section 3.2)."""
+    """An adapter (Wei et al. 2024, section 3.2) or weight deltas under cached text states."""
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: AnyAdapter) -> None:
         self.adapter = adapter.float().requires_grad_()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -125,3 +263,19 @@ class AdapterLearner:
 
     def adapters(self, features: Tensor | None) -> AdapterStack:
         return AdapterStack([StackEntry(self.adapter)], features)
+
+
+class JointLearner:
+    """Token vectors and what they are learned together with."""
+
+    def __init__(self, token: TokenLearner, adapter: AdapterLearner) -> None:
+        self.token, self.adapter = token, adapter
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.token.tensors() | self.adapter.tensors()
+
+    def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
+        return self.token.context(captions, states)
+
+    def adapters(self, features: Tensor | None) -> AdapterStack:
+        return self.adapter.adapters(features)

@@ -93,6 +93,37 @@ def loss_plot(losses: Mapping[str, Sequence[float]], width: int = 960, height: i
     return _to_tensor(image.resize((width, height), Image.Resampling.BOX))
 
 
+def bar_plot(groups: Mapping[str, Mapping[str, float]], title: str, width: int = 960, height: int = 480) -> Tensor:
+    """Bars from 0 upwards, [3, H, W] in 0..1: one block a group, one colour a name, the value above each bar.
+
+    groups: group -> name -> value, at least 0. Raises ValueError where there is no value.
+    """
+    values = [value for bars in groups.values() for value in bars.values()]
+    if not values:
+        raise ValueError("A bar plot needs at least one value.")
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    small, large = _font(14), _font(18)
+    left, top, right, bottom = 24, 84, width - 24, height - 44
+    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    colours = {name: CURVE_COLOURS[k % len(CURVE_COLOURS)] for k, name in enumerate(names)}
+    draw.text((left, 14), title, fill=INK, font=large)
+    _legend(draw, colours, small, left, 46, 1)
+    slots = len(values) + len(groups)  # each group is followed by a gap as wide as a bar
+    x, step = float(left) + (right - left) / slots / 2, (right - left) / slots
+    for group, bars in groups.items():
+        start = x
+        for name, value in bars.items():
+            y = bottom - (bottom - top - 20) * value / max([*values, 1e-12])
+            draw.rectangle([x + 2, y, x + step - 2, bottom], fill=colours[name])
+            draw.text((x + step / 2, y - 4), f"{value:.3g}", fill=INK, font=small, anchor="mb")
+            x += step
+        draw.text(((start + x) / 2, bottom + 10), group, fill=INK, font=small, anchor="mt")
+        x += step
+    draw.line([(left, bottom), (right, bottom)], fill=INK)
+    return _to_tensor(image)
+
+
 def _tile(image: Tensor, height: int) -> Image.Image:
     pixels = (image.detach().float().nan_to_num().clamp(0, 1) * 255.0).round().to(torch.uint8)
     picture = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

@@ -75,7 +75,7 @@ NOTHING = Customization()
 
 
 def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None = None) -> Customization:
-    """Put adapter files together: all adapters, all tokens, the first identity's first photograph as guidance image.
+    """Put adapter files together: all adapters, all tokens, the first subject's first photograph as guidance image.
 
     strengths: one a file, 1 by default. Raises ValueError when two files bring different vectors for one placeholder.
     """
@@ -95,7 +95,7 @@ def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None
         for each, strength in zip(loaded, strengths, strict=True)
         if each.adapter is not None
     ]
-    shown = [each.features[:1] for each in loaded if each.features is not None and each.info.kind == "identity"]
+    shown = [each.features[:1] for each in loaded if each.features is not None and each.info.kind != "token"]
     guided = [each for each in loaded if each.info.kind == "motion" and each.adapter.config.condition_dim is not None]
     blind = bool(guided) and all(_saw_dropped_images(motion) for motion in guided)
     if blind and not shown:  # a zero image is what these motions know instead of none

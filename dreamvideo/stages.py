@@ -1,4 +1,7 @@
-"""The three stages of DreamVideo as calls of the one training loop, and a subject's two in one. No host in it."""
+"""Methods as calls of the one training loop: DreamVideo's three stages by name, any row, a subject's stages in one.
+
+No host in it.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,25 @@ import torch
 from torch import Tensor
 
 from .adapter_files import AdapterInfo, LoadedAdapter
-from .adapters import Adapter, AdapterConfig
+from .adapters import AdapterConfig, AnyAdapter, build_adapter
 from .encoders import Encoders, TextEncoder, check_matches
 from .fingerprint import fingerprint
 from .media import Clip, choose_frames
-from .methods import IDENTITY, TEXTUAL_INVERSION, AdapterLearner, Method, TokenLearner, motion_method
+from .methods import (
+    IDENTITY,
+    TEXTUAL_INVERSION,
+    AdapterLearner,
+    JointLearner,
+    Learner,
+    Method,
+    TokenLearner,
+    motion_method,
+)
 from .training import Callbacks, TrainingResult, TrainingSettings, train
 from .training_data import TrainingData, encode_photos, with_text
 from .unet import UNet
+
+RARE_WORD = "sks"  # what rows with a rare token call a subject by, before its class word (DreamBooth's choice)
 
 
 def train_textual_inversion(
@@ -38,24 +52,8 @@ def train_textual_inversion(
     One vector begins as the word's first byte-pair token, as the authors' does. hooks: callbacks, state_path and
     resume of `train`. The result's `trained` is a LoadedAdapter of kind "token".
     """
-    check_matches(unet.config, text)
-    text.check_placeholder(placeholder)
-    for caption in data.captions:
-        if placeholder not in caption:
-            raise ValueError(
-                f"The caption {caption!r} lacks the placeholder {placeholder}, so it would teach it nothing."
-            )
-    settings = settings or TrainingSettings.for_method(TEXTUAL_INVERSION)
-    rows = text.embed_word(class_word)  # [n, D]
-    with torch.inference_mode(False):
-        learner = TokenLearner(text, {placeholder: rows[torch.arange(vectors) % len(rows)]})
-    about = _about(TEXTUAL_INVERSION, unet, data, settings, placeholder=placeholder, class_word=class_word)
-
-    def package(step: int) -> LoadedAdapter:
-        tokens = {name: tensor.detach().cpu().clone() for name, tensor in learner.tokens.items()}
-        return LoadedAdapter(None, replace(about, steps=step), tokens, data.features)
-
-    return train(unet, data, TEXTUAL_INVERSION, settings, learner, package=package, **hooks)
+    named = {"placeholder": placeholder, "class_word": class_word, "vectors": vectors}
+    return train_method(unet, text, data, TEXTUAL_INVERSION, settings=settings, **named, **hooks)
 
 
 def train_identity(
@@ -74,11 +72,9 @@ def train_identity(
     hooks: callbacks, state_path and resume of `train`. The result's `trained` is a LoadedAdapter with the adapter, the
     tokens and the photographs' image features.
     """
-    settings = settings or TrainingSettings.for_method(IDENTITY)
-    about = _about(IDENTITY, unet, data, settings, placeholder=next(iter(tokens), ""), class_word=class_word)
-    kept = {name: vectors.detach().cpu().clone() for name, vectors in tokens.items()}
-    config = config or AdapterConfig.identity()
-    return _train_adapter(unet, text, data, IDENTITY, settings, config, about, kept, data.features, **hooks)
+    method = IDENTITY if config is None else replace(IDENTITY, config=config)
+    named = {"tokens": tokens, "class_word": class_word}
+    return train_method(unet, text, data, method, settings=settings, **named, **hooks)
 
 
 def train_motion(
@@ -95,39 +91,92 @@ def train_motion(
     A config with condition_dim None trains without appearance guidance. hooks: callbacks, state_path and resume of
     `train`. The result's `trained` is a LoadedAdapter with the adapter.
     """
-    features = data.features
-    config = config or AdapterConfig.motion(condition_dim=None if features is None else features.shape[1])
-    method = replace(motion_method(len(data.items)), appearance_guidance=config.condition_dim is not None)
-    settings = settings or TrainingSettings.for_method(method)
-    about = _about(method, unet, data, settings)
-    return _train_adapter(unet, text, data, method, settings, config, about, {}, None, **hooks)
+    method = motion_method(len(data.items))
+    if config is not None:
+        method = replace(method, config=config, appearance_guidance=config.condition_dim is not None)
+    elif data.features is None:
+        method = replace(method, appearance_guidance=False)
+    return train_method(unet, text, data, method, settings=settings, **hooks)
 
 
-def _train_adapter(
+def train_method(
     unet: UNet,
     text: TextEncoder,
     data: TrainingData,
     method: Method,
-    settings: TrainingSettings,
-    config: AdapterConfig,
-    about: AdapterInfo,
-    tokens: dict[str, Tensor],
-    features: Tensor | None,
+    *,
+    placeholder: str = "",
+    class_word: str = "",
+    tokens: Mapping[str, Tensor] | None = None,
+    vectors: int = 1,
+    settings: TrainingSettings | None = None,
     **hooks: Any,
 ) -> TrainingResult:
+    """Train a method's row. The result's `trained` is a LoadedAdapter of the kind that the row trains.
+
+    placeholder, class_word: for a row with a token of its own. tokens: placeholder -> [n, D], for a row whose token is
+    given; vectors: how many it learns. hooks: callbacks, state_path and resume of `train`.
+    """
     check_matches(unet.config, text)
-    # Weights are kept in float32 whatever the base's precision, and made outside a host's inference mode.
-    with torch.inference_mode(False):
-        generator = torch.Generator().manual_seed(settings.seed)
-        adapter = Adapter(config, unet.config, next(unet.parameters()).device, torch.float32, generator)
-        learner = AdapterLearner(adapter)
+    tokens = _tokens(method, text, data, placeholder, class_word, tokens or {}, vectors)
+    settings = settings or TrainingSettings.for_method(method)
+    with torch.inference_mode(False):  # weights are made outside a host's
+        adapter = _fresh(method, unet, data, settings.seed)
+        learned = TokenLearner(text, tokens) if method.token == "learned" else None
+    if learned is None:
+        data = with_text(data, text, tokens)
+    about = _about(method, unet, data, settings, next(iter(tokens), ""), class_word)
+    features = data.features if method.data == "images" else None
 
     def package(step: int) -> LoadedAdapter:
-        return LoadedAdapter(adapter, replace(about, adapter_config=config, steps=step), tokens, features)
+        found = tokens if learned is None else learned.tokens
+        kept = {name: vectors.detach().cpu().clone() for name, vectors in found.items()}
+        config = None if adapter is None else adapter.config
+        return LoadedAdapter(adapter, replace(about, adapter_config=config, steps=step), kept, features)
 
-    result = train(unet, with_text(data, text, tokens), method, settings, learner, package=package, **hooks)
-    adapter.requires_grad_(False)
+    result = train(unet, data, method, settings, _learner(adapter, learned), package=package, **hooks)
+    if adapter is not None:
+        adapter.requires_grad_(False)
     return result
+
+
+def _tokens(
+    method: Method,
+    text: TextEncoder,
+    data: TrainingData,
+    placeholder: str,
+    class_word: str,
+    given: Mapping[str, Tensor],
+    vectors: int,
+) -> dict[str, Tensor]:
+    """The vectors that a row's captions start with, placeholder -> [n, D]."""
+    if method.token in ("none", "given"):
+        return dict(given)
+    text.check_placeholder(placeholder)
+    lacking = [caption for caption in data.captions if placeholder not in caption]
+    if lacking and not (method.related_clips and len(lacking) < len(data.captions)):
+        raise ValueError(
+            f"The caption {lacking[0]!r} lacks the placeholder {placeholder}, so it would teach it nothing."
+        )
+    rows = text.embed_word(f"{RARE_WORD} {class_word}" if method.token == "rare" else class_word)  # [n, D]
+    return {placeholder: rows[torch.arange(vectors) % len(rows)] if method.token == "learned" else rows}
+
+
+def _fresh(method: Method, unet: UNet, data: TrainingData, seed: int) -> AnyAdapter | None:
+    """What a row trains beside its token, in float32 whatever the base's precision."""
+    config = method.config
+    if config is None:
+        return None
+    if isinstance(config, AdapterConfig):
+        config = replace(config, condition_dim=data.features.shape[1] if method.appearance_guidance else None)
+    generator = torch.Generator().manual_seed(seed)
+    return build_adapter(config, unet.config, next(unet.parameters()).device, torch.float32, generator)
+
+
+def _learner(adapter: AnyAdapter | None, token: TokenLearner | None) -> Learner:
+    if adapter is None:
+        return token
+    return AdapterLearner(adapter) if token is None else JointLearner(token, AdapterLearner(adapter))
 
 
 def _about(
@@ -135,8 +184,8 @@ def _about(
     unet: UNet,
     data: TrainingData,
     settings: TrainingSettings,
-    placeholder: str = "",
-    class_word: str = "",
+    placeholder: str,
+    class_word: str,
 ) -> AdapterInfo:
     height, width = data.items[0].mean.shape[2:]
     return AdapterInfo(
@@ -160,21 +209,33 @@ def _about(
 
 @dataclass(frozen=True)
 class SubjectResult:
-    """What the stages gave: `token` (kind "token") and, unless that one was stopped, `identity`, the file to keep."""
+    """What the stages gave, by the kind that each one trains, in their order; `wanted` is the last one's kind."""
 
-    token: TrainingResult
-    identity: TrainingResult | None
+    stages: Mapping[str, TrainingResult]
+    wanted: str = "identity"
+
+    @property
+    def token(self) -> TrainingResult | None:
+        return self.stages.get("token")
+
+    @property
+    def identity(self) -> TrainingResult | None:
+        return self.stages.get("identity")
+
+    @property
+    def result(self) -> TrainingResult | None:
+        """The one whose file is to be kept; None where a stage before it was stopped."""
+        return self.stages.get(self.wanted)
 
     @property
     def stopped(self) -> bool:
         """By request, before the last step of the last stage."""
-        return self.identity is None or self.identity.stopped
+        return self.result is None or self.result.stopped
 
     @property
     def losses(self) -> dict[str, list[float]]:
         """Stage -> loss of each of its steps."""
-        results = {"token": self.token, "identity": self.identity}
-        return {stage: result.losses for stage, result in results.items() if result is not None}
+        return {stage: result.losses for stage, result in self.stages.items()}
 
 
 def train_subject(
@@ -186,37 +247,43 @@ def train_subject(
     *,
     placeholder: str,
     class_word: str,
+    method: Method = IDENTITY,
     token_settings: TrainingSettings | None = None,
     identity_settings: TrainingSettings | None = None,
     callbacks_for: Callable[[str], Callbacks] = lambda stage: Callbacks(),
     state_folder: str | os.PathLike[str] | None = None,
     resume: bool = True,
 ) -> SubjectResult:
-    """Learn a subject: textual inversion, then the identity adapter under the token it found (Wei et al., section 3.1).
+    """Learn a subject by a row for photographs, after the textual inversion that a row with a given token needs.
 
-    photos, masks, captions: as `training_data.encode_photos` takes them; every caption holds the placeholder.
-    callbacks_for: "token" or "identity" -> what the host hears of that stage. state_folder: keeps each stage's training
-    state as <stage>.safetensors; with `resume` a run goes on from there, and a stage that is done is not run again.
+    By default DreamVideo's two stages: textual inversion, then the identity adapter under the token it found (Wei et
+    al., section 3.1). photos, masks, captions: as `training_data.encode_photos` takes them; every caption holds the
+    placeholder. token_settings, identity_settings: of a token's stage and of any other.
+    callbacks_for: kind that a stage trains ("token", "identity", "weights") -> what the host hears of it. state_folder:
+    keeps each stage's training state as <kind>.safetensors; with `resume` a run goes on from there, and a stage that is
+    done is not run again.
     Raises ValueError for a placeholder that is an ordinary word, and what the stages raise.
     """
     encoders.text.check_placeholder(placeholder)
     data = encode_photos(photos, captions, encoders, masks)
-
-    def hooks(stage: str) -> dict[str, Any]:
-        path = None if state_folder is None else Path(state_folder) / f"{stage}.safetensors"
-        return {"callbacks": callbacks_for(stage), "state_path": path, "resume": resume}
-
-    about = {"class_word": class_word}
-    token = train_textual_inversion(
-        unet, encoders.text, data, placeholder=placeholder, settings=token_settings, **about, **hooks("token")
-    )
-    if token.stopped:
-        return SubjectResult(token, None)
-    tokens = token.trained.tokens
-    identity = train_identity(
-        unet, encoders.text, data, tokens=tokens, settings=identity_settings, **about, **hooks("identity")
-    )
-    return SubjectResult(token, identity)
+    done: dict[str, TrainingResult] = {}
+    for row in (TEXTUAL_INVERSION, method) if method.token == "given" else (method,):
+        done[row.trains] = train_method(
+            unet,
+            encoders.text,
+            data,
+            row,
+            placeholder=placeholder,
+            class_word=class_word,
+            tokens=done["token"].trained.tokens if row.token == "given" else None,
+            settings=token_settings if row.trains == "token" else identity_settings,
+            callbacks=callbacks_for(row.trains),
+            state_path=None if state_folder is None else Path(state_folder) / f"{row.trains}.safetensors",
+            resume=resume,
+        )
+        if done[row.trains].stopped:
+            break
+    return SubjectResult(done, method.trains)
 
 
 def motion_frames(clip: Clip, frames: int, fps: float) -> tuple[Tensor, str]:

@@ -120,6 +120,9 @@ class BoundAdapters(Protocol):
 
 
 class Adapters(Protocol):
+    def network(self, unet: UNet, timesteps: Tensor) -> UNet:
+        """Called once a forward with timesteps [B]: the UNet whose layers run, `unet` or one with other weights."""
+
     def bind(self, timesteps: Tensor, size: tuple[int, int]) -> BoundAdapters:
         """Called once a forward with timesteps [B] and the latent size (h, w)."""
 
@@ -462,24 +465,25 @@ class UNet(nn.Module):
         self._check(x, timesteps, context)
         batch, _, frames, *size = x.shape
         timesteps = timesteps.to(x.device)
+        network = self if adapters is None else adapters.network(self, timesteps)
         call = Call(
             frames=frames,
-            embedding=self.time_embed(sinusoid(timesteps, self.config.dim).to(x.dtype)),  # [B, E]
+            embedding=network.time_embed(sinusoid(timesteps, self.config.dim).to(x.dtype)),  # [B, E]
             context=context.to(x),
             adapters=None if adapters is None else adapters.bind(timesteps, size=tuple(size)),
             checkpointing=self.gradient_checkpointing and torch.is_grad_enabled(),
         )
 
-        first_conv, first_transformer = self.input_blocks[0]
+        first_conv, first_transformer = network.input_blocks[0]
         h = run(first_transformer, first_conv(fold_frames(x)), call)  # [B*F, C, h, w]
         skips = [h]
-        for block in self.input_blocks[1:]:
+        for block in network.input_blocks[1:]:
             h = block(h, call)
             skips.append(h)
-        h = self.middle_block(h, call)
-        for block in self.output_blocks:
+        h = network.middle_block(h, call)
+        for block in network.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), call)
-        return unfold_frames(self.out(h), frames)
+        return unfold_frames(network.out(h), frames)
 
     def _check(self, x: Tensor, timesteps: Tensor, context: Tensor) -> None:
         config, stride = self.config, self.config.stride

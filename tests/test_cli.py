@@ -394,3 +394,44 @@ def test_long_clips_are_learned_whole_at_the_rate_asked(tmp_path):
     write_animation(tmp_path / "long.gif", pictures(40, side=16), 20.0)
     pixels, note = stages.motion_frames(read_clip(tmp_path / "long.gif"), 4, 5.0)
     assert len(pixels) == 10 and note == ""
+
+
+# --------------------------------------------------------------------------------------------- other methods' rows
+
+
+def test_a_subject_may_be_learned_by_another_method_and_inspected(folder, capsys):
+    assert main(subject(folder, "--method", "lora", out="lora.safetensors")) == 0
+    loaded = load_adapter(folder / "lora.safetensors")
+    assert loaded.info.kind == "weights" and loaded.info.extra["method"] == "lora_subject"
+    assert loaded.adapter.config.rank == 2 and list(loaded.tokens) == ["<my-dog>"]  # 32, on a base a twentieth as wide
+    capsys.readouterr()
+    assert main(["inspect", str(folder / "lora.safetensors")]) == 0
+    assert "set of weight deltas for <my-dog> (dog), 3 steps" in capsys.readouterr().out
+    adapters = ["--adapter", str(folder / "lora.safetensors@0.5"), "--adapter", str(folder / "turn.safetensors")]
+    assert main(sample(folder, "a <my-dog> turns", *adapters, out="lora.gif")) == 0
+    assert "hold no weight deltas" in refused(capsys, ["convert", folder / "lora.safetensors", folder / "lora.pth"])
+
+
+def test_a_motion_with_a_name_of_its_own_stands_beside_related_ones(folder, capsys):
+    more = ["--method", "customizing_motion", "--caption", "a dog does a <my-motion>", "--frames", "1"]
+    clip = folder / "named" / "turn.gif"
+    clip.parent.mkdir(exist_ok=True)
+    clip.write_bytes((folder / "clips" / "turn.gif").read_bytes())
+    command = motion(folder, "turn.gif", *more, "--related", str(folder / "clips"), out="named.safetensors")
+    command[2] = str(clip)
+    assert main(command) == 0
+    loaded = load_adapter(folder / "named.safetensors")
+    assert loaded.info.kind == "weights" and list(loaded.tokens) == ["<my-motion>"]
+    assert loaded.info.captions[0] == "a dog does a <my-motion>" and len(loaded.info.captions) == 3
+    plain = motion(folder, "turn.gif", "--method", "customizing_motion", out="plain.safetensors")
+    assert "lacks the placeholder <my-motion>" in refused(capsys, plain)
+
+
+def test_textual_inversion_alone_takes_the_steps_given(folder):
+    command = subject(folder, "--method", "textual_inversion", out="token.safetensors")
+    for option in ("--token-steps", "--token-lr"):
+        at = command.index(option)
+        del command[at : at + 2]
+    assert main(command) == 0
+    loaded = load_adapter(folder / "token.safetensors")
+    assert loaded.info.kind == "token" and loaded.info.steps == 3 and loaded.adapter is None

@@ -112,6 +112,9 @@ class OracleAdapters:
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state
 
+    def network(self, unet: UNet, timesteps: Tensor) -> UNet:
+        return unet
+
     def bind(self, timesteps: Tensor, size: tuple[int, int]) -> OracleAdapters:
         return self
 
@@ -167,6 +170,9 @@ class Recorder:
         self.shift = shift
         self.binds: list[tuple[Tensor, tuple[int, int]]] = []
         self.offers: list[tuple[str, Tensor, Tensor, tuple[int, int], bool]] = []
+
+    def network(self, unet: UNet, timesteps: Tensor) -> UNet:
+        return unet
 
     def bind(self, timesteps: Tensor, size: tuple[int, int]) -> Recorder:
         self.binds.append((timesteps, size))

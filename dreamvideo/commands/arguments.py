@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +12,8 @@ from .. import __version__
 from ..base import EMBEDDED_FOLDER
 from ..checkpoints import LAYOUTS
 from ..defaults import EMBEDDED, FULL_SIZE
-from . import embedded, files, sample, train
+from ..methods import MOTION_METHODS, SUBJECT_METHODS, Method
+from . import analyze, embedded, evaluate, files, sample, train
 from .common import DTYPES
 
 DESCRIPTION = """\
@@ -81,6 +83,20 @@ examples:
   dreamvideo convert unet.safetensors my-pipeline --layout diffusers
   dreamvideo convert my-dog.safetensors my-dog.pth
 """
+ANALYZE = """\
+Fine-tunes all spatial weights on a subject and all temporal weights on a motion, and plots by how much each kind of
+layer changed: where an adapter has most to do (the paper's Figure 4). With your own media: --images and --video.
+"""
+EVALUATE = """\
+With --suite nano trains, samples and measures every method of the paper's comparison on the toy world, where the truth
+is known, and writes the paper's tables with confidence intervals and a figure. Stopped or killed, the same command
+goes on where it was. With --videos gives your own videos the paper's four metrics.
+"""
+EVALUATE_EXAMPLES = """\
+examples:
+  dreamvideo evaluate --suite nano --quick
+  dreamvideo evaluate --videos made/ --images photos/ --prompts prompts.txt --clip-weights vit-b-32.safetensors
+"""
 NANO_TRAIN = """\
 Trains the embedded base again from nothing: autoencoder, text and image encoder, UNet. Hours on a CPU. Stopped or
 killed, the same command goes on where it was.
@@ -112,6 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
     _sample(_add(group, "sample", sample.sample, "make a video of a prompt", SAMPLE, SAMPLE_EXAMPLES))
     _inspect(_add(group, "inspect", files.inspect, "tell what a file or a base's folder is", INSPECT))
     _convert(_add(group, "convert", files.convert, "write another format", CONVERT, CONVERT_EXAMPLES))
+    _evaluate(_add(group, "evaluate", evaluate.evaluate, "measure methods or videos", EVALUATE, EVALUATE_EXAMPLES))
+    _analyze(_add(group, "analyze", analyze.analyze, "show which layers fine-tuning changes", ANALYZE))
     kinds = _group(group, "nano", "train or measure the embedded base")
     _nano_train(_add(kinds, "train", embedded.nano_train, "as it was trained", NANO_TRAIN))
     _nano_evaluate(_add(kinds, "evaluate", embedded.nano_evaluate, "how well it follows captions", NANO_EVALUATE))
@@ -131,6 +149,23 @@ def _add(group: Any, name: str, run: Any, summary: str, description: str, exampl
 
 
 def _demo(parser: Parser) -> None:
+    _media(parser)
+    _option(parser, "--out", "DIR", "default: output/demo", Path, default=Path("output/demo"))
+    _option(parser, "--seed", "N", "default: 0", _seed, default=0)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the training: shows that all works, no more")
+    _base(parser)
+
+
+def _analyze(parser: Parser) -> None:
+    _media(parser)
+    _option(parser, "--out", "DIR", "default: output/analysis", Path, default=Path("output/analysis"))
+    _option(parser, "--seed", "N", "default: 0", _seed, default=0)
+    _option(parser, "--steps", "N", "of each of the two trainings (default: the methods' own)", _count)
+    _base(parser)
+
+
+def _media(parser: Parser) -> None:
+    """A subject and a motion of the user's own."""
     _option(parser, "--images", "DIR", "photographs of your subject", Path)
     _option(parser, "--video", "FILE", "a clip of the motion", Path)
     _option(parser, "--class-word", "WORD", "what your subject is, such as dog (default: toy)", default="toy")
@@ -139,10 +174,6 @@ def _demo(parser: Parser) -> None:
     _option(parser, "--caption", "TEXT", caption, default="something is moving")
     prompt = "what to compose, with the placeholder in it (default: a <my-WORD> moving on the grass)"
     _option(parser, "--prompt", "TEXT", prompt)
-    _option(parser, "--out", "DIR", "default: output/demo", Path, default=Path("output/demo"))
-    _option(parser, "--seed", "N", "default: 0", _seed, default=0)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the training: shows that all works, no more")
-    _base(parser)
 
 
 def _train_subject(parser: Parser) -> None:
@@ -152,7 +183,7 @@ def _train_subject(parser: Parser) -> None:
     parser.add_argument("--no-masks", action="store_true", help="learn from whole photographs although there are masks")
     _option(parser, "--token-steps", "N", f"steps of the first stage ({_of_stage('token', 'steps')})", _count)
     _option(parser, "--token-lr", "RATE", f"its learning rate ({_of_stage('token', 'learning_rate')})", _positive)
-    _training(parser, "identity", "output/my-WORD.safetensors")
+    _training(parser, "identity", "output/my-WORD.safetensors", SUBJECT_METHODS)
     _base(parser)
 
 
@@ -165,12 +196,19 @@ def _train_motion(parser: Parser) -> None:
     _option(parser, "--p-text-drop", "P", f"how often an empty caption takes the caption's place ({released})", _share)
     released += " for one clip, 0 for several"
     _option(parser, "--p-image-drop", "P", f"how often a zero image takes the frame's place ({released})", _share)
-    _training(parser, "motion", "output/CLIP.safetensors")
+    token = "the motion's name in the captions, for a method that learns one (default: <my-motion>)"
+    _option(parser, "--placeholder", "NAME", token, default="<my-motion>")
+    _option(parser, "--class-word", "WORD", "what that name begins from (default: moving)", default="moving")
+    related = "a folder of clips of related motions with captions, for a method that wants some"
+    _option(parser, "--related", "DIR", related, Path)
+    _training(parser, "motion", "output/CLIP.safetensors", MOTION_METHODS)
     _base(parser)
 
 
-def _training(parser: Parser, stage: str, out: str) -> None:
+def _training(parser: Parser, stage: str, out: str, methods: Mapping[str, Method]) -> None:
     group = parser.add_argument_group("training")
+    choice = f"DreamVideo's own, one with a part changed or left out, or another paper's: {', '.join(methods)}"
+    group.add_argument("--method", choices=methods, default="dreamvideo", metavar="NAME", help=choice)
     _option(group, "--out", "FILE", f"the adapter file to write (default: {out})", Path)
     _option(group, "--steps", "N", f"of the adapter ({_of_stage(stage, 'steps')})", _count)
     _option(group, "--lr", "RATE", f"its learning rate ({_of_stage(stage, 'learning_rate')})", _positive)
@@ -219,6 +257,27 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("target", type=Path, metavar="DST", help="its suffix chooses the format")
     parser.add_argument("--layout", choices=LAYOUTS, help="of a UNet (default: original)")
     parser.add_argument("--dtype", choices=DTYPES, help="of a UNet (default: the source's)")
+
+
+def _evaluate(parser: Parser) -> None:
+    parser.add_argument("--suite", choices=("nano",), help="the paper's comparison, on the embedded base")
+    quick = "one subject, one motion, a quarter of the training: a coarse answer in about ten minutes on two cores"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    _option(
+        parser,
+        "--table",
+        "NUMBER",
+        "only this table: 1, 2, 3, 5, A1, A4 or A5; may be given several times",
+        action="append",
+        default=[],
+    )
+    _option(parser, "--videos", "DIR", "videos of your own to score", Path)
+    _option(parser, "--prompts", "FILE", "a line for each video: video.mp4|||what it should show, in words", Path)
+    _option(parser, "--images", "DIR", "photographs of the subject in them, for CLIP-I and DINO-I", Path)
+    _option(parser, "--clip-weights", "FILE", "CLIP ViT-B/32 in open_clip's names", Path)
+    _option(parser, "--dino-weights", "FILE", "DINO ViT-S/16; without it DINO-I is left out", Path)
+    _option(parser, "--out", "DIR", "for what is written (default for the suite: output/comparison)", Path)
+    _base(parser)
 
 
 def _nano_train(parser: Parser) -> None:

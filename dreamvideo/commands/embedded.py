@@ -12,17 +12,12 @@ from .terminal import Terminal
 
 
 def demo(args: Namespace, terminal: Terminal) -> None:
-    if (args.images is None) != (args.video is None):
-        raise ValueError("The demo with your own media needs both --images and --video.")
-    own = args.images is not None
-    if not own and (args.base or args.unet):
-        raise ValueError("The toy world goes with the embedded base; with another one give --images and --video.")
+    check_media(args)
     writable(args.out / "report.json", (".json",))
     base = open_for(args, terminal)
-    material = _own_material(args, base) if own else demonstration.toy_material(base.defaults.frames)
     demonstration.run(
         base,
-        material,
+        material_of(args, base),
         args.out,
         seed=args.seed,
         quick=args.quick,
@@ -32,7 +27,18 @@ def demo(args: Namespace, terminal: Terminal) -> None:
     terminal.say(f"Wrote {args.out}; look at {args.out / 'sheet.png'}")
 
 
-def _own_material(args: Namespace, base: Base) -> demonstration.Material:
+def check_media(args: Namespace) -> None:
+    """Raise ValueError, before anything is loaded, for media that do not make a whole or lack where they are needed."""
+    if (args.images is None) != (args.video is None):
+        raise ValueError("Your own media are both --images and --video.")
+    if args.images is None and (args.base or args.unet):
+        raise ValueError("The toy world goes with the embedded base; with another one give --images and --video.")
+
+
+def material_of(args: Namespace, base: Base) -> demonstration.Material:
+    """The media of the arguments, or the toy world's where there are none."""
+    if args.images is None:
+        return demonstration.toy_material(base.defaults.frames)
     placeholder = placeholder_of(args)
     prompt = args.prompt or f"a {placeholder} moving on the grass"
     if placeholder not in prompt:

@@ -10,11 +10,13 @@ from typing import Any
 
 from ..adapter_files import LoadedAdapter
 from ..base import Base
+from ..defaults import fitted
 from ..files import write_text
 from ..media import load_clips, load_images, write_animation, write_png
+from ..methods import MOTION_METHODS, SUBJECT_METHODS, for_clips
 from ..pictures import loss_plot
 from ..sampling import customize, generate
-from ..stages import motion_frames, train_motion, train_subject
+from ..stages import motion_frames, train_method, train_subject
 from ..training import Callbacks
 from ..training_data import encode_clips
 from .common import ADAPTER, OUTPUT, file_name, one_or_many, open_for, placeholder_of, training_size, writable
@@ -28,10 +30,13 @@ def subject(args: Namespace, terminal: Terminal) -> None:
     size = training_size(args, base)
     photos = load_images(one_or_many(args.images), size, with_masks=not args.no_masks)
     captions = [photo.caption or f"a {placeholder}" for photo in photos]
+    method = fitted(SUBJECT_METHODS[args.method], base.unet.config)
     shared = _overrides(args)
+    if method.trains == "token":  # its one stage is the one that --steps and --lr mean
+        args.token_steps, args.token_lr = args.token_steps or args.steps, args.token_lr or args.lr
     token = base.defaults.settings("token", **{**shared, "steps": args.token_steps, "learning_rate": args.token_lr})
-    identity = base.defaults.settings("identity", **shared)
-    terminal.say(f"Learning {placeholder} from {len(photos)} photographs, in two stages.")
+    stages = "two stages" if method.token == "given" else "one stage"
+    terminal.say(f"Learning {placeholder} from {len(photos)} photographs, in {stages}.")
     with _resumable(out, args.restart) as states:
         result = train_subject(
             base.unet,
@@ -41,15 +46,16 @@ def subject(args: Namespace, terminal: Terminal) -> None:
             captions,
             placeholder=placeholder,
             class_word=args.class_word,
+            method=method,
             token_settings=token,
-            identity_settings=identity,
+            identity_settings=base.defaults.settings_for(method, **shared),
             callbacks_for=lambda stage: _callbacks(terminal, base, stage, captions[0], size, out),
             state_folder=states,
         )
         _write_losses(out, result.losses)
         if result.stopped:
             raise KeyboardInterrupt
-        result.identity.save(out)
+        result.result.save(out)
     terminal.say(f'Wrote {out}; try: dreamvideo sample "a {placeholder} ..." --adapter {out}')
 
 
@@ -61,25 +67,30 @@ def motion(args: Namespace, terminal: Terminal) -> None:
     size = training_size(args, base)
     frames, fps = args.frames or base.defaults.frames, args.fps or base.defaults.fps
     clips = load_clips(source, size)
+    method = fitted(for_clips(MOTION_METHODS[args.method], len(clips)), base.unet.config)
+    related = load_clips(args.related, size) if args.related else []
     captions, pixels = [], []
-    for clip in clips:
-        captions.append(clip.caption or args.caption)
+    for index, clip in enumerate((*clips, *related)):
+        captions.append(clip.caption or (args.caption if index < len(clips) else None))
         if not captions[-1]:
             raise ValueError(f"{clip.path} has no caption; say what happens there with --caption or a .txt beside it.")
         chosen, note = motion_frames(clip, frames, fps)
         pixels.append(chosen)
         if note:
             terminal.say(f"{clip.path.name}: {note}")
-    settings = base.defaults.settings(
-        "motion", len(clips), **_overrides(args), p_text_drop=args.p_text_drop, p_image_drop=args.p_image_drop
+    settings = base.defaults.settings_for(
+        method, **_overrides(args), p_text_drop=args.p_text_drop, p_image_drop=args.p_image_drop
     )
     sources = f"{len(clips)} clips" if len(clips) > 1 else clips[0].path.name
     terminal.say(f"Learning a motion from {sources}, {frames} frames at {fps:g} a second.")
     with _resumable(out, args.restart) as states:
-        result = train_motion(
+        result = train_method(
             base.unet,
             base.encoders.text,
             encode_clips(pixels, captions, base.encoders, frames),
+            method,
+            placeholder=args.placeholder,
+            class_word=args.class_word,
             settings=settings,
             callbacks=_callbacks(terminal, base, "motion", captions[0], size, out, frames),
             state_path=states / "motion.safetensors",

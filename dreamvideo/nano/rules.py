@@ -40,23 +40,28 @@ class Reading:
 
 def read(frames: Tensor) -> Reading:
     """Read a video [F, 3, H, W] in 0..1."""
-    ground = _ground(frames)  # [F, 3]
-    mask = (frames - ground[:, :, None, None]).square().sum(1).sqrt() > FOREGROUND  # [F, H, W]
-    track = _track(mask)
-    place = _nearest(ground.median(0).values, world.PLACES)
+    ground = ground_of(frames)  # [F, 3]
+    mask = foreground(frames, ground)  # [F, H, W]
+    track = track_of(mask)
+    place = nearest(ground.median(0).values, world.PLACES)
     if bool((track[:, 2] < SMALLEST).any()):
         return Reading("", "", "", place, track)
-    return Reading(_colour(frames, mask), _shape(mask, track), _motion(track), place, track)
+    return Reading(colour_of(frames, mask), _shape(mask, track), _motion(track), place, track)
 
 
-def _ground(frames: Tensor) -> Tensor:
-    """The median colour along the border of each frame, [F, 3]."""
+def ground_of(frames: Tensor) -> Tensor:
+    """The median colour along the border of each frame, [F, 3]: the ground's."""
     edges = (frames[..., :3, :], frames[..., -3:, :], frames[..., :3], frames[..., -3:])
     border = torch.cat([edge.flatten(2) for edge in edges], dim=2)  # [F, 3, pixels]
     return border.median(dim=2).values
 
 
-def _track(mask: Tensor) -> Tensor:
+def foreground(frames: Tensor, ground: Tensor) -> Tensor:
+    """Where frames [F, 3, H, W] differ clearly from their ground [F, 3]: bool [F, H, W]."""
+    return (frames - ground[:, :, None, None]).square().sum(1).sqrt() > FOREGROUND
+
+
+def track_of(mask: Tensor) -> Tensor:
     """Centre x, y in 0..1 and area as a share of the picture, [F, 3]."""
     height, width = mask.shape[1:]
     weight = mask.float()
@@ -66,13 +71,14 @@ def _track(mask: Tensor) -> Tensor:
     return torch.stack([(x + 0.5) / width, (y + 0.5) / height, area / (height * width)], dim=1)
 
 
-def _nearest(rgb: Tensor, palette: dict[str, tuple[int, int, int]]) -> str:
+def nearest(rgb: Tensor, palette: dict[str, tuple[int, int, int]]) -> str:
+    """The name of the palette's colour nearest to rgb [3]."""
     names = list(palette)
     table = torch.tensor([palette[name] for name in names], dtype=torch.float32) / 255
     return names[int((table - rgb).square().sum(1).argmin())]
 
 
-def _colour(frames: Tensor, mask: Tensor) -> str:
+def colour_of(frames: Tensor, mask: Tensor) -> str:
     """The palette's colour that most of the subject's pixels are nearest to; the dark face does not vote."""
     pixels = frames.movedim(1, -1)[mask]  # [P, 3]
     pixels = pixels[pixels.amax(1) > 0.4]
@@ -86,19 +92,19 @@ def _colour(frames: Tensor, mask: Tensor) -> str:
 
 def _shape(mask: Tensor, track: Tensor) -> str:
     """The shape whose outline, at the subject's place and size, overlaps the subject best over all frames."""
-    filled = torch.stack([_filled(frame) for frame in mask])
+    solid = torch.stack([filled(frame) for frame in mask])
     overlap = Counter()
     size = mask.shape[-1]
     for name in world.SHAPES + world.HELD_OUT_SHAPES:
         for tilt in TILTS:
             outlines = _outlines(name, tilt, track, size)
-            common = (filled & outlines).sum((1, 2)).float()
-            either = (filled | outlines).sum((1, 2)).float()
+            common = (solid & outlines).sum((1, 2)).float()
+            either = (solid | outlines).sum((1, 2)).float()
             overlap[name] = max(overlap[name], float((common / either.clamp(min=1)).mean()))
     return max(overlap, key=overlap.get)
 
 
-def _filled(mask: Tensor) -> Tensor:
+def filled(mask: Tensor) -> Tensor:
     """The mask with what it encloses from left and right and from above and below: a face's eyes are no holes."""
 
     def between(dim: int) -> Tensor:
@@ -112,11 +118,11 @@ def _filled(mask: Tensor) -> Tensor:
 def _outlines(shape: str, tilt: float, track: Tensor, size: int) -> Tensor:
     """Filled outlines of a shape with the centre and the area of each frame, [F, size, size]."""
     middle, unit = torch.zeros(1), torch.full((1,), 16.0)
-    own = _track(_filled(world.outlines(shape, middle, middle, unit, tilt, size)[0] > 0.5)[None])[0]
+    own = track_of(filled(world.outlines(shape, middle, middle, unit, tilt, size)[0] > 0.5)[None])[0]
     zoom = (track[:, 2] / own[2]).sqrt()
     x, y = (((track[:, axis] - 0.5) - (own[axis] - 0.5) * zoom) * world.SIZE for axis in (0, 1))
     drawn = world.outlines(shape, x, y, 16.0 * zoom, tilt, size) > 0.5
-    return torch.stack([_filled(frame) for frame in drawn])
+    return torch.stack([filled(frame) for frame in drawn])
 
 
 def _motion(track: Tensor) -> str:

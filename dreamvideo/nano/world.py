@@ -206,12 +206,22 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Canvas:
     path = path_of(scene.motion, frames)
     x, y = path.x + scene.offset[0], path.y + scene.offset[1]
     radius = scene.size * path.scale
-    u, v = _local(x, y, radius, path.angle + scene.tilt, size)
-    coverage = _outline(scene.subject.shape, u, v, radius, size)
-    paint = _paint(scene.subject, u, v, radius[:, None, None] * size / SIZE)  # [F, 3, H, W]
+    paint, coverage = portraits(scene.subject, x, y, radius, path.angle + scene.tilt, size)
     ground = _ground(scene.place, scene.texture, size)  # [3, H, W]
     mixed = ground * (1 - coverage[:, None]) + paint * coverage[:, None]
     return Canvas(mixed.clamp(0, 1), coverage, scene.caption)
+
+
+def portraits(
+    subject: Subject, x: Tensor, y: Tensor, radius: Tensor, angle: Tensor, size: int = SIZE
+) -> tuple[Tensor, Tensor]:
+    """A subject's surface [P, 3, size, size] in P poses, and where in the picture it lies: [P, size, size] in 0..1.
+
+    x, y from the middle and radius in 64ths of the picture, angle in radians, each [P].
+    """
+    u, v = _local(x, y, radius, angle, size)
+    coverage = _outline(subject.shape, u, v, radius, size)
+    return _paint(subject, u, v, radius[:, None, None] * size / SIZE), coverage
 
 
 def outlines(shape: str, x: Tensor, y: Tensor, radius: Tensor, tilt: float, size: int = SIZE) -> Tensor:

@@ -1,0 +1,63 @@
+"""`analyze`: fine-tune all spatial or all temporal weights, and show which kinds of layers change most."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+
+from ..adapter_files import LoadedAdapter
+from ..analysis import relative_changes
+from ..base import Base
+from ..demo import Material
+from ..files import write_json
+from ..media import write_png
+from ..methods import FINE_TUNING_MOTION, FINE_TUNING_SUBJECT, Method
+from ..pictures import bar_plot
+from ..stages import train_method
+from ..training import Callbacks
+from ..training_data import TrainingData, encode_clips, encode_photos
+from .common import open_for, writable
+from .embedded import check_media, material_of
+from .terminal import Terminal
+
+HALVES = {"spatial weights": FINE_TUNING_SUBJECT, "temporal weights": FINE_TUNING_MOTION}
+TITLE = "Mean relative change of weights by fine-tuning"
+
+
+def analyze(args: Namespace, terminal: Terminal) -> None:
+    check_media(args)
+    writable(args.out / "changes.json", (".json",))
+    base = open_for(args, terminal)
+    material = material_of(args, base)
+    found = {}
+    for half, row in HALVES.items():
+        terminal.say(f"Fine-tuning all {half}.")
+        trained = _fine_tuned(args, terminal, base, row, material)
+        found[half] = relative_changes(base.unet, trained.adapter)
+    write_json(args.out / "changes.json", found)
+    write_png(args.out / "changes.png", bar_plot(found, TITLE))
+    terminal.say(f"Wrote {args.out / 'changes.png'} and {args.out / 'changes.json'}.")
+
+
+def _fine_tuned(args: Namespace, terminal: Terminal, base: Base, row: Method, material: Material) -> LoadedAdapter:
+    settings = base.defaults.settings_for(row, steps=args.steps, seed=args.seed)
+    result = train_method(
+        base.unet,
+        base.encoders.text,
+        _data(base, row, material),
+        row,
+        placeholder=material.placeholder,
+        class_word=material.class_word,
+        settings=replace(settings, masked=False),
+        callbacks=Callbacks(progress=terminal.training(row.name)),
+    )
+    if result.stopped:
+        raise KeyboardInterrupt
+    return result.trained
+
+
+def _data(base: Base, row: Method, material: Material) -> TrainingData:
+    if row.data == "images":
+        photos = [photo.image for photo in material.photos]
+        return encode_photos(photos, f"a {material.placeholder}", base.encoders)
+    return encode_clips([material.clip], material.motion_caption, base.encoders, len(material.clip))

@@ -1,0 +1,90 @@
+"""`evaluate`: the paper's comparison on the embedded base, or the paper's metrics of a user's own videos."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from ..evaluation import load_embedders, score_video, summarise
+from ..files import write_json
+from ..media import load_images, read_clip
+from ..training import Callbacks
+from .common import OUTPUT, open_for, writable
+from .terminal import Terminal, duration
+
+SEPARATOR = "|||"
+
+
+def evaluate(args: Namespace, terminal: Terminal) -> None:
+    if bool(args.suite) == bool(args.videos):
+        raise ValueError("Say what to evaluate: --suite nano, or --videos with --prompts.")
+    if args.suite:
+        _suite(args, terminal)
+    else:
+        _videos(args, terminal)
+
+
+def _suite(args: Namespace, terminal: Terminal) -> None:
+    from ..nano import comparison, report, suite
+
+    scale = suite.QUICK if args.quick else suite.FULL
+    out = args.out or OUTPUT / ("comparison-quick" if args.quick else "comparison")
+    writable(out / "tables.json", (".json",))
+    base = open_for(args, terminal)
+    tables = [table for table in comparison.TABLES if not args.table or table.number in args.table]
+    tools = suite.Tools(
+        base,
+        out,
+        scale,
+        report=terminal.say,
+        training=lambda what: Callbacks(progress=terminal.training(what)),
+        sampling=terminal.sampling,
+    )
+    results = suite.measure(tools, tables)
+    seconds = suite.seconds_spent(out)
+    written = report.write(out, tables, results, scale, seconds)
+    terminal.say(f"Wrote {' and '.join(map(str, written))}; {duration(seconds)} of work.")
+
+
+def _videos(args: Namespace, terminal: Terminal) -> None:
+    """Every line of the prompts' file names a video of the folder and, in words, what it should show."""
+    if args.prompts is None:
+        raise ValueError("--videos needs --prompts, a file with lines such as: video.mp4|||a dog is dancing")
+    prompts = _read_prompts(args.prompts)
+    embedders = load_embedders(args.clip_weights, args.dino_weights, args.device or "cpu")
+    targets = _photographs(args.images) if args.images else None
+    scores = {}
+    for name, prompt in prompts.items():
+        frames = read_clip(args.videos / name).frames.float() / 255
+        scores[name] = score_video(frames, prompt, targets, embedders)
+        terminal.say(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores[name].items()))
+    summary = summarise(list(scores.values()))
+    for metric, value in summary.items():
+        terminal.say(f"{metric}: {value['mean']:.4f} ({value['low']:.4f} to {value['high']:.4f})")
+    if args.out:
+        write_json(args.out / "scores.json", {"videos": scores, "summary": summary})
+
+
+def _read_prompts(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a text file of prompts.") from error
+    prompts = {}
+    for number, line in enumerate(lines, start=1):
+        name, separator, prompt = (part.strip() for part in line.partition(SEPARATOR))
+        if line.strip() and not (name and separator and prompt):
+            raise ValueError(f"Line {number} of {path} is not of the form video.mp4{SEPARATOR}a dog is dancing.")
+        if name:
+            prompts[name] = prompt
+    if not prompts:
+        raise ValueError(f"{path} names no video.")
+    return prompts
+
+
+def _photographs(folder: Path) -> torch.Tensor:
+    """The subject's photographs as one batch: squares of 512 pixels, of which the metrics see 224."""
+    photos = load_images(str(folder), (512, 512), with_masks=False)
+    return torch.stack([photo.image for photo in photos])

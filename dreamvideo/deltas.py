@@ -1,0 +1,222 @@
+"""Weight deltas: what fine-tuning changes of a UNet's own weights, kept as differences beside the untouched base.
+
+A `WeightDelta` holds one difference per changed weight, dense or of low rank (LoRA, Hu et al., arXiv 2106.09685). It
+travels in an `AdapterStack` like a bottleneck adapter. There is one merge: W + sum of strength_i * delta_i, computed
+for a call of the UNet into an `overlay`, a UNet of its own that shares with the base everything that does not change.
+So deltas add up with each other and with adapters, and neither the base nor a thread beside it sees anything of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .unet import UNet, UNetConfig, transformer_sites
+
+Module = TypeVar("Module", bound=nn.Module)
+
+TEMPORAL_CONV = ".temopral_conv."
+KEYS_AND_VALUES = (".to_k.weight", ".to_v.weight")
+
+# Group of weights -> whether a weight belongs to it, by its name and whether it mixes frames. The time embedding, which
+# both halves share, is in none, as in the authors' list of spatial weights.
+WEIGHT_GROUPS: Mapping[str, Callable[[str, bool], bool]] = {
+    "spatial": lambda name, temporal: not temporal and not name.startswith("time_embed."),
+    "temporal": lambda name, temporal: temporal,
+    "text_kv": lambda name, temporal: not temporal and ".attn2." in name and name.endswith(KEYS_AND_VALUES),
+    "temporal_kv": lambda name, temporal: temporal and name.endswith(KEYS_AND_VALUES),
+}
+
+
+@dataclass(frozen=True)
+class DeltaConfig:
+    """Which weights change, and how.
+
+    weights: any of `WEIGHT_GROUPS`: "spatial" (all of the image half), "temporal" (temporal transformers and
+    convolutions), "text_kv" (keys and values of the text's cross-attention), "temporal_kv" (keys and values of every
+    attention over time).
+    rank: of the differences, None for dense ones. Needs groups of matrices alone.
+    """
+
+    weights: tuple[str, ...]
+    rank: int | None = None
+
+    kind: ClassVar[str] = "weights"
+    condition_dim: ClassVar[None] = None  # no image feature reaches a weight
+
+    def __post_init__(self) -> None:
+        unknown = [group for group in self.weights if group not in WEIGHT_GROUPS]
+        if unknown or not self.weights:
+            raise ValueError(f"Weight deltas change any of {', '.join(WEIGHT_GROUPS)}, not {self.weights!r}.")
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise ValueError(f"The rank of weight deltas is at least 1 or None, not {self.rank!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; `from_dict` takes it back."""
+        return {**asdict(self), "weights": list(self.weights)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DeltaConfig:
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"DeltaConfig has no field named {', '.join(sorted(unknown))}.")
+        return cls(**{**values, "weights": tuple(values["weights"])})
+
+
+@functools.lru_cache(maxsize=8)
+def weight_shapes(unet_config: UNetConfig, groups: tuple[str, ...]) -> dict[str, torch.Size]:
+    """Name -> shape of the UNet's weights that belong to any of the groups, in the order of its state dict."""
+    temporal = tuple(f"{site.name}." for site in transformer_sites(unet_config) if site.kind == "temporal")
+
+    def belongs(name: str) -> bool:
+        mixes_frames = TEMPORAL_CONV in name or name.startswith(temporal)
+        return any(WEIGHT_GROUPS[group](name, mixes_frames) for group in groups)
+
+    state = UNet(unet_config, device="meta").state_dict()
+    return {name: tensor.shape for name, tensor in state.items() if belongs(name)}
+
+
+class Dense(nn.Module):
+    """A difference as it is. Starts at zero."""
+
+    def __init__(self, shape: torch.Size, factory: dict) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros(shape, **factory))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Nothing is drawn."""
+
+    def forward(self) -> Tensor:
+        return self.delta
+
+
+class LowRank(nn.Module):
+    """A matrix's difference up @ down, of the rank at most. `up` starts at zero, so the difference does."""
+
+    def __init__(self, shape: torch.Size, rank: int, factory: dict) -> None:
+        super().__init__()
+        rows, columns = shape
+        rank = min(rank, rows, columns)
+        self.down = nn.Parameter(torch.empty(rank, columns, **factory))
+        self.up = nn.Parameter(torch.zeros(rows, rank, **factory))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """nn.Linear's default distribution for `down`, drawn in float32 where the generator lives."""
+        bound = 1 / math.sqrt(self.down.shape[1])
+        drawn = torch.empty(self.down.shape, device=generator.device)
+        self.down.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+    def forward(self) -> Tensor:
+        return self.up @ self.down
+
+
+class WeightDelta(nn.Module):
+    """Differences of a UNet's weights. State-dict keys are the weight's name and `delta`, or `down` and `up`.
+
+    generator: draws what is random of the initial values (None: seed 0), the same on every device.
+    Raises ValueError for a rank where a group holds more than matrices.
+    """
+
+    def __init__(
+        self,
+        config: DeltaConfig,
+        unet_config: UNetConfig,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.unet_config = unet_config
+        generator = generator or torch.Generator().manual_seed(0)
+        factory = {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
+        for name, shape in weight_shapes(unet_config, config.weights).items():
+            part = self._part(name, shape, factory)
+            if not next(part.parameters()).is_meta:
+                part.initialise(generator)
+            attach(self, name, part)
+
+    def _part(self, name: str, shape: torch.Size, factory: dict) -> Dense | LowRank:
+        if self.config.rank is None:
+            return Dense(shape, factory)
+        if len(shape) != 2:
+            raise ValueError(
+                f"Weight deltas of rank {self.config.rank} are for matrices, and {name} has shape {list(shape)}; "
+                "leave the rank out or take keys and values alone."
+            )
+        return LowRank(shape, self.config.rank, factory)
+
+    def at(self, site: str) -> None:
+        """Nothing sits beside a sublayer: the change is in its weights."""
+        return None
+
+    def changes(self) -> dict[str, Tensor]:
+        """Name of each weight -> its difference."""
+        return {name: self.get_submodule(name)() for name in weight_shapes(self.unet_config, self.config.weights)}
+
+
+def attach(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Register a module at a dotted path below `root`, making the empty modules between."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        if parent not in root._modules:
+            root.add_module(parent, nn.Module())
+        root = root._modules[parent]
+    root.add_module(name, module)
+
+
+def merge(unet: UNet, deltas: list[tuple[WeightDelta, float]]) -> UNet:
+    """The UNet with W + sum of strength * delta for its weights; everything else is shared with `unet`, not copied.
+
+    Differentiable in the deltas. Sums are formed in float32 or better and rounded to the weight's dtype once.
+    Raises ValueError when a delta is for another UNet.
+    """
+    sums: dict[str, Tensor] = {}
+    for delta, strength in deltas:
+        for name, change in delta.changes().items():
+            scaled = change if strength == 1 else strength * change
+            sums[name] = sums[name] + scaled if name in sums else scaled
+    return overlay(unet, {name: _sum(unet, name, change) for name, change in sums.items()})
+
+
+def _sum(unet: UNet, name: str, change: Tensor) -> Tensor:
+    module, _, leaf = name.rpartition(".")
+    try:
+        weight = getattr(unet.get_submodule(module), leaf)
+        fits = weight.shape == change.shape
+    except AttributeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"These weight deltas are for another UNet: this one has no {name} of {list(change.shape)}.")
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    return (weight.to(exact) + change.to(weight.device, exact)).to(weight.dtype)
+
+
+def overlay(module: Module, weights: Mapping[str, Tensor]) -> Module:
+    """A module that computes with `weights` (by name) in place of its own and shares all the rest with `module`.
+
+    Modules on the way to a replaced weight are copied, shallowly; `module` itself is neither changed nor copied whole.
+    Unlike a replacement for the length of a call it holds in a backward pass that computes layers again.
+    """
+    if not weights:
+        return module
+    inner: dict[str, dict[str, Tensor]] = {}
+    copied = copy.copy(module)
+    copied._parameters, copied._modules = dict(module._parameters), dict(module._modules)
+    for name, weight in weights.items():
+        first, dot, rest = name.partition(".")
+        if dot:
+            inner.setdefault(first, {})[rest] = weight
+        else:
+            copied._parameters[first] = weight
+    for first, below in inner.items():
+        copied._modules[first] = overlay(module._modules[first], below)
+    return copied

@@ -1,0 +1,143 @@
+"""The comparison's runner: a sliver of it on a base of random weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny_base import write_tiny_base
+
+from dreamvideo.base import open_base
+from dreamvideo.cli import main
+from dreamvideo.media import write_animation, write_png
+from dreamvideo.methods import IDENTITY, METHODS
+from dreamvideo.nano import comparison, report, suite, world
+from dreamvideo.nano.comparison import TABLES, System, Table
+from dreamvideo.training import Callbacks
+
+SLIVER = suite.Scale(("mushroom",), ("circling",), ("on the road",), seeds=1, share=1e-9, sampling_steps=1)
+TABLE = Table(
+    "1",
+    "a sliver",
+    "joint",
+    (
+        comparison.BASE,
+        System("LoRA", METHODS["lora_subject"], METHODS["lora_motion"]),
+        System("mixed", IDENTITY, METHODS["customizing_motion"]),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return open_base(write_tiny_base(tmp_path_factory.mktemp("base")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def done(base, tmp_path_factory):
+    """A folder with the sliver in it, the results, and the times that training was told of."""
+    tools = suite.Tools(base, tmp_path_factory.mktemp("run"), SLIVER, report=lambda text: None)
+    return tools, suite.measure(tools, [TABLE])
+
+
+def files(tools: suite.Tools) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in tools.folder.rglob("*") if path.is_file()}
+
+
+def test_every_training_and_every_video_is_made_once(done):
+    tools, results = done
+    adapters = {path.parent.name for path in (tools.folder / "adapters").rglob("*.safetensors")}
+    assert adapters == {"lora_subject", "lora_motion", "identity", "textual_inversion", "customizing_motion"}
+    assert len(list((tools.folder / "videos").rglob("*.png"))) == 3
+    assert list(results["1"]) == ["base, nothing learned", "LoRA", "mixed"]
+    for measured in results["1"].values():
+        assert set(measured.scores[0]) == set(report.COLUMNS)
+        assert all(0 <= value <= 1 for value in measured.scores[0].values())
+    assert results["1"]["base, nothing learned"].parameters == 0 < results["1"]["LoRA"].parameters
+    before = files(tools)
+    again = suite.measure(tools, [TABLE])
+    assert files(tools) == before and again["1"]["mixed"].scores == results["1"]["mixed"].scores
+    assert suite.seconds_spent(tools.folder) > 0
+
+
+def test_tables_and_figure_say_what_was_measured(done):
+    tools, results = done
+    written = report.write(tools.folder / "out", [TABLE], results, SLIVER, 90.0)
+    assert [path.name for path in written] == ["tables.md", "tables.json", "strips.png"]
+    text = written[0].read_text()
+    assert "## Table 1: a sliver" in text and text.count("\n| ") == 5 and "2 minutes" in text
+    facts = json.loads(written[1].read_text())
+    row = facts["tables"]["1"]["LoRA"]
+    assert facts["seconds"] == 90 and row["subject"]["low"] <= row["subject"]["mean"] <= row["subject"]["high"]
+    assert written[2].stat().st_size
+
+
+def test_a_stopped_comparison_goes_on(base, tmp_path):
+    stop = suite.Tools(
+        base, tmp_path, SLIVER, report=lambda text: None, training=lambda what: Callbacks(should_stop=lambda: True)
+    )
+    with pytest.raises(KeyboardInterrupt, match="goes on"):
+        suite.measure(stop, [TABLE])
+    assert not list(tmp_path.rglob("lora_subject/mushroom.safetensors"))
+    other = suite.Tools(base, tmp_path, suite.QUICK, report=lambda text: None)
+    with pytest.raises(ValueError, match="another scale"):
+        suite.measure(other, [TABLE])
+
+
+def test_prompts_name_what_a_system_has_learned():
+    case = suite.Case("mushroom", "circling", "on the road", 0)
+    mixed, known = TABLE.systems[2], suite.Case("red-circle", "circling", "on the road", 0)
+    assert suite.prompt_for(mixed, case) == "a <my-toy> <my-motion> on the road"
+    assert suite.prompt_for(comparison.BASE, case) == "a toy circling on the road"
+    assert suite.prompt_for(mixed, known) == "a red circle <my-motion> on the road"
+    moving = suite.Case("mushroom", "moving right", "on the road", 0)
+    assert suite.prompt_for(mixed, moving) == "a <my-toy> moving right on the road"
+
+
+def test_the_truth_scores_high_and_another_truth_low():
+    case = suite.Case("mushroom", "circling", "on the road", 0)
+    truth = world.render(world.Scene(case.looks, case.motion, case.place)).frames
+    assert min(suite.score(truth, case).values()) > 0.85
+    wrong = world.render(world.Scene(world.Subject("cross", "blue"), "moving left", "on the sand")).frames
+    scores = suite.score(wrong, case)
+    assert scores["subject"] < 0.4 and scores["motion"] < 0.6 and scores["context"] == 0
+
+
+def test_the_tables_are_the_papers_and_every_method_is_compared():
+    assert [table.number for table in TABLES] == ["1", "2", "3", "5", "A1", "A4", "A5"]
+    rows = {row.name for table in TABLES for system in table.systems for row in (system.subject, system.motion) if row}
+    assert METHODS.keys() - rows == {"motion_several"}
+    assert all(len({system.name for system in table.systems}) == len(table.systems) for table in TABLES)
+    for scale, videos in ((suite.FULL, 8 * 4), (suite.QUICK, 2)):
+        for table in TABLES:
+            wanted = suite.cases(table.task, scale)
+            assert len(wanted) == videos == len({case.name for case in wanted})
+            assert all(case.new_subject == (table.task != "motion") for case in wanted)
+            assert all(case.new_motion == (table.task != "subject") for case in wanted)
+
+
+def test_own_videos_get_the_papers_metrics(tmp_path, capsys, monkeypatch):
+    clip = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    write_animation(tmp_path / "videos" / "a.gif", clip, 8)
+    write_png(tmp_path / "photos" / "00.png", clip[0])
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a.gif|||a dog is dancing\n\n")
+    command = ["evaluate", "--videos", str(tmp_path / "videos"), "--images", str(tmp_path / "photos")]
+    command += ["--prompts", str(prompts), "--out", str(tmp_path)]
+    assert main(command) == 2 and "CLIP ViT-B/32 are missing" in capsys.readouterr().err
+
+    from dreamvideo.evaluation import Embedders
+
+    def unit(images):
+        return torch.nn.functional.normalize(images.mean((2, 3)), dim=1)
+
+    embedders = Embedders(unit, lambda prompts: torch.eye(3)[: len(prompts)], unit)
+    monkeypatch.setattr("dreamvideo.commands.evaluate.load_embedders", lambda *given: embedders)
+    assert main(command) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert set(scores["videos"]["a.gif"]) == {"CLIP-T", "CLIP-I", "DINO-I", "Temporal consistency"}
+    assert scores["summary"]["CLIP-I"]["videos"] == 1
+    prompts.write_text("no separator\n")
+    assert main(command) == 2 and "Line 1 of" in capsys.readouterr().err
+    assert main(["evaluate"]) == 2 and "Say what to evaluate" in capsys.readouterr().err
