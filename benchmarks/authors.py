@@ -2,10 +2,9 @@
 
 What it does, after the facts about the released code: the network is diffusers' `UNet3DConditionModel`, the same
 arithmetic as the released one and as fast (measured within 6 %); every residual block and transformer is checkpointed;
-the image condition is repeated for every token and projected there; weights stay in float32 under autocast to float16 (on
-a GPU; the CPU has none, so both sides compute in float32 there); a step encodes its frames one by one, runs both CLIP
-towers, used or not, and hands all parameters to AdamW. Left out in its favour: previews, data loading, dropout, and that the
-two halves of guidance convert every weight anew.
+the image condition is repeated for every token and projected there; weights stay in float32 under autocast to float16
+(on a GPU; the CPU has none, so both sides compute in float32 there); a step encodes its frames one by one, runs both
+CLIP towers, used or not, and hands all parameters to AdamW. Left out in its favour: previews, data loading and dropout.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def twin_of(unet: UNet) -> UNet3DConditionModel:
 
 
 class AuthorsNetwork:
-    """diffusers' UNet with bottleneck adapters in the authors' way; `adapters` are ours, of which the weights are copied."""
+    """diffusers' UNet with bottleneck adapters in the authors' way, with the weights of our `adapters`."""
 
     def __init__(self, unet: UNet, adapters: list[Adapter], checkpointing: bool) -> None:
         self.twin = twin_of(unet)

@@ -18,7 +18,7 @@ CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 
 
 def economical(operations: Any) -> SimpleNamespace:
-    """The same layers with the same parameters and results; `operations` has torch.nn's layers or subclasses of them."""
+    """The same layers, parameters and results; `operations` has torch.nn's layers or subclasses of them."""
     found = {name: type(name, (_Economical, getattr(operations, name)), {}) for name in CONVOLUTIONS}
     return SimpleNamespace(
         **found, Linear=operations.Linear, GroupNorm=operations.GroupNorm, LayerNorm=operations.LayerNorm
