@@ -303,7 +303,9 @@ class BoundStack:
             source = before if entry.adapter.config.placement == "parallel" else after
             _check_width(entry.adapter, bottleneck, site, source)
             residual = bottleneck(source, self._shift(bottleneck, source, temporal))
-            x = torch.addcmul(x, residual.to(x), self._weight(index, factors, x, size, temporal).to(x))
+            residual, weight = residual.to(x), self._weight(index, factors, x, size, temporal).to(x)
+            place = None if torch.is_grad_enabled() else residual  # which nobody else has
+            x = torch.addcmul(x, residual, weight, out=place)
         return x
 
     def _weight(self, index: int, factors: Tensor, x: Tensor, size: tuple[int, int], temporal: bool) -> Tensor:

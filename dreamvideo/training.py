@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -275,7 +275,7 @@ class _Run:
         self.tensors = learner.tensors()
         self.device = next(unet.parameters()).device
         # The authors' optimiser: no weight decay, no clipping, no averaging.
-        self.optimizer = torch.optim.AdamW(self.tensors.values(), lr=settings.learning_rate, weight_decay=0.0)
+        self.optimizer = _adamw(list(self.tensors.values()), settings.learning_rate)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.rng = self.generator.get_state()  # as it was before the step in progress
         self.queue = torch.empty(0, dtype=torch.int64)
@@ -295,11 +295,11 @@ class _Run:
         gradients = [tensor.grad for tensor in self.tensors.values() if tensor.grad is not None]
         if not gradients:
             raise TrainingError("Nothing is being trained: no gradient reaches the learner's tensors.", self.step)
-        found = [loss.detach().float(), _largest(gradients).to(loss.device)]
-        value, largest = torch.stack(found).tolist()  # the only wait for the device
+        found = [loss.detach().float(), _norm(gradients).to(loss.device)]
+        value, norm = torch.stack(found).tolist()  # the only wait for the device
         if not math.isfinite(value):
             raise self._failure(f"the loss became {value}")
-        finite = math.isfinite(largest)
+        finite = math.isfinite(norm)
         if not finite and not self.scale.may_shrink:
             raise self._failure("the gradient is not finite")
         if self.scale.active:
@@ -389,7 +389,8 @@ class _Run:
                 tensor.copy_(tensors[f"trained.{name}"])
                 if (updates := tensors.get(f"optimizer.step.{name}")) is not None:
                     moments = {key: tensors[f"optimizer.{key}.{name}"].to(tensor) for key in ("exp_avg", "exp_avg_sq")}
-                    self.optimizer.state[tensor] = {"step": updates, **moments}
+                    fused = self.optimizer.defaults["fused"]  # counts its steps where it works
+                    self.optimizer.state[tensor] = {"step": updates.to(tensor.device) if fused else updates, **moments}
         self.generator.set_state(tensors["rng"])
         self.rng, self.queue = tensors["rng"], tensors["queue"]
         self.losses = tensors["losses"].tolist()
@@ -449,11 +450,22 @@ class _Pace:
         return 1 / self.seconds
 
 
-def _largest(tensors: Iterable[Tensor]) -> Tensor:
-XX
+def _adamw(tensors: list[Tensor], learning_rate: float) -> torch.optim.AdamW:
+    """In one kernel where device and PyTorch have it."""
+    try:
+        return torch.optim.AdamW(tensors, lr=learning_rate, weight_decay=0.0, fused=True)
+    except RuntimeError:
+        return torch.optim.AdamW(tensors, lr=learning_rate, weight_decay=0.0)
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of all of them together, not finite where one number is not: a scalar that is still on its way."""
+    found = torch._foreach_norm([tensor.detach() for tensor in tensors])
+    return torch.stack([norm.float() for norm in found]).norm()
+
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
-    return math.isfinite(_largest(tensors).item())
+    return math.isfinite(_norm(tensors).item())
 
 
 def _checkpoints(run: _Run, callbacks: Callbacks) -> bool:
