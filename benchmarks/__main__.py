@@ -34,8 +34,10 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     size = args.size or ("full" if device.type == "cuda" else "middle")
-    setting = Setting(size, device, args.rounds, args.steps, args.clock)
-    about = {**describe(device), "size": size, "dtype": str(setting.dtype), "rounds": args.rounds, "clock": args.clock}
+    given = {name: getattr(args, name) for name in ("pixels", "frames") if getattr(args, name)}
+    setting = Setting(size, device, args.rounds, args.steps, args.clock, given)
+    about = {**describe(device), "size": size, "pixels": setting.size.pixels, "frames": setting.size.frames}
+    about |= {"dtype": str(setting.dtype), "rounds": args.rounds, "clock": args.clock}
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     found: list[Row] = []
     for number in args.figures:
@@ -56,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=5, help="timed runs of each job (default: 5)")
     made.add_argument("--steps", type=int, default=2, help="DDIM steps a round; they are alike (default: 2, paper: 50)")
     made.add_argument("--size", choices=SIZES, help="default: full on cuda, middle on the CPU")
+    made.add_argument("--pixels", type=int, help="height and width (default: 256; size tiny: 64)")
+    made.add_argument("--frames", type=int, help="of motion training and of sampling (default: 32; size tiny: 4)")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--threads", type=int, default=0, help="of the CPU (default: all)")
     clock = "wall: seconds passed; cpu: seconds of this process, for a machine that is busy (default: wall)"

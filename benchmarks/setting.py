@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -22,7 +22,8 @@ CAPTION = "a * on the road"
 class Setting:
     """Size, device, precision and patience; models are made when first asked for.
 
-    rounds: how often each job runs; steps: DDIM steps of a round of sampling.
+    rounds: how often each job runs; steps: DDIM steps of a round of sampling; given: pixels and frames other than the
+    size's own.
     """
 
     size_name: str
@@ -30,10 +31,11 @@ class Setting:
     rounds: int
     steps: int
     clock_kind: str
+    given: dict[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> Size:
-        return SIZES[self.size_name]
+        return replace(SIZES[self.size_name], **self.given)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,8 +10,9 @@ from fakes import CONFIG, tiny_unet
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
 from dreamvideo.layers import economical
-from dreamvideo.unet import UNet
+from dreamvideo.unet import UNet, transformer_sites
 
 LAYERS = economical(nn)
 
@@ -120,3 +121,22 @@ def test_attention_to_one_token_is_that_token():
     )
     whole = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     torch.testing.assert_close(attention(x), attention.to_out(whole).view_as(x), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["identity", "motion"])
+def test_nothing_before_the_first_adapter_is_kept(kind):
+    unet = tiny_unet()
+    sites = transformer_sites(CONFIG)
+    first = next(site.name for site in sites if site.kind == ("spatial" if kind == "identity" else "temporal"))
+    adapter = Adapter(getattr(AdapterConfig, kind)(), CONFIG)
+    recorded = {}
+    for name, module in unet.named_modules():
+        if name.count(".") == 2 and name.startswith("input_blocks"):
+            module.register_forward_hook(lambda module, _, out, name=name: recorded.update({name: out.requires_grad}))
+    x, context = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 77, CONFIG.context_dim)
+    unet(x, torch.tensor([5]), context, AdapterStack([StackEntry(adapter)]))
+    names = list(recorded)
+    assert names.index(first) == [recorded[name] for name in names].index(True)
+    assert not any(recorded[name] for name in names[: names.index(first)]) and all(
+        recorded[name] for name in names[names.index(first) :]
+    )
