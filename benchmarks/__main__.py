@@ -12,7 +12,7 @@ import torch
 
 from dreamvideo.files import write_json
 
-from . import growth, imports, memory, sampling, training
+from . import growth, imports, memory, sampling, shortcuts, training
 from .machine import describe
 from .setting import Row, Setting
 from .sizes import SIZES
@@ -25,6 +25,7 @@ FIGURES: dict[int, tuple[str, Callable[[Setting], list[Row]]]] = {
     4: ("growth with frames and size", growth.rows),
     5: ("fraction of a matrix product", growth.fraction_rows),
     6: ("import times", imports.rows),
+    7: ("single shortcuts", shortcuts.rows),
 }
 
 

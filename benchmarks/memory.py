@@ -53,6 +53,7 @@ def write_full_size(path: Path) -> Path:
 def measured(setting: Setting, who: str, job: str, path: Path | None = None) -> float:
     """Peak GiB of a process that does this job once or, where that changes it, twice."""
     command = [sys.executable, "-m", "benchmarks.memory", who, job, setting.size_name, str(setting.device)]
+    command += [json.dumps(setting.given)]
     command += [] if path is None else [str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -75,11 +76,11 @@ def job_of(setting: Setting, who: str, job: str) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("who", "job", "size", "device"):
+    for name in ("who", "job", "size", "device", "given"):
         parser.add_argument(name)
     parser.add_argument("path", nargs="?")
     args = parser.parse_args()
-    setting = Setting(args.size, torch.device(args.device), rounds=1, steps=1, clock_kind="wall")
+    setting = Setting(args.size, torch.device(args.device), 1, 1, "wall", json.loads(args.given))
     if args.job == "load":
         load_unet(args.path, device=setting.device)
     else:

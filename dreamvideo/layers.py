@@ -8,10 +8,13 @@ first, as ComfyUI's do, can be made economical too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
@@ -26,51 +29,49 @@ def economical(operations: Any) -> SimpleNamespace:
 
 
 class _Economical(nn.modules.conv._ConvNd):
-    """Takes over from `_conv_forward` where weight and bias are frozen."""
+    """Goes before torch's convolution, or a host's, and leaves to it what needs no economy."""
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, **named: Any) -> Tensor:
-        if (
-            self.groups != 1
-            or self.padding_mode != "zeros"
-            or rest
-            or any(value is not None for value in named.values())
-        ):
-            return super()._conv_forward(x, weight, bias, *rest, **named)
-        geometry = (self.stride, self.padding, self.dilation)
-        if _sees_one_frame(self, x):
-            x, weight, geometry = x.squeeze(2), weight[:, :, 1], ((1, 1), (0, 0), (1, 1))  # [B, C, H, W], [O, C, 1, 1]
-            return _convolve(x, weight, bias, geometry).unsqueeze(2)
-        return _convolve(x, weight, bias, geometry)
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, **named: Any) -> Tensor:
+        if self.kernel_size == (3, 1, 1) and self.padding == (1, 0, 0) and x.ndim == 5 and x.shape[2] == 1:
+            tap = weight[:, :, 1]  # [O, C, 1, 1]
+            return _convolve(F.conv2d, x.squeeze(2), tap, bias, (1, 1), (0, 0)).unsqueeze(2)
+        usual = partial(super()._conv_forward, **named)  # what else a host's layer may tell its own
+        return _convolve(usual, x, weight, bias, self.stride, self.padding)
 
 
-def _sees_one_frame(layer: nn.Module, x: Tensor) -> bool:
-    return x.ndim == 5 and x.shape[2] == 1 and layer.kernel_size == (3, 1, 1) and layer.padding == (1, 0, 0)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple) -> Tensor:
+def _convolve(
+    usual: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+) -> Tensor:
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     if trained or not (torch.is_grad_enabled() and x.requires_grad):
-        stride, padding, dilation = geometry
-        return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), 1)
-    return _FrozenConvolution.apply(x, weight, bias, geometry)
+        return usual(x, weight, bias)
+    return _FrozenConvolution.apply(x, weight, bias, stride, padding)
 
 
 class _FrozenConvolution(torch.autograd.Function):
     """A convolution that keeps its weight, which lives anyway, and of its input the shape."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.geometry = x.shape, geometry
-        stride, padding, dilation = geometry
-        return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), 1)
+        ctx.shape, ctx.geometry = x.shape, _geometry(stride, padding)
+        return torch.convolution(x, weight, bias, *ctx.geometry)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (weight,) = ctx.saved_tensors
-        stride, padding, dilation = ctx.geometry
         unread = gradient.new_empty(1).expand(ctx.shape)  # the input's values enter the weight's gradient alone
-        found, _, _ = torch.ops.aten.convolution_backward(
-            gradient, unread, weight, None, stride, padding, dilation, False, [0] * len(stride), 1, (True, False, False)
-        )
-        return found, None, None, None
+        wanted = (True, False, False)  # of input, weight and bias
+        found = torch.ops.aten.convolution_backward(gradient, unread, weight, None, *ctx.geometry, wanted)
+        return found[0], None, None, None, None
+
+
+def _geometry(stride: tuple[int, ...], padding: tuple[int, ...]) -> tuple:
+    """What torch's convolutions take behind the bias; the UNet has neither dilations nor groups."""
+    dims = len(stride)
+    return stride, padding, (1,) * dims, False, (0,) * dims, 1
