@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from dreamvideo.checkpoints import find_base
 from dreamvideo.cli import explain
 from dreamvideo.encoders import KLAutoencoder, OpenClipText, load_encoders
 from dreamvideo.layers import economical
-from dreamvideo.memory import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes
+from dreamvideo.memory import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes, keep_freed_pages
 from dreamvideo.parking import park
 from dreamvideo.stages import train_motion
 from dreamvideo.training import Callbacks, TrainingSettings
@@ -109,6 +110,20 @@ def test_a_budget_counts_what_is_held(monkeypatch):
 def test_this_machine_tells_its_memory():
     free = free_bytes(torch.device("cpu"))
     assert free is None or 0 < free < 2**50
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_freed_pages_are_kept():
+    resource = pytest.importorskip("resource")  # not on Windows
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(2**24)  # 64 MiB: 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_pages()
+    faults()
+    assert faults() < 1000
 
 
 # --- parked encoders ------------------------------------------------------------------------------------------------
