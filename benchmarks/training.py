@@ -94,16 +94,12 @@ def agree(setting: Setting, name: str) -> None:
     theirs = network(x, timesteps, context, feature).float()
     tolerance = 1e-4 if setting.dtype == torch.float32 else 0.1
     check_agreement(f"{name}: prediction", ours, theirs, tolerance)
-    gradients = []
-    for prediction, network_ in ((ours, adapters), (theirs, network.adapters)):
-        leaf = context if name == "token" else next(iter(network_)).get_parameter(first_weight(adapters, network_))
-        (gradient,) = torch.autograd.grad((prediction - target).square().mean(), leaf)
-        gradients.append(gradient)
+    our_leaf = their_leaf = context
+    if adapters:
+        first = next(iter(adapters[0].modules_at))
+        our_leaf, their_leaf = adapters[0].at(first).down_linear.weight, network.adapters[0].down_linear.weight
+    gradients = [
+        torch.autograd.grad((prediction - target).square().mean(), leaf)[0]
+        for prediction, leaf in ((ours, our_leaf), (theirs, their_leaf))
+    ]
     check_agreement(f"{name}: gradient", *gradients, 10 * tolerance)
-
-
-def first_weight(adapters: list, modules: object) -> str:
-    """The name of the first site's projection down, in our adapter and in the authors' list of sites."""
-    if modules is not adapters:
-        return "down_linear.weight"
-    return next(iter(adapters[0].modules_at.values())) + ".down_linear.weight"

@@ -18,6 +18,7 @@ from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
 from dreamvideo.base import open_base
 from dreamvideo.checkpoints import find_base
 from dreamvideo.cli import explain
+from dreamvideo.commands.arguments import build_parser
 from dreamvideo.encoders import KLAutoencoder, OpenClipText, load_encoders
 from dreamvideo.layers import economical
 from dreamvideo.memory import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes, keep_freed_pages
@@ -105,6 +106,28 @@ def test_a_budget_counts_what_is_held(monkeypatch):
     assert memory.total_bytes(cpu, 8) == 8 * GIB
     monkeypatch.setattr(memory, "_amounts", lambda device: (None, 3 * GIB))
     assert free_bytes(cpu) is None and free_bytes(cpu, 8) == 5 * GIB
+
+
+def test_a_card_is_asked_and_limited(monkeypatch):
+    card, fractions = torch.device("cuda"), []
+    amounts = {"mem_get_info": (4 * GIB, 16 * GIB), "memory_allocated": 3 * GIB, "memory_reserved": 5 * GIB}
+    for name, amount in amounts.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, amount=amount: amount)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
+    assert free_bytes(card) == 6 * GIB and free_bytes(card, 8) == 5 * GIB  # what PyTorch keeps unused is free too
+    for budget in (8, 100):
+        memory.limit(card, budget)
+    assert fractions == [0.5, 1.0]
+
+
+def test_the_command_line_takes_a_budget():
+    train = ["train", "motion", "clip.mp4"]
+    parse = build_parser().parse_args
+    assert parse([*train, "--memory", "8"]).memory == 8.0 and parse(["sample", "a car"]).memory is None
+    asked = [parse([*train, *given]).gradient_checkpointing for given in ([], ["--no-gradient-checkpointing"])]
+    assert asked == [None, False]
+    with pytest.raises(ValueError, match="memory"):
+        parse([*train, "--memory", "0"])
 
 
 def test_this_machine_tells_its_memory():
