@@ -250,6 +250,7 @@ class AdapterStack:
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
         self._merged: tuple[Any, UNet | None] = (None, None)  # of what, and the result
+        self.shifts: dict[Bottleneck, Tensor] = {}  # what the feature adds, kept from one step of sampling to the next
         if feature is None:
             return
         if feature.ndim not in (2, 3):
@@ -305,6 +306,7 @@ class AdapterStack:
             [(entry, factors) for entry, factors in acting if factors is not None],
             None if self.feature is None else self.feature.reshape(len(self.feature), -1, self.feature.shape[-1]),
             self.feature_strength.reshape(-1, 1, 1),
+            self.shifts,
         )
 
 
@@ -323,10 +325,17 @@ def _moved(adapter: AnyAdapter, device: torch.device | str | None, dtype: torch.
 class BoundStack:
     """A stack at given timesteps; `add` is what transformer blocks call."""
 
-    def __init__(self, acting: list[tuple[StackEntry, Tensor]], feature: Tensor | None, strength: Tensor) -> None:
+    def __init__(
+        self,
+        acting: list[tuple[StackEntry, Tensor]],
+        feature: Tensor | None,
+        strength: Tensor,
+        shifts: dict[Bottleneck, Tensor],
+    ) -> None:
         self.acting = acting  # with factors [B]
         self.feature = feature  # [B or 1, F or 1, D]
         self.strength = strength  # [B or 1, 1, 1]
+        self.shifts = shifts
         self.weights: dict[tuple[int, tuple[int, int]], Tensor] = {}  # of each entry at each level, float32
 
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
@@ -339,7 +348,9 @@ class BoundStack:
             source = before if entry.adapter.config.placement == "parallel" else after
             _check_width(entry.adapter, bottleneck, site, source)
             residual = bottleneck(source, self._shift(bottleneck, source, temporal))
-            x = torch.addcmul(x, residual.to(x), self._weight(index, factors, x, size, temporal).to(x))
+            residual, weight = residual.to(x), self._weight(index, factors, x, size, temporal).to(x)
+            place = None if torch.is_grad_enabled() else residual  # which nobody else has
+            x = torch.addcmul(x, residual, weight, out=place)
         return x
 
     def _weight(self, index: int, factors: Tensor, x: Tensor, size: tuple[int, int], temporal: bool) -> Tensor:
@@ -358,7 +369,10 @@ class BoundStack:
         frames = x.shape[2 if temporal else 1]
         if self.feature.shape[1] not in (1, frames):
             raise ValueError(f"Got image features for {self.feature.shape[1]} frames, but the video has {frames}.")
-        shift = bottleneck.shift(self.feature, self.strength)  # [B, F or 1, hidden]
+        if torch.is_grad_enabled():
+            shift = bottleneck.shift(self.feature, self.strength)  # [B, F or 1, hidden]
+        elif (shift := self.shifts.get(bottleneck)) is None:
+            shift = self.shifts[bottleneck] = bottleneck.shift(self.feature, self.strength)
         return shift.unsqueeze(1 if temporal else 2)
 
 

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .checkpoints import BaseFiles, find_base, load_unet
 from .defaults import Defaults, defaults_for
 from .encoders import Encoders, check_matches, load_encoders
+from .layers import economical
 from .media_files import PathLike
+from .memory import crowded, keep_freed_pages, limit, total_bytes
+from .parking import park
 from .sampling import choose_device, choose_dtype
 from .unet import UNet
 
@@ -19,7 +23,10 @@ EMBEDDED_FOLDER = Path(__file__).parent / "nano" / "weights"
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """What training and sampling need of a base, and where it came from. device, dtype: the UNet's."""
+    """What training and sampling need of a base, and where it came from. device, dtype: the UNet's.
+
+    parked: whether the encoders lie in main memory and visit the device for each call.
+    """
 
     unet: UNet
     encoders: Encoders
@@ -27,6 +34,7 @@ class Base:
     embedded: bool
     device: torch.device
     dtype: torch.dtype
+    parked: bool = False
 
     @property
     def defaults(self) -> Defaults:
@@ -42,20 +50,37 @@ def open_base(
     vae: PathLike | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    memory: float | None = None,
 ) -> Base:
     """Load the base of a folder or of the files given (which go before the folder's); the embedded one without either.
 
-    device, dtype: of the UNet, by default what suits the machine. The encoders lie on the same device, in float32.
+    device, dtype: of the UNet, by default what suits the machine. The encoders are in float32, on the same device or,
+    where UNet and encoders would crowd it, in main memory. memory: GiB that this process may take there (default: all).
     Raises ValueError when a part is missing or unusable, when parts do not go together, and for an unknown device.
     """
     embedded = not (folder or unet or clip or vae)
     files = find_base(EMBEDDED_FOLDER if embedded else folder, unet=unet, clip=clip, vae=vae)
     device = choose_device() if device is None else _device(device)
     dtype = dtype or choose_dtype(device)
-    network = load_unet(files.unet, device=device, dtype=dtype)
-    encoders = load_encoders(files, device)
+    if memory is not None:
+        limit(device, memory)
+    if device.type == "cpu":
+        keep_freed_pages()
+    total = None if device.type == "cpu" else total_bytes(device, memory)
+    network = load_unet(files.unet, device=device, dtype=dtype, operations=economical(nn))
+    encoders = load_encoders(files, "cpu" if total is not None else device)
     check_matches(network.config, encoders.text)
-    return Base(network, encoders, files, embedded, device, dtype)
+    parked = crowded(_bytes(network) + _bytes(encoders.text.clip) + _bytes(encoders.vae.vae), total)
+    if parked:
+        encoders = park(encoders, device)
+    elif total is not None:
+        for encoder in (encoders.text, encoders.vae):  # the image encoder is the text encoder's other face
+            encoder.to(device)
+    return Base(network, encoders, files, embedded, device, dtype, parked)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _device(name: str | torch.device) -> torch.device:

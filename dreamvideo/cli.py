@@ -44,7 +44,9 @@ def explain(error: Exception) -> str:
     if isinstance(error, ValueError):
         return text
     if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
-        return "There is not enough memory; take fewer frames, a smaller size or --dtype bfloat16, or --device cpu."
+        from .memory import explain_shortage  # brings PyTorch, without which nothing came so far
+
+        return explain_shortage(error)
     if isinstance(error, ModuleNotFoundError):
         return f'The library {error.name} is not installed; pip install "dreamvideo[standalone]" brings it.'
     if isinstance(error, OSError) and error.strerror:

@@ -167,7 +167,7 @@ def sample_latents(
     halves = [context_cond] if guidance == 1 else [context_uncond, context_cond]
     context = torch.cat([half.expand(batch, -1, -1) for half in halves]).to(device, unet.dtype)  # [2B, 77, D]
     if stack is not None:
-        stack = stack.to(device)
+        stack = stack.to(device, unet.dtype)
         stack = stack.with_condition(*_conditions(feature, feature_strengths, batch, len(halves), device))
 
     def predict(x: Tensor, t: int) -> Tensor:

@@ -8,10 +8,11 @@ with the bytes of an undisturbed one.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +25,17 @@ from torch import Tensor
 from .adapter_files import save_adapter
 from .diffusion import SCHEDULE, offset_noise
 from .fingerprint import fingerprint, same_base
+from .memory import choose_checkpointing, free_bytes
 from .methods import Learner, Method
 from .tensor_files import write_safetensors
 from .training_data import EMPTY_PROMPT, TrainingData, TrainingItem, digest
 from .unet import UNet
 
+log = logging.getLogger(__name__)
+
 STATE_FORMAT = "dreamvideo-training"
 # What a resumed run may change: these decide where training ends and what it costs, not what a step computes.
-FREE_SETTINGS = ("steps", "save_every", "preview_every", "gradient_checkpointing")
+FREE_SETTINGS = ("steps", "save_every", "preview_every", "gradient_checkpointing", "memory")
 
 
 class TrainingError(ValueError):
@@ -53,7 +57,8 @@ class TrainingSettings:
     p_text_drop, p_image_drop: see `Method`. Released: 0 and none for subjects; 0.5 and 0.5 for a motion from one clip,
     0.5 and 0 from several. A motion trained with p_image_drop 0 is sampled with unconditional feature strength 0.
     save_every, preview_every: in steps; 0 for never (the state is still saved at the end).
-    gradient_checkpointing: recompute instead of keeping activations: less memory, about a third more time.
+    gradient_checkpointing: recompute instead of keeping activations: less memory, about a third more time. None: where
+    a step would not fit otherwise into what is free, or within `memory`, GiB that the process may take on the device.
     """
 
     steps: int
@@ -68,7 +73,8 @@ class TrainingSettings:
     p_image_drop: float = 0.0
     save_every: int = 100
     preview_every: int = 0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("save_every", 0), ("preview_every", 0)):
@@ -99,11 +105,13 @@ class Callbacks:
     preview: what is being trained, every `preview_every` steps: what `train` was told to package (a LoadedAdapter from
     the three stages below, ready for `sampling.customize`).
     should_stop: asked before every step; True saves the state and ends the run.
+    say: sentences, such as what was chosen and why.
     """
 
     progress: Callable[[int, float, float, float], None] = lambda step, loss, speed, seconds_left: None
     preview: Callable[[Any], None] = lambda trained: None
     should_stop: Callable[[], bool] = lambda: False
+    say: Callable[[str], None] = log.info
 
 
 @dataclass(frozen=True)
@@ -212,7 +220,7 @@ def train(
         run.restore()
     package = package or (lambda step: learner)
     stopped = False
-    with _checkpointing(unet, settings.gradient_checkpointing):
+    with _checkpointing(unet, _checkpoints(run, callbacks)):
         try:
             stopped = _advance(run, settings, callbacks, package)
         except KeyboardInterrupt:
@@ -267,7 +275,7 @@ class _Run:
         self.tensors = learner.tensors()
         self.device = next(unet.parameters()).device
         # The authors' optimiser: no weight decay, no clipping, no averaging.
-        self.optimizer = torch.optim.AdamW(self.tensors.values(), lr=settings.learning_rate, weight_decay=0.0)
+        self.optimizer = _adamw(list(self.tensors.values()), settings.learning_rate)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.rng = self.generator.get_state()  # as it was before the step in progress
         self.queue = torch.empty(0, dtype=torch.int64)
@@ -283,18 +291,19 @@ class _Run:
         self.optimizer.zero_grad()
         batch, queue = draw_batch(self.data, self.method, self.settings, self.queue, self.generator)
         loss = self._loss(batch)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._failure(f"the loss became {value}")
         (loss * self.scale.factor).backward()
         gradients = [tensor.grad for tensor in self.tensors.values() if tensor.grad is not None]
         if not gradients:
             raise TrainingError("Nothing is being trained: no gradient reaches the learner's tensors.", self.step)
-        finite = _finite(gradients)
+        found = [loss.detach().float(), _norm(gradients).to(loss.device)]
+        value, norm = torch.stack(found).tolist()  # the only wait for the device
+        if not math.isfinite(value):
+            raise self._failure(f"the loss became {value}")
+        finite = math.isfinite(norm)
         if not finite and not self.scale.may_shrink:
             raise self._failure("the gradient is not finite")
-        for gradient in gradients:
-            gradient.div_(self.scale.factor)
+        if self.scale.active:
+            torch._foreach_div_(gradients, self.scale.factor)
         warm = min(1.0, (self.step + 1) / max(self.settings.warmup, 1))
         self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * warm
 
@@ -380,7 +389,8 @@ class _Run:
                 tensor.copy_(tensors[f"trained.{name}"])
                 if (updates := tensors.get(f"optimizer.step.{name}")) is not None:
                     moments = {key: tensors[f"optimizer.{key}.{name}"].to(tensor) for key in ("exp_avg", "exp_avg_sq")}
-                    self.optimizer.state[tensor] = {"step": updates, **moments}
+                    fused = self.optimizer.defaults["fused"]  # counts its steps where it works
+                    self.optimizer.state[tensor] = {"step": updates.to(tensor.device) if fused else updates, **moments}
         self.generator.set_state(tensors["rng"])
         self.rng, self.queue = tensors["rng"], tensors["queue"]
         self.losses = tensors["losses"].tolist()
@@ -440,10 +450,36 @@ class _Pace:
         return 1 / self.seconds
 
 
-def _finite(tensors: Sequence[Tensor] | Iterator[Tensor]) -> bool:
-    # Sums first, so that the device is waited for once and not once a tensor.
-    sums = [tensor.detach().float().abs().sum() for tensor in tensors]
-    return bool(torch.stack(sums).isfinite().all())
+def _adamw(tensors: list[Tensor], learning_rate: float) -> torch.optim.AdamW:
+    """In one kernel where device and PyTorch have it."""
+    try:
+        return torch.optim.AdamW(tensors, lr=learning_rate, weight_decay=0.0, fused=True)
+    except RuntimeError:
+        return torch.optim.AdamW(tensors, lr=learning_rate, weight_decay=0.0)
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of all of them together, not finite where one number is not: a scalar that is still on its way."""
+    found = torch._foreach_norm([tensor.detach() for tensor in tensors])
+    return torch.stack([norm.float() for norm in found]).norm()
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return math.isfinite(_norm(tensors).item())
+
+
+def _checkpoints(run: _Run, callbacks: Callbacks) -> bool:
+    """Whether to checkpoint: as the settings say or, where they do not, as the memory asks."""
+    settings = run.settings
+    if settings.gradient_checkpointing is not None:
+        return settings.gradient_checkpointing
+    height, width = run.data.items[0].mean.shape[2:]
+    cells = settings.batch_size * run.data.frames * height * width
+    trained = sum(tensor.numel() for tensor in run.tensors.values())
+    free = free_bytes(run.device, settings.memory)
+    choice = choose_checkpointing(run.unet.config, cells, run.unet.dtype, trained, free)
+    callbacks.say(choice.reason)
+    return choice.checkpointing
 
 
 @contextmanager

@@ -228,6 +228,8 @@ class Attention(nn.Module):
         """
         tokens = x.flatten(0, 1) if context is None else x.flatten(1, 2)
         source = tokens if context is None else context
+        if source.shape[1] == 1:  # a softmax over one token is one, whatever queries and keys are
+            return self.to_out(self.to_v(source).expand_as(tokens)).view_as(x)
         q, k, v = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b, heads, length, head_dim]
             for projected in (self.to_q(tokens), self.to_k(source), self.to_v(source))

@@ -282,9 +282,19 @@ def test_checkpointing_changes_nothing(frames: int) -> None:
         assert len(calls) == (2 if net.gradient_checkpointing else 1)
         results.append((out.detach(), {name: p.grad for name, p in net.named_parameters()}))
     hook.remove()
+    temporal = [site.name for site in transformer_sites(TINY) if site.kind == "temporal"]
+    unread = {  # of a single frame: attention to one token needs its value alone
+        f"{name}.transformer_blocks.0.{attention}.{projection}.weight"
+        for name in temporal
+        for attention in ("attn1", "attn2")
+        for projection in ("to_q", "to_k")
+    }
     assert torch.equal(results[0][0], results[1][0])
     for name, gradient in results[0][1].items():
-        assert gradient is not None and torch.equal(gradient, results[1][1][name]), name
+        if frames == 1 and name in unread:
+            assert gradient is None and results[1][1][name] is None, name
+        else:
+            assert gradient is not None and torch.equal(gradient, results[1][1][name]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -216,8 +216,9 @@ def _training(parser: Parser, stage: str, out: str, methods: Mapping[str, Method
     _option(group, "--seed", "N", "default: 0", _seed)
     _size(group)
     _option(group, "--preview-every", "N", "steps from one sampled preview to the next (default: none)", _count)
-    checkpointing = "less memory, about a third more time"
-    group.add_argument("--gradient-checkpointing", action="store_true", default=None, help=checkpointing)
+    checkpointing = "less memory, about a third more time (default: where a step would not fit into what is free)"
+    switch = argparse.BooleanOptionalAction
+    group.add_argument("--gradient-checkpointing", action=switch, default=None, help=checkpointing)
     group.add_argument("--restart", action="store_true", help="begin anew instead of going on from where a run stopped")
 
 
@@ -297,6 +298,8 @@ def _base(parser: Parser) -> None:
     for name in ("UNet", "CLIP", "VAE"):
         _option(group, f"--{name.lower()}", "FILE", f"the {name} alone; goes before that of --base", Path)
     _option(group, "--device", "NAME", "cuda, mps or cpu (default: the fastest there is)")
+    memory = "that this program may take there; less is slower (default: what is free)"
+    _option(group, "--memory", "GIB", memory, _positive)
     group.add_argument("--dtype", choices=DTYPES, help="of the UNet (default: what suits the device)")
 
 

@@ -23,9 +23,13 @@ ADAPTER = (".safetensors",)
 def open_for(args: Namespace, terminal: Terminal) -> Base:
     """The base that the arguments ask for, which the terminal is told."""
     dtype = DTYPES[args.dtype] if args.dtype else None
-    base = open_base(args.base, unet=args.unet, clip=args.clip, vae=args.vae, device=args.device, dtype=dtype)
+    base = open_base(
+        args.base, unet=args.unet, clip=args.clip, vae=args.vae, device=args.device, dtype=dtype, memory=args.memory
+    )
     name = "the embedded base" if base.embedded else base.files.unet
     terminal.say(f"Using {name} on {base.device} in {str(base.dtype).removeprefix('torch.')}.")
+    if base.parked:
+        terminal.say("The encoders lie in main memory and visit the device when they are asked.")
     return base
 
 

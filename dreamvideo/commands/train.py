@@ -138,6 +138,7 @@ def _overrides(args: Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "preview_every": args.preview_every,
         "gradient_checkpointing": args.gradient_checkpointing,
+        "memory": args.memory,
     }
 
 
@@ -161,7 +162,7 @@ def _callbacks(
         write_animation(path, video, settings.fps)
         terminal.say(f"Preview: {path}")
 
-    return Callbacks(progress=terminal.training(stage), preview=preview)
+    return Callbacks(progress=terminal.training(stage), preview=preview, say=terminal.say)
 
 
 def _write_losses(out: Path, losses: Mapping[str, Sequence[float]]) -> None:

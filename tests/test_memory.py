@@ -1,0 +1,236 @@
+"""What is chosen from how much memory there is, with the amounts given, and what running out of it says."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+
+import pytest
+import torch
+from fakes import fake_encoders, pictures, tiny_unet
+from tiny_base import write_tiny_base
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from dreamvideo import base as base_module
+from dreamvideo import memory, training
+from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.base import open_base
+from dreamvideo.checkpoints import find_base
+from dreamvideo.cli import explain
+from dreamvideo.commands.arguments import build_parser
+from dreamvideo.encoders import KLAutoencoder, OpenClipText, load_encoders
+from dreamvideo.layers import economical
+from dreamvideo.memory import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes, keep_freed_pages
+from dreamvideo.parking import park
+from dreamvideo.stages import train_motion
+from dreamvideo.training import Callbacks, TrainingSettings
+from dreamvideo.training_data import encode_clips
+from dreamvideo.unet import UNet, UNetConfig
+from dreamvideo.unet_files import load_unet
+
+FULL, CLIP = UNetConfig(), 32 * 32 * 32  # the latent cells of 32 frames of 256 x 256 pixels
+MOTION = 77_966_496  # parameters of a full-size motion adapter
+
+
+@pytest.mark.parametrize(
+    ("gib", "cells", "on"), [(40, CLIP, False), (10, CLIP, True), (5, CLIP, True), (5, CLIP // 16, False)]
+)
+def test_checkpointing_is_for_what_does_not_fit(gib, cells, on):
+    choice = choose_checkpointing(FULL, cells, torch.float16, MOTION, int(gib * GIB))
+    assert choice.checkpointing is on
+    assert f"{gib}.0 GiB are free" in choice.reason and ("is on" in choice.reason) is on
+
+
+def test_what_does_not_fit_at_all_is_said():
+    reason = choose_checkpointing(FULL, CLIP, torch.float16, MOTION, GIB).reason
+    assert "is on" in reason and "fewer frames" in reason
+    assert not choose_checkpointing(FULL, CLIP, torch.float16, MOTION, None).checkpointing
+
+
+def test_the_estimate_is_what_a_step_keeps():
+    config = UNetConfig(dim=32, head_dim=16, context_dim=16)
+    unet = UNet(config, operations=economical(nn), device="meta", attention=Fused.apply).requires_grad_(False).eval()
+    adapter = Adapter(AdapterConfig.motion(condition_dim=8), config, device="meta")
+    frames, side = 8, 16
+    x = torch.zeros(1, 4, frames, side, side, device="meta")
+    context, stack = torch.zeros(1, 77, 16, device="meta"), AdapterStack([StackEntry(adapter)])
+    weights = {id(tensor) for tensor in (*unet.parameters(), *adapter.parameters())}
+    kept: dict[int, torch.Tensor] = {}  # by storage; holding them keeps the numbers from being given again
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in weights and (tensor._base is None or id(tensor._base) not in weights):
+            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        unet(x, torch.zeros(1, device="meta"), context, stack)
+    numbers = sum(tensor.untyped_storage().nbytes() // 4 for tensor in kept.values())
+    assert numbers == pytest.approx(KEPT * frames * side * side * config.dim, rel=0.15)
+
+
+class Fused(torch.autograd.Function):
+    """Stands for attention that keeps no scores."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None, None
+
+
+@pytest.mark.parametrize(("free", "asked", "on"), [(10**12, None, False), (10**5, None, True), (10**5, False, False)])
+def test_training_chooses_and_says_so(monkeypatch, free, asked, on):
+    monkeypatch.setattr(training, "free_bytes", lambda device, budget: free)
+    unet, encoders, said, seen = tiny_unet(), fake_encoders(), [], []
+    settings = TrainingSettings(steps=1, learning_rate=1e-3, batch_size=1, gradient_checkpointing=asked)
+    callbacks = Callbacks(say=said.append, progress=lambda *_: seen.append(unet.gradient_checkpointing))
+    data = encode_clips([pictures(2)], "a car turns", encoders, 2)
+    train_motion(unet, encoders.text, data, settings=settings, callbacks=callbacks)
+    assert seen == [on] and len(said) == (asked is None)
+
+
+def test_a_budget_and_the_choice_do_not_make_another_run():
+    settings = TrainingSettings(steps=1, learning_rate=1e-3, batch_size=1)
+    assert settings.deciding() == replace(settings, memory=8.0, gradient_checkpointing=True).deciding()
+
+
+def test_a_budget_counts_what_is_held(monkeypatch):
+    monkeypatch.setattr(memory, "_amounts", lambda device: (20 * GIB, 3 * GIB))
+    cpu = torch.device("cpu")
+    assert [free_bytes(cpu, budget) for budget in (None, 8, 2, 100)] == [20 * GIB, 5 * GIB, 0, 20 * GIB]
+    assert memory.total_bytes(cpu, 8) == 8 * GIB
+    monkeypatch.setattr(memory, "_amounts", lambda device: (None, 3 * GIB))
+    assert free_bytes(cpu) is None and free_bytes(cpu, 8) == 5 * GIB
+
+
+def test_a_card_is_asked_and_limited(monkeypatch):
+    card, fractions = torch.device("cuda"), []
+    amounts = {"mem_get_info": (4 * GIB, 16 * GIB), "memory_allocated": 3 * GIB, "memory_reserved": 5 * GIB}
+    for name, amount in amounts.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, amount=amount: amount)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
+    assert free_bytes(card) == 6 * GIB and free_bytes(card, 8) == 5 * GIB  # what PyTorch keeps unused is free too
+    for budget in (8, 100):
+        memory.limit(card, budget)
+    assert fractions == [0.5, 1.0]
+
+
+def test_the_command_line_takes_a_budget():
+    train = ["train", "motion", "clip.mp4"]
+    parse = build_parser().parse_args
+    assert parse([*train, "--memory", "8"]).memory == 8.0 and parse(["sample", "a car"]).memory is None
+    asked = [parse([*train, *given]).gradient_checkpointing for given in ([], ["--no-gradient-checkpointing"])]
+    assert asked == [None, False]
+    with pytest.raises(ValueError, match="memory"):
+        parse([*train, "--memory", "0"])
+
+
+def test_this_machine_tells_its_memory():
+    free = free_bytes(torch.device("cpu"))
+    assert free is None or 0 < free < 2**50
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_freed_pages_are_kept():
+    resource = pytest.importorskip("resource")  # not on Windows
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(2**24)  # 64 MiB: 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_pages()
+    faults()
+    assert faults() < 1000
+
+
+# --- parked encoders ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def test_a_crowded_device_has_its_encoders_parked(folder, monkeypatch):
+    """The device is the CPU, told as one that is not."""
+    moved = []
+    monkeypatch.setattr(base_module, "_device", lambda name: Elsewhere())
+    monkeypatch.setattr(base_module, "load_unet", lambda path, **_: load_unet(path))
+    for encoder in (OpenClipText, KLAutoencoder):
+        monkeypatch.setattr(encoder, "to", lambda self, device: moved.append(self))
+    monkeypatch.setattr(base_module, "park", lambda encoders, device: park(encoders, torch.device("cpu")))
+    for total, parked in ((10**12, False), (10**6, True)):
+        monkeypatch.setattr(base_module, "total_bytes", lambda device, budget, total=total: total)
+        moved.clear()
+        assert open_base(folder, device="card", dtype=torch.float32).parked is parked
+        assert len(moved) == (0 if parked else 2)
+
+
+class Elsewhere:
+    type = "cuda"
+
+
+def test_parked_encoders_visit_the_device(folder):
+    """The device is the CPU under another name: what counts is when they go there."""
+    encoders = load_encoders(find_base(folder))
+    places = []
+    parked = park(encoders, torch.device("cpu"))
+    original = type(parked.text)._move
+
+    def note(self, device):
+        places.append((self, str(device)))
+        original(self, device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(parked.text), "_move", note)
+        parked.text._device = parked.image._device = parked.vae._device = torch.device("cpu", 0)
+        states = parked.text.encode(["a car"])
+        assert [place for _, place in places] == ["cpu:0", "cpu"]
+        torch.testing.assert_close(states, encoders.text.encode(["a car"]))
+        places.clear()
+        token = torch.zeros(1, parked.text.width, requires_grad=True)
+        parked.text.encode(["a <car>"], {"<car>": token})
+        assert [place for _, place in places] == ["cpu:0"]  # it stays for the backward pass
+        images = torch.rand(3, 3, 16, 16)
+        torch.testing.assert_close(parked.image.encode(images), encoders.image.encode(images))
+        torch.testing.assert_close(parked.vae.encode(images).mean, encoders.vae.encode(images).mean)
+    text = {id(tensor) for tensor in parked.text._tensors()}
+    image = {id(tensor) for tensor in parked.image._tensors()}
+    assert text and image and not text & image
+    assert parked.vae.factor == encoders.vae.factor
+
+
+# --- running out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.75 GiB of which 1.20 GiB "
+            "is free. Of the allocated memory",
+            ("2.50 GiB were asked for", "1.20 GiB were free", "of 7.75 GiB"),
+        ),
+        (
+            "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.00 GB, max allowed: 9.07 GB). "
+            "Tried to allocate 256 MB on private pool.",
+            ("256 MB were asked for", "of 9.07 GB"),
+        ),
+        (
+            "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 4294967296 bytes. Error code 12",
+            ("4.0 GiB were asked for",),
+        ),
+    ],
+)
+def test_running_out_says_how_much_and_which_switch(error, told):
+    text = explain(RuntimeError(error))
+    assert all(part in text for part in told), text
+    assert "--memory" in text and "--gradient-checkpointing" in text and "\n" not in text
+    assert explain_shortage(MemoryError()).startswith("There is not enough memory. ")
