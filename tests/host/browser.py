@@ -176,8 +176,8 @@ def picture_nodes(page: Page, out: Path) -> int:
             return [r.left + (n.pos[0] + ds.offset[0]) * ds.scale, r.top + (n.pos[1] - 30 + ds.offset[1]) * ds.scale,
             n.size[0] * ds.scale, (n.size[1] + 30) * ds.scale]; }"""
         )
-        shot = page.screenshot(clip={"x": x - 8, "y": y - 8, "width": width + 16, "height": height + 16})
-        picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        shot = page.screenshot(clip={"x": x - 8, "y": y - 2, "width": width + 16, "height": height + 10})
+        picture = Image.open(io.BytesIO(shot)).convert("RGB")
         picture.save(out / "nodes" / f"{name}.png", optimize=True)
         print(name, *picture.size, (out / "nodes" / f"{name}.png").stat().st_size)
     return 0
