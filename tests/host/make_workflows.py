@@ -16,7 +16,7 @@ from typing import Any
 from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
 
-PICTURE, BELOW_TEXT = 220, 170  # pixels that a preview needs; text boxes above it give some of theirs
+PICTURE, BELOW_TEXT = 240, 190  # pixels that a preview needs; text boxes above it give some of theirs
 TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"
 DOG_FILE, GUITAR_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
