@@ -66,7 +66,10 @@ APPEARANCE, APPEARANCE_STRENGTH = "dreamvideo_appearance", "dreamvideo_appearanc
 ADAPTERS_FOLDER, BASES_FOLDER = "dreamvideo_adapters", "dreamvideo"
 EVERYTHING = 1e20  # bytes nobody has: makes room by unloading all other models
 
-Interrupted = comfy.model_management.InterruptProcessingException
+if hasattr(comfy.model_management, "InterruptProcessingException"):
+    Interrupted = comfy.model_management.InterruptProcessingException
+else:  # the fork that is an installable package
+    from comfy.interruption import InterruptProcessingException as Interrupted
 OutOfMemory = comfy.model_management.OOM_EXCEPTION
 
 
@@ -256,7 +259,7 @@ def load_clip(path: Path) -> Any:
     }
 
     class Encoder(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options=None):
+        def __init__(self, device="cpu", dtype=None, model_options=None, **_):  # some hosts pass a config of their own
             super().__init__(
                 device=device,
                 dtype=dtype,
