@@ -58,6 +58,11 @@ from ..dreamvideo.unet_layouts import infer_config, original_shapes
 from .autoencoder import SmallAutoencoder
 from .placeholders import PlaceholderTokenizer
 
+try:
+    from comfy.model_management import InterruptProcessingException
+except ImportError:  # the fork that is an installable package
+    from comfy.interruption import InterruptProcessingException
+
 log = logging.getLogger(__name__)
 
 KEY = "dreamvideo"  # of what we put into the host's dictionaries
@@ -66,10 +71,7 @@ APPEARANCE, APPEARANCE_STRENGTH = "dreamvideo_appearance", "dreamvideo_appearanc
 ADAPTERS_FOLDER, BASES_FOLDER = "dreamvideo_adapters", "dreamvideo"
 EVERYTHING = 1e20  # bytes nobody has: makes room by unloading all other models
 
-if hasattr(comfy.model_management, "InterruptProcessingException"):
-    Interrupted = comfy.model_management.InterruptProcessingException
-else:  # the fork that is an installable package
-    from comfy.interruption import InterruptProcessingException as Interrupted
+Interrupted = InterruptProcessingException
 OutOfMemory = comfy.model_management.OOM_EXCEPTION
 
 
