@@ -258,6 +258,7 @@ def load_clip(path: Path) -> Any:
         "hidden_act": "gelu",
         "max_position_embeddings": text["context_length"],
         "eos_token_id": 49407,
+        "vocab_size": text["vocab_size"],
     }
 
     class Encoder(comfy.sd1_clip.SDClipModel):
