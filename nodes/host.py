@@ -58,6 +58,11 @@ from ..dreamvideo.unet_layouts import infer_config, original_shapes
 from .autoencoder import SmallAutoencoder
 from .placeholders import PlaceholderTokenizer
 
+try:
+    from comfy.model_management import InterruptProcessingException
+except ImportError:  # the fork that is an installable package
+    from comfy.interruption import InterruptProcessingException
+
 log = logging.getLogger(__name__)
 
 KEY = "dreamvideo"  # of what we put into the host's dictionaries
@@ -66,7 +71,7 @@ APPEARANCE, APPEARANCE_STRENGTH = "dreamvideo_appearance", "dreamvideo_appearanc
 ADAPTERS_FOLDER, BASES_FOLDER = "dreamvideo_adapters", "dreamvideo"
 EVERYTHING = 1e20  # bytes nobody has: makes room by unloading all other models
 
-Interrupted = comfy.model_management.InterruptProcessingException
+Interrupted = InterruptProcessingException
 OutOfMemory = comfy.model_management.OOM_EXCEPTION
 
 
@@ -253,10 +258,11 @@ def load_clip(path: Path) -> Any:
         "hidden_act": "gelu",
         "max_position_embeddings": text["context_length"],
         "eos_token_id": 49407,
+        "vocab_size": text["vocab_size"],
     }
 
     class Encoder(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options=None):
+        def __init__(self, device="cpu", dtype=None, model_options=None, **_):  # some hosts pass a config of their own
             super().__init__(
                 device=device,
                 dtype=dtype,

@@ -8,7 +8,8 @@ B/user/default/comfy.settings.json, or the first visit shows a tour over everyth
 
 templates: loads every workflows/*.json and prints what is wrong with it: missing nodes, nodes that ComfyUI marks as
 bad, nodes that overlap, notes that do not show their whole text, errors of the browser's console.
-run: the same, but runs each template first (--only NAME) with few steps on the embedded base, so that previews show.
+run: the same, but runs each template first (--only NAME) on the embedded base, so that previews show; with few steps
+unless --full.
 nodes: one picture of every node into OUT/nodes, as docs/nodes.md shows them. help: the help page of a node.
 browse: the dialog that offers the templates. Pictures are written to OUT; the exit status is 1 where anything is wrong.
 """
@@ -124,8 +125,8 @@ def faults(page: Page) -> list[str]:
     return found
 
 
-def run_graph(page: Page, limit: int) -> list[str]:
-    """Queues what is shown with few steps on the embedded base and waits for the end; errors that the server told."""
+def run_graph(page: Page, limit: int, values: dict) -> list[str]:
+    """Queues what is shown, with these widget values, and waits for the end; errors that the server told."""
     page.evaluate(
         """values => { window.failed = []; window.finished = false;
         app.api.addEventListener('execution_error',
@@ -135,7 +136,7 @@ def run_graph(page: Page, limit: int) -> list[str]:
         for (const node of app.graph._nodes) for (const w of node.widgets ?? [])
             if (w.name in values) w.value = values[w.name];
     }""",
-        TOY | FEW,
+        values,
     )
     page.evaluate("async () => { await app.queuePrompt(0, 1); }")
     page.wait_for_function("window.finished || Object.keys(app.lastNodeErrors ?? {}).length", timeout=1000 * limit)
@@ -143,16 +144,18 @@ def run_graph(page: Page, limit: int) -> list[str]:
     return page.evaluate("() => [...window.failed, ...Object.values(app.lastNodeErrors ?? {}).map(JSON.stringify)]")
 
 
-def look_at_templates(page: Page, heard: list[str], out: Path, only: str, run: bool, limit: int) -> int:
+def look_at_templates(page: Page, heard: list[str], out: Path, only: str, values: dict | None, limit: int) -> int:
+    """values: widget values to run each template with; None for not running it."""
     wrong = 0
     for path in sorted((PACK / "workflows").glob(f"{only}*.json")):
         heard.clear()
         show(page, json.loads(path.read_text(encoding="utf-8")))
-        told = run_graph(page, limit) if run else []
+        told = [] if values is None else run_graph(page, limit, values)
         fit(page)
         told += faults(page) + [text for text in heard if not any(word in text for word in QUIET)]
-        picture = out / f"{path.stem}{'-ran' if run else ''}.png"
-        page.screenshot(path=picture)
+        name = path.stem if values is None else f"{path.stem}-ran"
+        page.screenshot(path=out / f"{name}.png")
+        Image.open(out / f"{name}.png").convert("RGB").save(out / f"{name}.jpg", quality=80, optimize=True)
         print(f"{path.stem}: {'fine' if not told else ''}", *told, sep="\n  ", flush=True)
         wrong += len(told)
     return wrong
@@ -176,8 +179,8 @@ def picture_nodes(page: Page, out: Path) -> int:
             return [r.left + (n.pos[0] + ds.offset[0]) * ds.scale, r.top + (n.pos[1] - 30 + ds.offset[1]) * ds.scale,
             n.size[0] * ds.scale, (n.size[1] + 30) * ds.scale]; }"""
         )
-        shot = page.screenshot(clip={"x": x - 8, "y": y - 8, "width": width + 16, "height": height + 16})
-        picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        shot = page.screenshot(clip={"x": x - 8, "y": y - 2, "width": width + 16, "height": height + 10})
+        picture = Image.open(io.BytesIO(shot)).convert("RGB")
         picture.save(out / "nodes" / f"{name}.png", optimize=True)
         print(name, *picture.size, (out / "nodes" / f"{name}.png").stat().st_size)
     return 0
@@ -214,6 +217,7 @@ def main() -> int:
     asked.add_argument("what", nargs="*", default=["templates"])
     asked.add_argument("--only", default="", help="beginning of a template's name")
     asked.add_argument("--zh", action="store_true", help="in Chinese")
+    asked.add_argument("--full", action="store_true", help="run with the template's own steps; quickstart only")
     asked.add_argument("--limit", type=int, default=900, help="seconds that a run may take")
     given = asked.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -224,7 +228,8 @@ def main() -> int:
         heard = messages_of(page)
         for what in given.what:
             if what in ("templates", "run"):
-                wrong += look_at_templates(page, heard, given.out, given.only, what == "run", given.limit)
+                values = None if what == "templates" else {} if given.full else TOY | FEW
+                wrong += look_at_templates(page, heard, given.out, given.only, values, given.limit)
             else:
                 wrong += {"nodes": picture_nodes, "help": picture_help, "browse": picture_browse}[what](page, given.out)
         browser.close()

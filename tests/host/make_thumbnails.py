@@ -59,7 +59,8 @@ def upload_photographs(server: Server) -> list[str]:
 
 
 def graph_of(server: Server, name: str, photographs: list[str], steps: int) -> Graph:
-    graph = server.template(name, {"preview_every": 0} | ({"steps": steps, "token_steps": steps} if steps else {}))
+    few = {"steps": steps, "token_steps": steps, "resume": False} if steps else {}
+    graph = server.template(name, {"preview_every": 0} | few)
     left = list(photographs)
     for node in graph.values():
         if node["inputs"].get("image") == PHOTOGRAPH:

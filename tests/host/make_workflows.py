@@ -16,7 +16,7 @@ from typing import Any
 from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
 
-PICTURE, BELOW_TEXT = 220, 170  # pixels that a preview needs; text boxes above it give some of theirs
+PICTURE, BELOW_TEXT = 240, 190  # pixels that a preview needs; text boxes above it give some of theirs
 TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"
 DOG_FILE, GUITAR_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
@@ -151,7 +151,7 @@ def train_subject(flow: Workflow) -> None:
     with flow.group("2 · Photographs"):
         flow.note("How to take them", "Three to six of the same thing, from different sides, on different grounds. "
                   "Right-click a picture, *Open in MaskEditor*, paint the subject: what is not painted is not learned. "
-                  "More photographs: copy a column.", 80, 1090)  # fmt: skip
+                  "More photographs: copy a column and connect it.", 80, 1090)  # fmt: skip
         flow.row()
         for index in range(3):
             if index:
@@ -183,8 +183,8 @@ def train_motion(flow: Workflow) -> None:
     base = real_base(flow)
     with flow.group("2 · The clip"):
         flow.note("What to film", "Four seconds that show one motion. Or several such clips by different people: copy "
-                  "both nodes, connect `more_clips` and `more_captions`. One clip teaches its own path, several what they "
-                  "share. The caption says who does what, where.", 90, 820)  # fmt: skip
+                  "both nodes, connect `more_clips` and `more_captions`. One clip teaches its own path, several what "
+                  "they share. The caption says who does what, where.", 90, 820)  # fmt: skip
         flow.row()
         video = flow.add("LoadVideo", file=CLIP, room=PICTURE)
         flow.beside()
@@ -266,21 +266,24 @@ def one_only(flow: Workflow) -> None:
 def strengths(flow: Workflow) -> None:
     base = real_base(flow)
     subject, motion = adapter_files(flow)
-    with flow.group("3 · None, each, both: the same prompt and seed"):
+    with flow.group("3 · Prompt of the strengths"):
+        text = flow.add("CLIPTextEncode", title="Prompt", clip=(base, 1), text=MOTION_PROMPT)
+        flow.beside()
+        empty = flow.add("CLIPTextEncode", title="Negative prompt (empty)", clip=(base, 1), text="")
+    for strength in (0.5, 1.0, 1.5):
+        flow.right()
+        with flow.group(f"The motion at {strength:g}"):
+            placed = flow.add("DreamVideoApplyAdapter", model=(base, 0), adapter=(motion, 0), strength=strength)
+            video = sampled(flow, (placed, 0), (text, 0), (empty, 0), steps=25)
+            video_out(flow, (video, 0), (base, 2), f"motion-{strength:g}")
+    flow.right()
+    with flow.group("None, each, both: the same prompt and seed"):
         sheet = flow.add("DreamVideoCompare", model=(base, 0), clip=(base, 1), vae=(base, 2), adapter_1=(subject, 0),
                          adapter_2=(motion, 0), prompt=PROMPT, frames=32, steps=25)  # fmt: skip
         flow.beside()
-        flow.add("PreviewImage", wide=460, room=330, images=(sheet, 0))
-    flow.right()
-    for number, strength in enumerate((0.5, 1.0, 1.5), 4):
-        with flow.group(f"{number} · The motion at {strength:g}"):
-            placed = flow.add("DreamVideoApplyAdapter", model=(base, 0), adapter=(motion, 0), strength=strength)
-            flow.beside()
-            positive, negative = prompts(flow, (base, 1), MOTION_PROMPT)
-            flow.beside()
-            video = sampled(flow, (placed, 0), (positive, 0), (negative, 0), steps=25)
-            flow.beside()
-            video_out(flow, (video, 0), (base, 2), f"motion-{strength:g}")
+        flow.add("PreviewImage", wide=460, room=400, images=(sheet, 0))
+        flow.note("Reading it", "One row each: no adapter, the subject, the motion, both. A row that looks like the "
+                  "first comes from an adapter that does nothing: train it longer.", 70, 460)  # fmt: skip
 
 
 ALL = {

@@ -53,11 +53,12 @@ class Server:
         return self._classes
 
     def template(self, name: str, changes: Mapping[str, Any] | None = None) -> Graph:
-        """A template as the frontend queues it, on the embedded base. changes: input name -> value, in every node."""
+        """A template as the frontend queues it, on the embedded base. changes: widget -> value, in every node."""
         workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
         graph = on_embedded(to_api(workflow, self.classes))
         for node in graph.values():
-            node["inputs"] |= {key: value for key, value in (changes or {}).items() if key in node["inputs"]}
+            widgets = {key for key, value in node["inputs"].items() if not isinstance(value, list)}
+            node["inputs"] |= {key: value for key, value in (changes or {}).items() if key in widgets}
         return graph
 
     def queue(self, graph: Graph) -> str:

@@ -22,7 +22,7 @@ from over_http import FEW, Server
 
 FOUND = find_comfyui()
 NAME = "video-dreams"  # any folder name must do
-BOOT_SECONDS = 240
+BOOT_SECONDS = 900  # on a busy machine; a server that ends is noticed at once
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
