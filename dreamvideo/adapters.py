@@ -247,9 +247,9 @@ class AdapterStack:
         feature_strength: Tensor | float = 1.0,
     ) -> None:
         self.entries = tuple(entries)
+        self._merged: tuple[Any, UNet | None] = (None, None)  # of what, and the result
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
-        self._merged: tuple[Any, UNet | None] = (None, None)  # of what, and the result
         if feature is None:
             return
         if feature.ndim not in (2, 3):
