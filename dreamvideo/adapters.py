@@ -290,7 +290,7 @@ class AdapterStack:
         if torch.is_grad_enabled():
             return merge(unet, deltas)
         versions = [_version(tensor) for delta, _ in deltas for tensor in delta.parameters()]
-        what = (id(unet), unet.dtype, next(unet.parameters()).device, [factor for _, factor in deltas], versions)
+        what = (unet, unet.dtype, next(unet.parameters()).device, [factor for _, factor in deltas], versions)
         if self._merged[0] != what:
             self._merged = (what, merge(unet, deltas))
         return self._merged[1]
