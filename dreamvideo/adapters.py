@@ -247,9 +247,9 @@ class AdapterStack:
         feature_strength: Tensor | float = 1.0,
     ) -> None:
         self.entries = tuple(entries)
+        self._merged: tuple[Any, UNet | None] = (None, None)  # of what, and the result
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
-        self._merged: tuple[Any, UNet | None] = (None, None)  # of what, and the result
         self.shifts: dict[Bottleneck, Tensor] = {}  # what the feature adds, kept from one step of sampling to the next
         if feature is None:
             return
@@ -291,7 +291,7 @@ class AdapterStack:
         if torch.is_grad_enabled():
             return merge(unet, deltas)
         versions = [_version(tensor) for delta, _ in deltas for tensor in delta.parameters()]
-        what = (id(unet), unet.dtype, next(unet.parameters()).device, [factor for _, factor in deltas], versions)
+        what = (unet, unet.dtype, next(unet.parameters()).device, [factor for _, factor in deltas], versions)
         if self._merged[0] != what:
             self._merged = (what, merge(unet, deltas))
         return self._merged[1]

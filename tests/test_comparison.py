@@ -73,6 +73,18 @@ def test_tables_and_figure_say_what_was_measured(done):
     assert written[2].stat().st_size
 
 
+def test_the_command_goes_on_and_writes_what_was_found(base, done, monkeypatch, capsys):
+    tools, _ = done
+    monkeypatch.setattr(suite, "QUICK", SLIVER)
+    monkeypatch.setattr(comparison, "TABLES", (TABLE,))
+    before = {path: at for path, at in files(tools).items() if "adapters" in path or "videos" in path}
+    command = ["evaluate", "--suite", "nano", "--quick", "--table", "1", "--out", str(tools.folder), "--device", "cpu"]
+    assert main([*command, "--base", str(base.files.unet.parent)]) == 0
+    out = capsys.readouterr().out
+    assert "Table 1: mixed" in out and "tables.md" in out and "of work" in out
+    assert before.items() <= files(tools).items() and (tools.folder / "strips.png").stat().st_size
+
+
 def test_a_stopped_comparison_goes_on(base, tmp_path):
     stop = suite.Tools(
         base, tmp_path, SLIVER, report=lambda text: None, training=lambda what: Callbacks(should_stop=lambda: True)

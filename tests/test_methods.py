@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, FakeText, fake_encoders, pictures, tiny_unet
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dreamvideo.adapter_files import AdapterInfo, LoadedAdapter, check_fits, load_adapter, save_authors_adapter
 from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry, build_adapter
@@ -367,3 +369,19 @@ def test_related_clips_go_without_the_motions_name_but_not_all_may(unet):
     with pytest.raises(ValueError, match="lacks the placeholder <turn>"):
         data = encode_clips([pictures(3)], "a car turns", ENCODERS, frames=2)
         train_method(unet, text, data, CUSTOMIZING_MOTION, placeholder="<turn>", class_word="turns")
+
+
+def test_damaged_deltas_are_refused_in_a_sentence(trained, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    trained(fitted(LORA_SUBJECT, CONFIG)).save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    save_file({key: value for key, value in state.items() if not key.endswith("to_k.weight.up")}, path, metadata)
+    with pytest.raises(
+        ValueError, match=r"lora.safetensors \(set of weight deltas.*to_k.weight.up is missing, expected"
+    ):
+        load_adapter(path)
+    save_file(state, path, {**metadata, "adapter_config": '{"weights": ["all"], "rank": 2}'})
+    with pytest.raises(ValueError, match="metadata is damaged"):
+        load_adapter(path)

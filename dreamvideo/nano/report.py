@@ -50,14 +50,11 @@ def markdown(tables: Sequence[Table], summary: Mapping[str, Mapping[str, Any]], 
 
 
 def _heading(scale: Scale, seconds: float) -> str:
-    counts = (
-        f"{len(scale.subjects)} subjects, {len(scale.motions)} motions, {len(scale.places)} places, {scale.seeds} seeds"
-    )
-    effort = (
-        f"{scale.share:.0%} of the training steps, {scale.sampling_steps} sampling steps; {seconds / 60:.0f} minutes"
-    )
+    made = {"Subjects": len(scale.subjects), "motions": len(scale.motions), "seeds": scale.seeds}
+    counts = ", ".join(f"{name}: {count}" for name, count in made.items())
+    effort = f"training steps: {scale.share:.0%}, sampling steps: {scale.sampling_steps}; {seconds / 60:.0f} minutes"
     return (
-        f"# The paper's comparison on the embedded base\n\n{counts}; {effort}.\n"
+        f"# The paper's comparison on the embedded base\n\n{counts}, {effort}.\n"
         "Mean and 95 % bootstrap interval over videos; every measure is a share, 1 is best."
     )
 
