@@ -503,11 +503,17 @@ def _check(data: TrainingData, method: Method, settings: TrainingSettings) -> No
         raise ValueError(f"There is no text state of the caption {missing[0]!r} in these data; see `with_text`.")
 
 
-def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def steps_of_state(path: Path) -> int:
+    """How many steps a state file has done. Raises ValueError when it is no whole state."""
+    return _read_state(path, whole=False)[0]["step"]
+
+
+def _read_state(path: Path, whole: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a state file tells of itself, and its tensors where the whole of it is wanted."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(STATE_FORMAT, "null"))
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118, not a mapping
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys() if whole}  # noqa: SIM118, no mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(
             f"{path} is no whole training state ({error}); delete it or start without resuming."

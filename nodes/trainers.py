@@ -16,13 +16,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamvideo.adapter_files import LoadedAdapter
-from ..dreamvideo.defaults import Defaults, defaults_for
+from ..dreamvideo.defaults import FULL_SIZE, Defaults, defaults_for
 from ..dreamvideo.encoders import Encoders
 from ..dreamvideo.files import inside
 from ..dreamvideo.pictures import contact_sheet
 from ..dreamvideo.sampling import customize, generate
 from ..dreamvideo.stages import train_identity, train_motion, train_textual_inversion
-from ..dreamvideo.training import Callbacks, TrainingResult, TrainingSettings
+from ..dreamvideo.training import Callbacks, TrainingResult, TrainingSettings, steps_of_state
 from ..dreamvideo.training_data import TrainingData, digest, encode_clips, encode_photos
 from . import host
 from .adapters import apply
@@ -45,29 +45,32 @@ log = logging.getLogger(__name__)
 
 STATES = "dreamvideo_training"  # below the output folder
 KEPT_STATES = 3  # folders of one name; older ones make room
+CHECKPOINTING = {"automatic": None, "on": True, "off": False}
 
 
 # ------------------------------------------------------------------------------------------------ inputs
 
 
-def _steps_input(name: str = "steps", what: str = "") -> io.Int.Input:
+def _steps_input(stage: str, name: str = "steps", what: str = "") -> io.Int.Input:
+    steps = FULL_SIZE.settings(stage).steps
     return io.Int.Input(
         name,
         default=0,
         min=0,
         max=MAX_STEPS,
-        tooltip=f"Training steps{what}; 0 takes what suits the base (for ModelScope the paper's 3000, 800 and 1000).",
+        tooltip=f"Training steps{what}; 0 takes the base's own ({steps} for ModelScope, as in the paper).",
     )
 
 
-def _rate_input(name: str = "learning_rate", what: str = "") -> io.Float.Input:
+def _rate_input(stage: str, name: str = "learning_rate", what: str = "") -> io.Float.Input:
+    rate = f"{FULL_SIZE.settings(stage).learning_rate:.0e}".replace("e-0", "e-")
     return io.Float.Input(
         name,
         default=0.0,
         min=0.0,
         max=1.0,
         step=1e-7,
-        tooltip=f"Learning rate{what}; 0 takes what suits the base (1e-4 for the token, 1e-5 for adapters).",
+        tooltip=f"Learning rate{what}; 0 takes the base's own ({rate} for ModelScope, as in the paper).",
     )
 
 
@@ -88,17 +91,21 @@ def _run_inputs() -> list:
             max=MAX_STEPS,
             tooltip="Show a sampled video on the node every so many steps; 0 for never. Each costs a sampling.",
         ),
-        io.Boolean.Input(
+        io.Combo.Input(
             "gradient_checkpointing",
-            default=False,
-            tooltip="Compute twice instead of keeping activations: less than half the memory, about a third more time.",
+            options=list(CHECKPOINTING),
+            default="automatic",
+            tooltip=(
+                "Compute twice instead of keeping activations: a fraction of the memory, about a third more time. "
+                "Automatic does so where a step would not fit into the memory that is free."
+            ),
         ),
         io.Boolean.Input(
             "resume",
             default=True,
             tooltip=(
                 "Go on from where a run with the same data and settings was stopped, or ended with fewer steps; "
-                "off begins anew."
+                "off begins anew, and so do fewer steps than it has done."
             ),
         ),
     ]
@@ -169,8 +176,8 @@ class TrainTextualInversion(io.ComfyNode):
                     max=16,
                     tooltip="How many token vectors the word has: 1 as in the paper; more hold more detail.",
                 ),
-                _steps_input(),
-                _rate_input(),
+                _steps_input("token"),
+                _rate_input("token"),
                 *_run_inputs(),
                 *_optional_subject_inputs(),
             ],
@@ -216,8 +223,8 @@ class TrainIdentity(io.ComfyNode):
                     multiline=True,
                     tooltip="A caption for all photographs, or a line for each, with the placeholder; may be empty.",
                 ),
-                _steps_input(),
-                _rate_input(),
+                _steps_input("identity"),
+                _rate_input("identity"),
                 *_run_inputs(),
                 *_optional_subject_inputs(),
             ],
@@ -260,10 +267,10 @@ class TrainSubject(io.ComfyNode):
                 clip_input(),
                 vae_input(),
                 *_subject_inputs(),
-                _steps_input("token_steps", " of the word"),
-                _rate_input("token_learning_rate", " of the word"),
-                _steps_input(what=" of the looks"),
-                _rate_input(what=" of the looks"),
+                _steps_input("token", "token_steps", " of the word"),
+                _rate_input("token", "token_learning_rate", " of the word"),
+                _steps_input("identity", what=" of the looks"),
+                _rate_input("identity", what=" of the looks"),
                 *_run_inputs(),
                 *_optional_subject_inputs(),
             ],
@@ -294,11 +301,8 @@ class TrainSubject(io.ComfyNode):
         losses: dict[str, list[float]] = {}
 
         def go(unet, hooks) -> TrainingResult:
-            first = {
-                "callbacks": job.callbacks("token", token, data.captions[0], 1),
-                "state_path": hooks["state_path"].with_name("token.safetensors"),
-                "resume": hooks["resume"],
-            }
+            folder, resume = hooks["state_path"].parent, bool(run.get("resume", True))
+            first = job.hooks("token", token, data.captions[0], 1, folder / "token.safetensors", resume)
             result = train_textual_inversion(
                 unet, job.encoders.text, data, placeholder=placeholder, class_word=class_word, settings=token, **first
             )
@@ -306,8 +310,14 @@ class TrainSubject(io.ComfyNode):
             if result.stopped:
                 return result
             tokens = result.trained.tokens
+            # The looks go with their word, which other token_steps make another one.
+            word = digest(part for name, rows in tokens.items() for part in (name, rows))
+            path = folder / f"identity-{word[:12]}.safetensors"
+            for other in set(folder.glob("identity-*.safetensors")) - {path}:
+                other.unlink()
+            second = job.hooks("identity", identity, data.captions[0], 1, path, resume)
             result = train_identity(
-                unet, job.encoders.text, data, tokens=tokens, class_word=class_word, settings=identity, **hooks
+                unet, job.encoders.text, data, tokens=tokens, class_word=class_word, settings=identity, **second
             )
             losses["identity"] = result.losses
             return result
@@ -332,15 +342,9 @@ class TrainMotion(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", tooltip="The image encoder of the base, for appearance guidance."),
                 io.Image.Input("clips", tooltip="The clips, from Motion Clips: one batch of frames each."),
                 io.String.Input("captions", force_input=True, tooltip="A caption for each clip, from Motion Clips."),
-                io.Int.Input(
-                    "frames",
-                    default=32,
-                    min=2,
-                    max=512,
-                    tooltip="Frames of one training sample: those of Motion Clips. Fewer need less memory.",
-                ),
-                _steps_input(),
-                _rate_input(),
+                io.Int.Input("frames", force_input=True, tooltip="Frames of a training sample, from Motion Clips."),
+                _steps_input("motion"),
+                _rate_input("motion"),
                 *_run_inputs(),
                 io.Float.Input(
                     "text_drop",
@@ -418,7 +422,8 @@ class _Job:
     def settings(self, stage: str, run: Mapping[str, Any], clips: int = 1, **more: Any) -> TrainingSettings:
         """Widgets at 0 stand for the base's own."""
         chosen = {name: run.get(name) or None for name in ("steps", "learning_rate", "batch_size", "preview_every")}
-        chosen |= {"seed": run.get("seed", 0), "gradient_checkpointing": run.get("gradient_checkpointing", False)}
+        checkpointing = CHECKPOINTING[run.get("gradient_checkpointing", "automatic")]
+        chosen |= {"seed": run.get("seed", 0), "gradient_checkpointing": checkpointing}
         return self.defaults.settings(stage, clips, **chosen, **more)
 
     def photos(self, images, masks, captions: str, placeholder: str, class_word: str) -> TrainingData:
@@ -452,13 +457,27 @@ class _Job:
         names = {"token": "word", "identity": "looks", "motion": "motion"}
 
         def progress(step: int, loss: float, speed: float, left: float) -> None:
-            bar(step, settings.steps, f"{names[stage]}: step {step} of {settings.steps} · loss {loss:.4f} · "
+            bar(step, settings.steps, f"{names[stage]} {step}/{settings.steps} · loss {loss:.4f} · "
                 f"{speed:.2f} steps/s · {_clock(left)} left")  # fmt: skip
 
         def preview(trained: LoadedAdapter) -> None:
             bar.show(self._preview(trained, settings, prompt, frames))
 
-        return Callbacks(progress, preview, host.interrupted)
+        return Callbacks(progress, preview, host.interrupted, self.say)
+
+    def say(self, text: str) -> None:
+        """To the log, and onto the node until the next step."""
+        log.info("DreamVideo: %s", text)
+        host.say(self.node_id, text)
+
+    def hooks(
+        self, stage: str, settings: TrainingSettings, prompt: str, frames: int, path: Path, resume: bool
+    ) -> dict[str, Any]:
+        """What a stage takes beside its data. A state that is past the steps now asked for is not gone on from."""
+        if resume and path.exists() and (done := steps_of_state(path)) > settings.steps:
+            self.say(f"The kept run has {done} steps, more than the {settings.steps} asked for: beginning anew.")
+            resume = False
+        return {"callbacks": self.callbacks(stage, settings, prompt, frames), "state_path": path, "resume": resume}
 
     def _preview(self, trained: LoadedAdapter, settings: TrainingSettings, prompt: str, frames: int) -> Tensor:
         height, width = trained.info.extra["height"], trained.info.extra["width"]
@@ -490,11 +509,8 @@ class _Job:
         mark = digest([stage, json.dumps(settings.deciding(), sort_keys=True), host.model_of(self.model).fingerprint,
                        str(frames), *about])  # fmt: skip
         folder = state_folder(name, mark)
-        hooks = {
-            "callbacks": self.callbacks(stage, settings, prompt, frames),
-            "state_path": folder / f"{stage}.safetensors",
-            "resume": bool(run.get("resume", True)),
-        }
+        resume = bool(run.get("resume", True))
+        hooks = self.hooks(stage, settings, prompt, frames, folder / f"{stage}.safetensors", resume)
         with _explained(folder), host.training(self.model, self.clip) as (unet, self.reload):
             result = go(unet, hooks)
             if result.trained.adapter is not None:

@@ -193,13 +193,13 @@ def train_motion(flow: Workflow) -> None:
     with flow.group("3 · Learn the motion"):
         trained = flow.add("DreamVideoTrainMotion", model=(base, 0), clip=(base, 1), vae=(base, 2),
                            clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
-                           preview_every=200, gradient_checkpointing=True, room=PICTURE,
+                           preview_every=200, gradient_checkpointing="automatic", room=PICTURE,
                            **widgets("motion", False))  # fmt: skip
         flow.beside()
         flow.add("DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="playing-guitar")
         flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-playing-guitar", room=PICTURE)
-        flow.note("Training", "Nothing moves: more `steps`. Out of memory: 16 frames in *Motion Clips*. Memory to "
-                  "spare: `gradient_checkpointing` off is faster. Several clips: `batch_size` 2.", 90)  # fmt: skip
+        flow.note("Training", "Nothing moves: more `steps`. Out of memory: 16 frames in *Motion Clips*. "
+                  "Several clips: `batch_size` 2.", 90)  # fmt: skip
     flow.right()
     with flow.group("4 · Try it on something else"):
         positive, negative = prompts(flow, (base, 1), MOTION_PROMPT)

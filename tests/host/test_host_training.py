@@ -5,7 +5,7 @@ import torch
 from graphs import base, give, pictures, prompts, random_adapter, stock_sample
 from harness import Cancelled, Graph
 
-RUN = {"batch_size": 2, "seed": 3, "preview_every": 0, "gradient_checkpointing": False, "resume": True}
+RUN = {"batch_size": 2, "seed": 3, "preview_every": 0, "gradient_checkpointing": "off", "resume": True}
 TOKEN = {"placeholder": "<thing>", "class_word": "ball", "captions": ""}
 
 
@@ -107,6 +107,51 @@ def test_cancel_keeps_what_was_learned_and_the_next_run_goes_on(host):
     assert len([value for value, total in host.progress if total == 6]) < 6
 
 
+def test_fewer_steps_begin_anew_and_more_go_on(host):
+    def trained(steps, **options):
+        graph, loader, common = start(host)
+        node = train_motion(host, graph, common, loader, steps, seed=41, **options)
+        return host.run_with_probe(graph, [node, 0])[0]
+
+    few, longer = trained(2), trained(4)
+    assert longer.info.steps == 4 and len(host.progress) == 2
+    host.server.texts.clear()
+    again = trained(2)
+    assert again.info.steps == 2 and same(few, again)
+    assert any("4 steps, more than the 2 asked for: beginning anew" in text for text in host.server.texts)
+    assert same(trained(4, resume=False), longer)
+
+
+def test_a_subjects_looks_go_with_its_word(host):
+    """Another number of token steps makes another word: the looks of the former one are not gone on from."""
+
+    def trained(token_steps):
+        graph, loader, common = start(host)
+        node = graph.add("DreamVideoTrainSubject", images=give(host, graph, "IMAGE", PHOTOS), token_steps=token_steps,
+                         token_learning_rate=0.01, steps=2, learning_rate=0.01, **common, **TOKEN,
+                         **{**RUN, "seed": 51})  # fmt: skip
+        return host.run_with_probe(graph, [node, 0])[0]
+
+    first, longer, again = trained(2), trained(3), trained(2)
+    assert same(first, again) and not same(first, longer)
+
+
+def test_checkpointing_changes_what_is_kept_and_not_what_is_learned(host):
+    results = []
+    for choice in ("off", "on", "automatic"):
+        graph, loader, common = start(host)
+        host.server.texts.clear()
+        options = {"gradient_checkpointing": choice, "resume": False, "seed": 61}
+        node = train_motion(host, graph, common, loader, 2, **options)
+        results.append(host.run_with_probe(graph, [node, 0])[0])
+        told = any("Gradient checkpointing is" in text for text in host.server.texts)
+        assert told == (choice == "automatic")
+    off, on, automatic = (each.adapter.state_dict() for each in results)
+    for name, tensor in off.items():
+        torch.testing.assert_close(on[name], tensor, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(automatic[name], tensor, atol=1e-6, rtol=1e-4)
+
+
 def test_resident_inference_tensors_do_not_stop_training(host):
     """A KSampler ran before: the weights are on their device already, moved in inference mode."""
     graph, loader, common = start(host)
@@ -115,7 +160,7 @@ def test_resident_inference_tensors_do_not_stop_training(host):
     host.run_with_probe(graph, video)
     identity = graph.add("DreamVideoTrainIdentity", token=give(host, graph, "DREAMVIDEO_ADAPTER", TOKEN_FILE(host)),
                          images=give(host, graph, "IMAGE", PHOTOS), captions="", steps=2, learning_rate=0.01,
-                         **common, **{**RUN, "gradient_checkpointing": True})  # fmt: skip
+                         **common, **{**RUN, "gradient_checkpointing": "on"})  # fmt: skip
     assert host.run_with_probe(graph, [identity, 0])[0].info.steps == 2
 
 
