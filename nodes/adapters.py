@@ -73,6 +73,7 @@ class SaveAdapter(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written, below output.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -86,7 +87,13 @@ class SaveAdapter(io.ComfyNode):
             lines += [_save_embedding(name, vectors, path.stem) for name, vectors in adapter.tokens.items()]
             if not adapter.tokens:
                 lines.append("It holds no learned token, so there is no embedding to save.")
-        return io.NodeOutput(shown, ui=ui.PreviewText("\n".join(lines)))
+        return io.NodeOutput(shown, ui=_shown(cls, "\n".join(lines)))
+
+
+def _shown(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
+    """Text on a node: frontends that draw no PreviewText draw what is told as progress."""
+    host.say(node.hidden.unique_id, text)
+    return ui.PreviewText(text)
 
 
 def _save_embedding(placeholder: str, vectors, stem: str) -> str:
@@ -182,13 +189,14 @@ class AdapterInfo(io.ComfyNode):
             description="Tells what an adapter holds, for which base it is, and how it was trained.",
             inputs=[Adapter.Input("adapter", tooltip="A subject, a motion or a learned token.")],
             outputs=[io.String.Output(display_name="text", tooltip="The description.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, adapter: LoadedAdapter) -> io.NodeOutput:
         text = describe(adapter)
-        return io.NodeOutput(text, ui=ui.PreviewText(text))
+        return io.NodeOutput(text, ui=_shown(cls, text))
 
 
 def describe(loaded: LoadedAdapter) -> str:

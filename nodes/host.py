@@ -51,6 +51,7 @@ from ..dreamvideo.encoder_files import open_clip_file, open_vae
 from ..dreamvideo.encoders import LATENT_SCALE, Encoders, Moments, check_placeholder, clip_pixels
 from ..dreamvideo.files import inside
 from ..dreamvideo.fingerprint import fingerprint, same_base
+from ..dreamvideo.layers import economical
 from ..dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ..dreamvideo.unet import UNet, UNetConfig
 from ..dreamvideo.unet_files import read_unet
@@ -89,7 +90,8 @@ class HostUNet(UNet):
     """The engine's UNet with the forward that the host calls; without transformer_options it is the engine's own."""
 
     def __init__(self, config: UNetConfig, dtype=None, device=None, operations=None) -> None:
-        super().__init__(config, operations=operations, attention=_attention, device=device, dtype=dtype)
+        layers = economical(operations)
+        super().__init__(config, operations=layers, attention=_attention, device=device, dtype=dtype)
         self.compute_dtype: torch.dtype | None = None  # where the host casts the weights in every operation
 
     @property
@@ -599,7 +601,7 @@ def training(model: Any, clip: Any) -> Iterator[tuple[HostUNet, Callable[[], Non
             yield unet, load
         except OutOfMemory as error:
             raise type(error)(
-                "Training ran out of memory: turn on gradient checkpointing, use fewer frames, a smaller size or batch "
+                "Training ran out of memory: set gradient_checkpointing to on, use fewer frames, a smaller size or batch "
                 f"size 1. What was learned is kept. ({error})"
             ) from error
         finally:
@@ -685,6 +687,13 @@ def _guided(model, positive, negative, noise, guidance, sampler, seed, callback)
 # --------------------------------------------------------------------------------------------- progress
 
 
+def say(node_id: str | None, text: str) -> None:
+    """Put text onto a node, where the host can."""
+    running = getattr(server.PromptServer, "instance", None)
+    if running is not None and node_id is not None and hasattr(running, "send_progress_text"):
+        running.send_progress_text(text, node_id)
+
+
 class Progress:
     """A node's progress bar, its line of text and its picture while it runs."""
 
@@ -696,15 +705,10 @@ class Progress:
     def __call__(self, done: int, total: int, text: str = "") -> None:
         """Raises Interrupted when the user has cancelled."""
         if text:
-            self.say(text)
+            say(self.node_id, text)
         self.bar.update_absolute(done, total, self.picture)
         self.picture = None
         stop_if_interrupted()
-
-    def say(self, text: str) -> None:
-        running = getattr(server.PromptServer, "instance", None)
-        if running is not None and self.node_id is not None and hasattr(running, "send_progress_text"):
-            running.send_progress_text(text, self.node_id)
 
     def show(self, image: Tensor) -> None:
         """Put [3, H, W] in 0..1 onto the node with the next step."""
@@ -737,6 +741,9 @@ def files_in(name: str) -> list[str]:
         return list(folder_paths.get_filename_list(name))
     except KeyError:
         return []
+    except FileNotFoundError:  # a folder was deleted since the host looked into it: let it look anew
+        folder_paths.filename_list_cache.pop(name, None)
+        return list(folder_paths.get_filename_list(name))
 
 
 def folders_of(name: str) -> list[Path]:
