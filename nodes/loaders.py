@@ -22,7 +22,7 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
-PLACES = {"clip": ("text_encoders", "clip_vision"), "vae": ("vae",)}
+PLACES = {"unet": ("diffusion_models",), "clip": ("text_encoders", "clip_vision"), "vae": ("vae",)}
 
 
 class LoadModelScopeT2V(io.ComfyNode):
@@ -94,7 +94,9 @@ class LoadModelScopeT2V(io.ComfyNode):
         # In place of the host's own check: some take the slash off a folder's name before they compare.
         if base is None or base in base_names():
             return True
-        return f"There is no base {base!r}; reload the page if it was added just now."
+        if base.endswith("/"):
+            return f"There is no folder {base!r} in models/dreamvideo; reload the page if it was added just now."
+        return _absent("unet", base)
 
     @classmethod
     def fingerprint_inputs(cls, base, clip_file=AUTOMATIC, vae_file=AUTOMATIC, precision="default"):
@@ -122,8 +124,8 @@ def folder_names() -> list[str]:
 def base_files(base: str, clip: str, vae: str) -> BaseFiles:
     """The files that the widgets name. ValueError telling what is missing, where to get it and where to put it."""
     given = {
-        "clip": None if clip == AUTOMATIC else host.file_in("text_encoders", clip),
-        "vae": None if vae == AUTOMATIC else host.file_in("vae", vae),
+        "clip": None if clip == AUTOMATIC else _chosen("clip", clip),
+        "vae": None if vae == AUTOMATIC else _chosen("vae", vae),
     }
     if base == EMBEDDED:
         found = find_base(EMBEDDED_FOLDER, **given, partial=True)
@@ -133,8 +135,8 @@ def base_files(base: str, clip: str, vae: str) -> BaseFiles:
     if base.endswith("/"):
         found = find_base(_folder(base), **given, partial=True)
     else:
-        found = BaseFiles(host.file_in("diffusion_models", base), given["clip"], given["vae"])
-    parts = {part: getattr(found, part) or _published(part) for part in PLACES}
+        found = BaseFiles(_chosen("unet", base), given["clip"], given["vae"])
+    parts = {part: getattr(found, part) or _published(part) for part in ("clip", "vae")}
     found = BaseFiles(found.unet, **parts)
     if found.missing:
         raise ValueError(_missing(base, found))
@@ -149,6 +151,21 @@ def _folder(name: str) -> Path:
     return inside(root, name.rstrip("/"))
 
 
+def _chosen(part: str, file: str) -> Path:
+    """The file that a widget names. ValueError telling where to get it, where it is not there."""
+    if file not in host.files_in(PLACES[part][0]):
+        raise ValueError(_absent(part, file))
+    return host.file_in(PLACES[part][0], file)
+
+
+def _absent(part: str, file: str) -> str:
+    folder = PLACES[part][0]
+    return (
+        f"There is no {file!r} in models/{folder}. Get {SOURCES[part]}: put it into models/{folder} and press R, "
+        "or choose another in the list."
+    )
+
+
 def _published(part: str) -> Path | None:
     """A file of the host's folders that has one of the names under which the part is published."""
     for folder in PLACES[part]:
@@ -160,9 +177,8 @@ def _published(part: str) -> Path | None:
 
 
 def _missing(base: str, found: BaseFiles) -> str:
-    where = {"unet": "models/diffusion_models", "clip": "models/text_encoders", "vae": "models/vae"}
     folder = f"models/dreamvideo/{base}" if base.endswith("/") else None
-    lacks = "; ".join(f"{SOURCES[part]}: put it into {folder or where[part]}" for part in found.missing)
+    lacks = "; ".join(f"{SOURCES[part]}: put it into {folder or f'models/{PLACES[part][0]}'}" for part in found.missing)
     names = {"unet": "UNet", "clip": "text and image encoder", "vae": "autoencoder"}
     return f"The base {base} lacks its {' and '.join(names[part] for part in found.missing)}. Get {lacks}."
 

@@ -97,6 +97,45 @@ def test_what_is_missing_is_named(host):
 
 
 @pytest.mark.parametrize(
+    "widget, file, words",
+    [
+        ("base", "text2video_pytorch_model.pth", "Get text2video.* on ModelScope: put it into models/diffusion_models"),
+        ("clip_file", "open_clip_pytorch_model.bin", "not in list|Get open_clip.* put it into models/text_encoders"),
+        ("vae_file", "VQGAN_autoencoder.pth", "not in list|Get VQGAN.* put it into models/vae"),
+    ],
+)
+def test_an_absent_file_is_told_with_its_source(host, widget, file, words):
+    graph = Graph()
+    node = graph.add("DreamVideoLoadModelScope", **{**LOADER, widget: file})
+    fails(host, graph, [node, 0], words)
+    module = host.module("nodes.loaders")
+    with pytest.raises(ValueError, match=words.rpartition("|")[2]):
+        module.base_files(*({**LOADER, widget: file}[name] for name in ("base", "clip_file", "vae_file")))
+
+
+def test_a_deleted_adapters_folder_leaves_the_loader(host, graph):
+    graph, loader = graph
+    adapter = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
+    saved = graph.add("DreamVideoSaveAdapter", adapter=adapter, filename_prefix="gone", save_embedding=False)
+    node = host.nodes.NODE_CLASS_MAPPINGS["DreamVideoLoadAdapter"]
+    aside = host.base / "output" / "dreamvideo-aside"
+    folder = aside.with_name("dreamvideo")
+    folder.mkdir(exist_ok=True)
+    node.INPUT_TYPES()  # the host keeps what it has listed
+    folder.rename(aside)
+    try:
+        assert node.INPUT_TYPES()["required"]["adapter_file"]
+        path = host.run_with_probe(graph, [saved, 0])[0]
+        assert path in ("dreamvideo/gone_00001_.safetensors",)
+        assert "gone_00001_.safetensors" in str(node.INPUT_TYPES()["required"]["adapter_file"])
+        assert any("Saved " in text and path in text for text in host.server.texts)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        host.forget_file_lists()
+
+
+@pytest.mark.parametrize(
     "change, words",
     [
         ({"placeholder": "dog"}, "ordinary word"),
@@ -133,7 +172,7 @@ def test_out_of_memory_keeps_what_was_learned(host, graph, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(unet, "forward", full_on_the_third)
-        fails(host, graph, [node, 0], "Training ran out of memory: turn on gradient checkpointing.*is kept.*20 GiB")
+        fails(host, graph, [node, 0], "Training ran out of memory: set gradient_checkpointing to on.*is kept.*20 GiB")
     trained, loss = host.run_with_probe(graph, [node, 0], [node, 1])
     assert trained.info.steps == len(loss["loss"]) == 4
     assert len(host.progress) == 2  # steps 3 and 4: the first two were kept
@@ -142,7 +181,7 @@ def test_out_of_memory_keeps_what_was_learned(host, graph, monkeypatch):
 
 def _trainer(host, graph, loader, *, model=None, clip=None, vae=None, steps=1, images=None, **change):
     settings = {"placeholder": "<thing>", "class_word": "ball", "captions": "", "vectors": 1, "steps": steps,
-                "learning_rate": 0.01, "batch_size": 1, "seed": 0, "preview_every": 0, "gradient_checkpointing": False,
+                "learning_rate": 0.01, "batch_size": 1, "seed": 0, "preview_every": 0, "gradient_checkpointing": "off",
                 "resume": True, **change}  # fmt: skip
     images = pictures(2) if images is None else images
     return graph.add("DreamVideoTrainTextualInversion", model=model or [loader, 0], clip=clip or [loader, 1],
