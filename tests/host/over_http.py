@@ -24,8 +24,17 @@ class Failed(RuntimeError):
     """A queued graph did not get to its end; messages: what the server tells of it."""
 
     def __init__(self, messages: list) -> None:
-        super().__init__(json.dumps(messages)[-3000:])
+        super().__init__(_told(messages))
         self.messages = messages
+
+
+def _told(messages: list) -> str:
+    """The node's own sentence, then where it comes from; the inputs that the server adds are whole tensors."""
+    for event, about in messages:
+        if event == "execution_error":
+            place = f"{about['exception_type']} in node {about['node_id']}, {about['node_type']}"
+            return f"{about['exception_message'].strip()}\n{place}\n{''.join(about['traceback'])}"
+    return ", ".join(event for event, _ in messages) or "The server tells nothing."
 
 
 class Server:
