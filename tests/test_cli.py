@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from fakes import pictures
 from PIL import Image
 from tiny_base import SIDE, write_tiny_base
 
-from dreamvideo import stages
+from dreamvideo import defaults, stages
 from dreamvideo.adapter_files import load_adapter
 from dreamvideo.cli import main
 from dreamvideo.commands import common
@@ -97,19 +98,22 @@ def test_previews_are_written_on_the_way(folder):
     assert [path.name for path in folder.glob("seen.*.gif")] == ["seen.motion-00002.gif"]
 
 
-def test_masks_count_unless_told_otherwise(folder):
+def test_masks_count_unless_told_otherwise(folder, monkeypatch):
+    # As on a base whose own settings leave them on, whatever the embedded base's are.
+    masked = {stage: {**own, "masked": True} for stage, own in defaults.EMBEDDED.training.items()}
+    monkeypatch.setattr(defaults, "EMBEDDED", replace(defaults.EMBEDDED, training=masked))
     half = torch.zeros(3, 32, 32)
     half[:, :, :16] = 1.0
     for index in range(2):
         write_png(folder / "masked" / "masks" / f"{index:02d}.png", half)
         os.link(folder / "photos" / f"{index:02d}.png", folder / "masked" / f"{index:02d}.png")
     seen = []
-    for more in ([], ["--no-masks"]):
+    for photos, *more in (["masked"], ["masked", "--no-masks"], ["photos"]):
         command = subject(folder, *more, out="masked.safetensors")
-        command[2] = str(folder / "masked")
+        command[2] = str(folder / photos)
         assert main(command) == 0
         seen.append((folder / "masked.safetensors").read_bytes())
-    assert seen[0] != seen[1] and seen[1] == (folder / "my-dog.safetensors").read_bytes()
+    assert seen[0] != seen[1] == seen[2]
 
 
 def test_videos_are_sampled_with_adapters_and_strengths(folder, capsys):
