@@ -601,8 +601,8 @@ def training(model: Any, clip: Any) -> Iterator[tuple[HostUNet, Callable[[], Non
             yield unet, load
         except OutOfMemory as error:
             raise type(error)(
-                "Training ran out of memory: set gradient_checkpointing to on, use fewer frames, a smaller size or batch "
-                f"size 1. What was learned is kept. ({error})"
+                "Training ran out of memory: set gradient_checkpointing to on, use fewer frames, a smaller size or "
+                f"batch size 1. What was learned is kept. ({error})"
             ) from error
         finally:
             gc.collect()

@@ -165,8 +165,14 @@ class Workflow:
             "nodes": self.nodes,
             "links": self.links,
             "groups": [
-                {"id": number, "title": group.title, "bounding": group.box, "color": "#3f789e", "font_size": 24,
-                 "flags": {}}
+                {
+                    "id": number,
+                    "title": group.title,
+                    "bounding": group.box,
+                    "color": "#3f789e",
+                    "font_size": 24,
+                    "flags": {},
+                }
                 for number, group in enumerate(self.groups, 1)
             ],  # fmt: skip
             "config": {},

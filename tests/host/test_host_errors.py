@@ -126,7 +126,7 @@ def test_a_deleted_adapters_folder_leaves_the_loader(host, graph):
     try:
         assert node.INPUT_TYPES()["required"]["adapter_file"]
         path = host.run_with_probe(graph, [saved, 0])[0]
-        assert path in ("dreamvideo/gone_00001_.safetensors",)
+        assert path == "dreamvideo/gone_00001_.safetensors"
         assert "gone_00001_.safetensors" in str(node.INPUT_TYPES()["required"]["adapter_file"])
         assert any("Saved " in text and path in text for text in host.server.texts)
     finally:
