@@ -13,7 +13,7 @@ from .defaults import Defaults, defaults_for
 from .encoders import Encoders, check_matches, load_encoders
 from .layers import economical
 from .media_files import PathLike
-from .memory import crowded, keep_freed_pages, limit, total_bytes
+from .memory import crowded, limit, total_bytes
 from .parking import park
 from .sampling import choose_device, choose_dtype
 from .unet import UNet
@@ -64,8 +64,6 @@ def open_base(
     dtype = dtype or choose_dtype(device)
     if memory is not None:
         limit(device, memory)
-    if device.type == "cpu":
-        keep_freed_pages()
     total = None if device.type == "cpu" else total_bytes(device, memory)
     network = load_unet(files.unet, device=device, dtype=dtype, operations=economical(nn))
     encoders = load_encoders(files, "cpu" if total is not None else device)

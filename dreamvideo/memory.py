@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,21 +72,6 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
-
-
-# glibc's mallopt: how many blocks may be mapped each for itself, what free memory is given back, how much is taken more
-M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2
-
-
-def keep_freed_pages() -> None:
-    """Have glibc keep the memory of freed tensors for the next ones; nothing where the system has another malloc.
-
-    Otherwise every large tensor on the CPU is mapped, zeroed and given back, which takes 6 to 20 % of a UNet's forward.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
-            mallopt(option, value)
 
 
 @dataclass(frozen=True)

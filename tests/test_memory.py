@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 
 import pytest
@@ -21,7 +20,7 @@ from dreamvideo.cli import explain
 from dreamvideo.commands.arguments import build_parser
 from dreamvideo.encoders import KLAutoencoder, OpenClipText, load_encoders
 from dreamvideo.layers import economical
-from dreamvideo.memory import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes, keep_freed_pages
+from dreamvideo.memory import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes
 from dreamvideo.parking import park
 from dreamvideo.stages import train_motion
 from dreamvideo.training import Callbacks, TrainingSettings
@@ -133,20 +132,6 @@ def test_the_command_line_takes_a_budget():
 def test_this_machine_tells_its_memory():
     free = free_bytes(torch.device("cpu"))
     assert free is None or 0 < free < 2**50
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
-def test_freed_pages_are_kept():
-    resource = pytest.importorskip("resource")  # not on Windows
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.zeros(2**24)  # 64 MiB: 16,384 pages
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    keep_freed_pages()
-    faults()
-    assert faults() < 1000
 
 
 # --- parked encoders ------------------------------------------------------------------------------------------------
