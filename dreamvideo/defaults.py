@@ -65,11 +65,11 @@ EMBEDDED = Defaults(
     height=64,
     width=64,
     frames=8,
-    guidance=9.0,
+    guidance=6.0,
     training={
         # Without masks: a token is so large a part of this small text space that it would spoil an unwatched ground.
-        "token": {"steps": 400, "learning_rate": 1e-3, "masked": False},
-        "identity": {"steps": 400, "learning_rate": 5e-4, "masked": False},
+        "token": {"steps": 300, "learning_rate": 5e-3, "masked": False},
+        "identity": {"steps": 600, "learning_rate": 2e-3, "masked": False},
         "motion": {"steps": 400, "learning_rate": 1e-3},
     },
 )
