@@ -39,7 +39,8 @@ TOYS = {
     "a <my-dog>": "a <my-toy>",
     "dog": "toy",
 }
-SMALL = {"steps": 0, "token_steps": 0, "learning_rate": 0.0, "token_learning_rate": 0.0, "batch_size": 0, "frames": 8}
+SHORT = {"frames": 8, "cfg": 6.0}
+SMALL = {"steps": 0, "token_steps": 0, "learning_rate": 0.0, "token_learning_rate": 0.0, "batch_size": 0, **SHORT}
 
 FILES = """From [this page](https://huggingface.co/ali-vilab/modelscope-damo-text-to-video-synthesis/tree/main) take
 
@@ -141,7 +142,7 @@ def quickstart(flow: Workflow) -> None:
                   "`strength` in *Encode Appearance Guidance*", 150)  # fmt: skip
     flow.right()
     with flow.group("5 · Make the video"):
-        video = sampled(flow, (both, 0), (shown, 0), (shown, 1), **TOY | {"frames": 8})
+        video = sampled(flow, (both, 0), (shown, 0), (shown, 1), **TOY | SHORT)
         video_out(flow, (video, 0), (base, 2), "dreamvideo-quickstart", enlarge=True)
 
 
