@@ -16,7 +16,8 @@ from typing import Any
 from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
 
-PICTURE, BELOW_TEXT = 240, 190  # pixels that a preview needs; text boxes above it give some of theirs
+PICTURE, VIDEO, TOLD = 260, 320, 70  # pixels that a preview needs, and a text that a node tells
+BELOW_TEXT = 190  # a preview below a text box, which gives some of its own
 TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"
 DOG_FILE, GUITAR_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
@@ -91,7 +92,7 @@ def video_out(flow: Workflow, latent, vae, name: str, enlarge: bool = False) -> 
         images = flow.add("ImageScale", title="Enlarge to look at", image=(images, 0), upscale_method="nearest-exact",
                           width=256, height=256, crop="disabled")  # fmt: skip
     made = flow.add("CreateVideo", images=(images, 0), fps=8.0)
-    return flow.add("SaveVideo", video=(made, 0), filename_prefix=f"video/{name}", room=PICTURE)
+    return flow.add("SaveVideo", video=(made, 0), filename_prefix=f"video/{name}", room=VIDEO)
 
 
 def real_base(flow: Workflow) -> int:
@@ -122,14 +123,14 @@ def quickstart(flow: Workflow) -> None:
                            class_word="toy", captions="a <my-toy>", preview_every=200,
                            room=BELOW_TEXT, **subject_widgets(True))  # fmt: skip
         flow.beside()
-        flow.add("DreamVideoSaveAdapter", adapter=(subject, 0), filename_prefix="my-toy")
+        flow.add("DreamVideoSaveAdapter", adapter=(subject, 0), filename_prefix="my-toy", room=TOLD)
         flow.add("LossGraphNode", loss=(subject, 1), filename_prefix="loss-my-toy", room=PICTURE)
     with flow.group("3 · Learn the motion"):
         motion = flow.add("DreamVideoTrainMotion", model=(base, 0), clip=(base, 1), vae=(base, 2),
                           clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
                           preview_every=200, room=PICTURE, **widgets("motion", True))  # fmt: skip
         flow.beside()
-        flow.add("DreamVideoSaveAdapter", adapter=(motion, 0), filename_prefix="circling")
+        flow.add("DreamVideoSaveAdapter", adapter=(motion, 0), filename_prefix="circling", room=TOLD)
         flow.add("LossGraphNode", loss=(motion, 1), filename_prefix="loss-circling", room=PICTURE)
     flow.right()
     with flow.group("4 · Put them together"):
@@ -168,7 +169,9 @@ def train_subject(flow: Workflow) -> None:
                            class_word="dog", captions="a <my-dog>", preview_every=200,
                            room=BELOW_TEXT, **subject_widgets(False))  # fmt: skip
         flow.beside()
-        flow.add("DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="my-dog", save_embedding=True)
+        flow.add(
+            "DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="my-dog", save_embedding=True, room=TOLD
+        )
         flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-my-dog", room=PICTURE)
         flow.note("Training", "`class_word` says plainly what it is. Too unlike: more `steps`. Every video looks like "
                   "the photographs: fewer. Cancel keeps what was learned, Run goes on.", 90)  # fmt: skip
@@ -197,7 +200,7 @@ def train_motion(flow: Workflow) -> None:
                            preview_every=200, gradient_checkpointing="automatic", room=PICTURE,
                            **widgets("motion", False))  # fmt: skip
         flow.beside()
-        flow.add("DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="playing-guitar")
+        flow.add("DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="playing-guitar", room=TOLD)
         flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-playing-guitar", room=PICTURE)
         flow.note("Training", "Nothing moves: more `steps`. Out of memory: 16 frames in *Motion Clips*. "
                   "Several clips: `batch_size` 2.", 90)  # fmt: skip
