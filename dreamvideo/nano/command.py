@@ -30,6 +30,7 @@ def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> N
     package.write_autoencoder(folder, weights)
     vision_language.train(folder, steps["clip"])
     package.write_clip(folder, weights)
+    (folder / "processes").unlink(missing_ok=True)  # by which they find each other: one of a killed run misleads them
     torch.multiprocessing.spawn(_train_unet, (processes, folder, weights, steps["unet"]), processes)
     package.write_unet(folder, weights)
 
