@@ -214,6 +214,8 @@ def train(
     """
     callbacks = callbacks or Callbacks()
     _check(data, method, settings)
+    if method.masked and not settings.masked and any(item.mask is not None for item in data.items):
+        callbacks.say("The masks are not used: with these settings whole photographs are learned from.")
     unet.eval().requires_grad_(False)
     run = _Run(unet, data, method, settings, learner, None if state_path is None else Path(state_path))
     if resume and run.path is not None and run.path.exists():

@@ -29,21 +29,14 @@ def vae_input() -> io.Vae.Input:
 def size_inputs(width: int = 256, height: int = 256) -> list:
     return [
         io.Int.Input(
-            "width",
-            default=width,
+            name,
+            default=pixels,
             min=64,
             max=MAX_SIDE,
             step=8,
-            tooltip="Width in pixels. The base was trained at 256; the embedded base works at 64.",
-        ),
-        io.Int.Input(
-            "height",
-            default=height,
-            min=64,
-            max=MAX_SIDE,
-            step=8,
-            tooltip="Height in pixels. The base was trained at 256; the embedded base works at 64.",
-        ),
+            tooltip=f"{name.capitalize()} in pixels. The base was trained at 256; the embedded base works at 64.",
+        )
+        for name, pixels in (("width", width), ("height", height))
     ]
 
 

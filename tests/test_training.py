@@ -312,6 +312,15 @@ def test_nothing_outside_the_mask_is_learned(unet):
     assert gradient(replace(settings, normalize_mask=True)).abs().sum() > 2 * inside.abs().sum()
 
 
+def test_masks_that_settings_leave_out_are_told(unet):
+    masked, plain = photo_data(list(torch.ones(3, 1, 32, 32))), photo_data()
+    unmasked, said = replace(SETTINGS, steps=1, gradient_checkpointing=False, masked=False), []
+    for data, settings in ((plain, unmasked), (masked, replace(unmasked, masked=True)), (masked, unmasked)):
+        said.append([])
+        identity_run(unet, data, settings, callbacks=Callbacks(say=said[-1].append))
+    assert said[:2] == [[], []] and ["masks are not used" in sentence for sentence in said[2]] == [True]
+
+
 # --- interruptions leave no trace -----------------------------------------------------------------------------------
 
 

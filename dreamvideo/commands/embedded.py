@@ -22,7 +22,7 @@ def demo(args: Namespace, terminal: Terminal) -> None:
         seed=args.seed,
         quick=args.quick,
         report=terminal.say,
-        callbacks_for=lambda stage: Callbacks(progress=terminal.training(stage)),
+        callbacks_for=lambda stage: Callbacks(progress=terminal.training(stage), say=terminal.say),
     )
     terminal.say(f"Wrote {args.out}; look at {args.out / 'sheet.png'}")
 

@@ -40,8 +40,7 @@ TOYS = {
     "a <my-dog>": "a <my-toy>",
     "dog": "toy",
 }
-SHORT = {"frames": 8, "cfg": 6.0}
-SMALL = {"steps": 0, "token_steps": 0, "learning_rate": 0.0, "token_learning_rate": 0.0, "batch_size": 0, **SHORT}
+SMALL = {"steps": 0, "token_steps": 0, "learning_rate": 0.0, "token_learning_rate": 0.0, "batch_size": 0}
 
 FILES = """From [this page](https://huggingface.co/ali-vilab/modelscope-damo-text-to-video-synthesis/tree/main) take
 
@@ -59,6 +58,14 @@ def widgets(stage: str, embedded: bool) -> dict[str, Any]:
 
     chosen = asdict((EMBEDDED if embedded else FULL_SIZE).settings(stage))
     return {name: chosen[name] for name in ("steps", "learning_rate", "batch_size")}
+
+
+def short() -> dict[str, Any]:
+    """The embedded base's own length and guidance."""
+    sys.path.insert(0, str(PACK))
+    from dreamvideo.defaults import EMBEDDED
+
+    return {"frames": EMBEDDED.frames, "cfg": EMBEDDED.guidance}
 
 
 def subject_widgets(embedded: bool) -> dict[str, Any]:
@@ -143,7 +150,7 @@ def quickstart(flow: Workflow) -> None:
                   "`strength` in *Encode Appearance Guidance*", 150)  # fmt: skip
     flow.right()
     with flow.group("5 · Make the video"):
-        video = sampled(flow, (both, 0), (shown, 0), (shown, 1), **TOY | SHORT)
+        video = sampled(flow, (both, 0), (shown, 0), (shown, 1), **TOY | short())
         video_out(flow, (video, 0), (base, 2), "dreamvideo-quickstart", enlarge=True)
 
 
@@ -307,6 +314,7 @@ def on_embedded(graph: Graph) -> Graph:
     """
     if not any(node["inputs"].get("base") == BASE for node in graph.values()):
         return graph
+    small = TOY | SMALL | short()
     videos = [name for name, node in graph.items() if node["class_type"] == "LoadVideo"]
     for name in videos:
         graph[name] = {"class_type": "DreamVideoToyMedia", "inputs": {"frames": 8}}
@@ -318,7 +326,7 @@ def on_embedded(graph: Graph) -> Graph:
             if isinstance(value, str):
                 inputs[name] = TOYS.get(value, value)
             elif kind.startswith("DreamVideo") and not isinstance(value, list):
-                inputs[name] = (TOY | SMALL).get(name, value)
+                inputs[name] = small.get(name, value)
         if kind in ("DreamVideoSampler", "DreamVideoCompare"):
             inputs["steps"] = 50
     return graph

@@ -311,7 +311,7 @@ def test_reading_stays_in_its_folders(host, links, name, widget):
     assert re.search(r"There is no |not in list|is a link to a file elsewhere|not a file below", str(error.value))
 
 
-@pytest.mark.parametrize("prefix", ["/tmp/x", "../x", "a/../../x", "away/x", "a\0b", ".."])
+@pytest.mark.parametrize("prefix", ["/x", "../x", "a/../../x", "away/x", "a\0b", ".."])
 def test_writing_stays_in_its_folder(host, graph, links, prefix):
     graph, loader = graph
     adapter = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
