@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +16,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamvideo.adapter_files import LoadedAdapter
-from ..dreamvideo.defaults import FULL_SIZE, Defaults, defaults_for
+from ..dreamvideo.defaults import FULL_SIZE, Defaults, defaults_for, fitted
 from ..dreamvideo.encoders import Encoders
 from ..dreamvideo.files import inside
+from ..dreamvideo.methods import IDENTITY, MOTION_METHODS, SUBJECT_METHODS, TEXTUAL_INVERSION, Method, for_clips
 from ..dreamvideo.pictures import contact_sheet
 from ..dreamvideo.sampling import customize, generate
-from ..dreamvideo.stages import train_identity, train_motion, train_textual_inversion
+from ..dreamvideo.stages import train_identity, train_method, train_textual_inversion
 from ..dreamvideo.training import Callbacks, TrainingResult, TrainingSettings, steps_of_state
 from ..dreamvideo.training_data import TrainingData, digest, encode_clips, encode_photos
 from . import host
@@ -44,6 +45,7 @@ from .fields import (
 log = logging.getLogger(__name__)
 
 STATES = "dreamvideo_training"  # below the output folder
+MOTION_WORD = "moving"  # from which a motion's own word begins
 KEPT_STATES = 3  # folders of one name; older ones make room
 CHECKPOINTING = {"automatic": None, "on": True, "off": False}
 
@@ -71,6 +73,15 @@ def _rate_input(stage: str, name: str = "learning_rate", what: str = "") -> io.F
         max=1.0,
         step=1e-7,
         tooltip=f"Learning rate{what}; 0 takes the base's own ({rate} for ModelScope, as in the paper).",
+    )
+
+
+def _method_input(methods: Mapping[str, Method]) -> io.Combo.Input:
+    return io.Combo.Input(
+        "method",
+        options=list(methods),
+        default="dreamvideo",
+        tooltip="How to learn: DreamVideo itself, one of its ablations, or a method that the paper compares it with.",
     )
 
 
@@ -191,7 +202,7 @@ class TrainTextualInversion(io.ComfyNode):
     ) -> io.NodeOutput:
         job = _Job.of(cls, model, clip, vae, clip_vision)
         data = job.photos(images, masks, captions, placeholder, class_word)
-        settings = job.settings("token", run)
+        settings = job.settings(TEXTUAL_INVERSION, run)
 
         def go(unet, hooks) -> TrainingResult:
             return train_textual_inversion(
@@ -242,7 +253,7 @@ class TrainIdentity(io.ComfyNode):
             raise ValueError(f"The token input holds no learned token: it is a {token.info}.")
         job.check_tokens(token)
         data = job.photos(images, masks, captions, placeholder, token.info.class_word)
-        settings = job.settings("identity", run)
+        settings = job.settings(IDENTITY, run)
 
         def go(unet, hooks) -> TrainingResult:
             return train_identity(
@@ -272,6 +283,7 @@ class TrainSubject(io.ComfyNode):
                 _steps_input("identity", what=" of the looks"),
                 _rate_input("identity", what=" of the looks"),
                 *_run_inputs(),
+                _method_input(SUBJECT_METHODS),
                 *_optional_subject_inputs(),
             ],
             outputs=_outputs(clip=True),
@@ -290,40 +302,48 @@ class TrainSubject(io.ComfyNode):
         captions="",
         token_steps=0,
         token_learning_rate=0.0,
+        method="dreamvideo",
         masks=None,
         clip_vision=None,
         **run,
     ) -> io.NodeOutput:
         job = _Job.of(cls, model, clip, vae, clip_vision)
         data = job.photos(images, masks, captions, placeholder, class_word)
-        token = job.settings("token", {**run, "steps": token_steps, "learning_rate": token_learning_rate})
-        identity = job.settings("identity", run)
+        row = fitted(SUBJECT_METHODS[method], job.unet.config)
+        token = job.settings(TEXTUAL_INVERSION, {**run, "steps": token_steps, "learning_rate": token_learning_rate})
+        own = token if row.trains == "token" else job.settings(row, run)
         losses: dict[str, list[float]] = {}
 
         def go(unet, hooks) -> TrainingResult:
             folder, resume = hooks["state_path"].parent, bool(run.get("resume", True))
-            first = job.hooks("token", token, data.captions[0], 1, folder / "token.safetensors", resume)
-            result = train_textual_inversion(
-                unet, job.encoders.text, data, placeholder=placeholder, class_word=class_word, settings=token, **first
-            )
-            losses["token"] = result.losses
-            if result.stopped:
-                return result
-            tokens = result.trained.tokens
-            # The looks go with their word, which other token_steps make another one.
-            word = digest(part for name, rows in tokens.items() for part in (name, rows))
-            path = folder / f"identity-{word[:12]}.safetensors"
-            for other in set(folder.glob("identity-*.safetensors")) - {path}:
-                other.unlink()
-            second = job.hooks("identity", identity, data.captions[0], 1, path, resume)
-            result = train_identity(
-                unet, job.encoders.text, data, tokens=tokens, class_word=class_word, settings=identity, **second
-            )
-            losses["identity"] = result.losses
+            tokens: Mapping[str, Tensor] = {}
+            for stage in (TEXTUAL_INVERSION, row) if row.token == "given" else (row,):
+                settings = token if stage.trains == "token" else own
+                path = _state_of(folder, stage, tokens)
+                result = train_method(
+                    unet, job.encoders.text, data, stage, placeholder=placeholder, class_word=class_word,
+                    tokens=tokens, settings=settings,
+                    **job.hooks(stage.stage, settings, data.captions[0], 1, path, resume),
+                )  # fmt: skip
+                losses[stage.trains] = result.losses
+                if result.stopped:
+                    break
+                tokens = result.trained.tokens
             return result
 
-        about = [data.digest, class_word, json.dumps(token.deciding(), sort_keys=True)]
-        return job.run("identity", placeholder, identity, about, data.captions[0], 1, run, go, (model, clip), losses)
+        about = [method, data.digest, class_word, json.dumps(token.deciding(), sort_keys=True)]
+        return job.run("identity", placeholder, own, about, data.captions[0], 1, run, go, (model, clip), losses)
+
+
+def _state_of(folder: Path, stage: Method, tokens: Mapping[str, Tensor]) -> Path:
+    """A stage's training state. Looks go with their word, which other token_steps make another one."""
+    if not tokens:
+        return folder / f"{stage.stage}.safetensors"
+    word = digest(part for name, rows in tokens.items() for part in (name, rows))
+    path = folder / f"{stage.stage}-{word[:12]}.safetensors"
+    for other in set(folder.glob(f"{stage.stage}-*.safetensors")) - {path}:
+        other.unlink()
+    return path
 
 
 class TrainMotion(io.ComfyNode):
@@ -352,7 +372,7 @@ class TrainMotion(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How often the caption is left out in training: 0.5 as released.",
+                    tooltip="How often the caption is left out: 0.5 as released; some methods never do.",
                 ),
                 io.Combo.Input(
                     "image_drop",
@@ -363,6 +383,7 @@ class TrainMotion(io.ComfyNode):
                         "and never for several, as released."
                     ),
                 ),
+                _method_input(MOTION_METHODS),
             ],
             outputs=_outputs(clip=False),
             hidden=[io.Hidden.unique_id],
@@ -378,13 +399,29 @@ class TrainMotion(io.ComfyNode):
         pixels = [engine_images(each) for each in clips]
         check_size(job.unet.config, pixels[0].shape[-1], pixels[0].shape[-2])
         data = encode_clips(pixels, captions, job.encoders, frames)
-        drop = {"automatic": None, "half": 0.5, "never": 0.0}[run["image_drop"]]
-        settings = job.settings("motion", run, len(pixels), p_text_drop=run["text_drop"], p_image_drop=drop)
+        method = fitted(for_clips(MOTION_METHODS[run["method"]], len(pixels)), job.unet.config)
+        image_drop = {"automatic": None, "half": 0.5, "never": 0.0}[run["image_drop"]]
+        text_drop = run["text_drop"] if method.p_text_drop else None
+        settings = job.settings(method, run, p_text_drop=text_drop, p_image_drop=image_drop)
 
         def go(unet, hooks) -> TrainingResult:
-            return train_motion(unet, job.encoders.text, data, settings=settings, **hooks)
+            return train_method(
+                unet, job.encoders.text, data, method, placeholder=_placeholder_in(captions, method),
+                class_word=MOTION_WORD, settings=settings, **hooks,
+            )  # fmt: skip
 
-        return job.run("motion", "motion", settings, [data.digest], captions[0], frames, run, go, (model, None))
+        about = [run["method"], data.digest]
+        return job.run("motion", "motion", settings, about, captions[0], frames, run, go, (model, None))
+
+
+def _placeholder_in(captions: Sequence[str], method: Method) -> str:
+    """The name that a motion's captions give it, where a method learns a word for it."""
+    if method.token != "learned":
+        return ""
+    found = re.search(r"<[^<>\s]+>", captions[0])
+    if found is None:
+        raise ValueError(f"{method.name} learns a word for the motion: name it in the caption, as <my-motion>.")
+    return found.group()
 
 
 # ---------------------------------------------------------------------------------------------- one run
@@ -409,6 +446,11 @@ class _Job:
                 f"This CLIP has text states of width {job.encoders.text.width} and the MODEL reads "
                 f"{job.unet.config.context_dim}: use the CLIP of the same base."
             )
+        if vision is not None and job.encoders.image.width != job.unet.config.context_dim:
+            raise ValueError(
+                f"This CLIP_VISION gives features of width {job.encoders.image.width} and the base's own "
+                f"{job.unet.config.context_dim}: use the one of the same base (ModelScope: OpenCLIP ViT-H-14)."
+            )
         return job
 
     @property
@@ -419,12 +461,12 @@ class _Job:
     def defaults(self) -> Defaults:
         return defaults_for(self.unet.config)
 
-    def settings(self, stage: str, run: Mapping[str, Any], clips: int = 1, **more: Any) -> TrainingSettings:
+    def settings(self, method: Method, run: Mapping[str, Any], **more: Any) -> TrainingSettings:
         """Widgets at 0 stand for the base's own."""
         chosen = {name: run.get(name) or None for name in ("steps", "learning_rate", "batch_size", "preview_every")}
         checkpointing = CHECKPOINTING[run.get("gradient_checkpointing", "automatic")]
         chosen |= {"seed": run.get("seed", 0), "gradient_checkpointing": checkpointing}
-        return self.defaults.settings(stage, clips, **chosen, **more)
+        return self.defaults.settings_for(method, **chosen, **more)
 
     def photos(self, images, masks, captions: str, placeholder: str, class_word: str) -> TrainingData:
         photos = engine_images(images)
@@ -511,7 +553,7 @@ class _Job:
         folder = state_folder(name, mark)
         resume = bool(run.get("resume", True))
         hooks = self.hooks(stage, settings, prompt, frames, folder / f"{stage}.safetensors", resume)
-        with _explained(folder), host.training(self.model, self.clip) as (unet, self.reload):
+        with _explained(folder), host.ready_to_train(self.model, self.clip) as (unet, self.reload):
             result = go(unet, hooks)
             if result.trained.adapter is not None:
                 result.trained.adapter.to("cpu")  # the host moves it when it is used

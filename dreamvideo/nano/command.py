@@ -16,7 +16,7 @@ from ..sampling import sample_latents
 from ..unet import UNet
 from . import autoencoder, denoiser, package, vision_language, world
 
-STEPS = {"autoencoder": 6000, "clip": 700, "unet": 5200}
+STEPS = {"autoencoder": 6000, "clip": 700, "unet": 8150, "settling": 200}
 
 
 def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> None:
@@ -33,6 +33,8 @@ def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> N
     (folder / "processes").unlink(missing_ok=True)  # by which they find each other: one of a killed run misleads them
     torch.multiprocessing.spawn(_train_unet, (processes, folder, weights, steps["unet"]), processes)
     package.write_unet(folder, weights)
+    vision_language.settle(folder, package.joined_clip(folder), steps["settling"])
+    package.write_clip(folder, weights, "settled")
 
 
 def _train_unet(rank: int, processes: int, folder: Path, weights: Path, steps: int) -> None:

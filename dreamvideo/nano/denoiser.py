@@ -1,4 +1,4 @@
-"""Trains the embedded base's UNet on videos and pictures of the toy world."""
+"""Trains the embedded base's UNet, and the text states that it reads, on videos and pictures of the toy world."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..diffusion import Schedule, offset_noise
 from ..files import atomic_path
@@ -29,6 +29,7 @@ CONFIG = UNetConfig(
 VIDEOS = 8  # a step and process
 PICTURES = 24  # every eighth step
 BANK = 6000  # videos encoded once
+PLACES_IN_CLIP = {"blocks": "transformer.resblocks", "norm": "ln_final"}  # of the text's parts that train along
 SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556, eq. 6 for velocity)
 
 
@@ -51,14 +52,23 @@ def _scene(index: int) -> world.Scene:
     return world.training_scene(torch.Generator().manual_seed(index))
 
 
+def trained_parts(unet: UNet, clip: nn.Module) -> nn.ModuleDict:
+    """What trains together: the UNet, and of an open_clip CLIP what turns words into the states that it reads.
+
+    Pictures cannot teach a text encoder that left is not right: its states of such words hardly differ.
+    """
+    return nn.ModuleDict({"unet": unet, "blocks": clip.transformer.resblocks[:-1], "norm": clip.ln_final})
+
+
 def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> None:
     """Train to `folder`/unet.pt, resuming what is there."""
     torch.manual_seed(0)
     unet = UNet(CONFIG)
+    model = trained_parts(unet, encoders.text.clip).requires_grad_(True)
     latents = bank(folder, encoders.vae)["latents"]
     scenes = [_scene(index) for index in range(len(latents))]
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    loop = Loop(folder / "unet.pt", unet, optimizer, steps, decay=0.997)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    loop = Loop(folder / "unet.pt", model, optimizer, steps, decay=0.997)
     schedule = Schedule()
     for step in loop:
         generator = torch.Generator().manual_seed(1000 * step + rank())
@@ -74,17 +84,24 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
         captions = [caption_of(scenes[index], generator, moving=not pictures) for index in chosen.tolist()]
         dropped = torch.rand(count, generator=generator) < 0.1
         prompts = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
-        with torch.no_grad():
-            context = encoders.text.encode(prompts)
-        # The larger of two draws: motion and shape, the slowest to learn, are decided where there is most noise.
-        timesteps = torch.randint(1000, (2, count), generator=generator).amax(0)
+        timesteps = _timesteps(count, generator)
         noise = offset_noise(clean.shape, generator)
+        context = encoders.text.encode(prompts)
         prediction = unet(schedule.add_noise(clean, noise, timesteps), timesteps, context)
         error = (prediction - noise).square().mean((1, 2, 3, 4))
         kept = schedule.alphas_cumprod[timesteps]
         snr = kept / (1 - kept)
         # The velocity's weights: they let the noisiest latents count, where shape and motion are decided.
         loop.update((error * ((snr.clamp(max=SNR_CAP) + 1) / snr).float()).mean())
+
+
+def _timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps [count], the likelier the noisier: motion and shape are decided where there is most noise.
+
+    One from each of `count` equally likely ranges, so that the loss of a step depends less on what was drawn.
+    """
+    place = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return (1000 * place.sqrt()).long().clamp(max=999)
 
 
 def _cosine(part: float) -> float:

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "weights"
 
 
 def average(folder: Path, part: str) -> dict[str, Tensor]:
-    """The averaged weights of a part in training: "autoencoder", "clip" or "unet"."""
+    """The averaged weights of a part in training: "autoencoder", "clip", "unet" (with its text blocks) or "settled"."""
     return torch.load(folder / f"{part}.pt", weights_only=True)["average"]
 
 
@@ -31,16 +31,30 @@ def write_autoencoder(folder: Path, target: Path = FOLDER) -> None:
     _write(target / "vae.safetensors", model.state_dict(), "vae_config", autoencoder.CONFIG)
 
 
-def write_clip(folder: Path, target: Path = FOLDER) -> None:
+def write_clip(folder: Path, target: Path = FOLDER, part: str = "clip") -> None:
     """The trained encoders as clip.safetensors; the 49,408 token vectors, most of the file, in eight bits."""
-    state = {key: value.half() for key, value in average(folder, "clip").items()}
+    state = {key: value.half() for key, value in average(folder, part).items()}
     state["token_embedding.weight"] = state["token_embedding.weight"].to(torch.float8_e4m3fn)
     _write(target / "clip.safetensors", state, "open_clip_config", vision_language.CONFIG)
 
 
+def joined_clip(folder: Path) -> dict[str, Tensor]:
+    """The CLIP's weights with the text blocks and the norm that trained with the UNet in their places."""
+    trained = average(folder, "unet")
+    state = average(folder, "clip")
+    for name, value in trained.items():
+        part, _, rest = name.partition(".")
+        if part in denoiser.PLACES_IN_CLIP:
+            state[f"{denoiser.PLACES_IN_CLIP[part]}.{rest}"] = value
+    return state
+
+
 def write_unet(folder: Path, target: Path = FOLDER) -> None:
     """The trained UNet as unet.safetensors."""
-    _write(target / "unet.safetensors", average(folder, "unet"), "unet_config", denoiser.CONFIG.to_dict())
+    state = {
+        name.removeprefix("unet."): value for name, value in average(folder, "unet").items() if name.startswith("unet.")
+    }
+    _write(target / "unet.safetensors", state, "unet_config", denoiser.CONFIG.to_dict())
 
 
 def _write(path: Path, state: dict[str, Tensor], key: str, config: dict) -> None:

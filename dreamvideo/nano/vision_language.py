@@ -43,15 +43,33 @@ def _batch(generator: torch.Generator, count: int) -> tuple[Tensor, list[str]]:
     return frames, [scene.caption for scene in scenes]
 
 
-def train(folder: Path, steps: int, batch: int = 64, learning_rate: float = 1e-3) -> None:
+def train(folder: Path, steps: int) -> None:
     """Train to `folder`/clip.pt, resuming what is there."""
+    torch.manual_seed(0)
+    _contrast(folder / "clip.pt", build(), steps)
+
+
+def settle(folder: Path, state: dict[str, Tensor], steps: int) -> None:
+    """Bring the text tower's last block and projection back to the pictures, to `folder`/settled.pt, from a start.
+
+    state: of a CLIP whose text blocks before the last were trained on with the UNet. Those and the image tower stay.
+    """
+    (folder / "settled.pt").unlink(missing_ok=True)  # perhaps it goes with an earlier state of the UNet
+    model = build()
+    model.load_state_dict(state)
+    model.requires_grad_(False)
+    model.transformer.resblocks[-1].requires_grad_(True)
+    model.text_projection.requires_grad_(True)
+    _contrast(folder / "settled.pt", model, steps)
+
+
+def _contrast(path: Path, model, steps: int, batch: int = 64, learning_rate: float = 1e-3) -> None:
     from ..encoders import OpenClipText, clip_pixels
 
-    torch.manual_seed(0)
-    model = build()
     text = OpenClipText(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.98))
-    loop = Loop(folder / "clip.pt", model, optimizer, steps)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=learning_rate, betas=(0.9, 0.98))
+    loop = Loop(path, model, optimizer, steps)
     for step in loop:
         generator = torch.Generator().manual_seed(step)
         for group in optimizer.param_groups:

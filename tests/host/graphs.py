@@ -73,16 +73,19 @@ def give(host, graph: Graph, kind: str, value: object) -> list:
 
 
 def random_adapter(host, kind: str, seed: int = 0, condition: bool = True):
-    """A LoadedAdapter of the tiny base whose up-projections are not zero."""
+    """A LoadedAdapter of the tiny base that changes something: no up-projection is zero."""
     adapters, files = host.module("dreamvideo.adapters"), host.module("dreamvideo.adapter_files")
     config = host.module("dreamvideo.nano.denoiser").CONFIG
-    options = {"condition_dim": 64 if condition else None} if kind == "motion" else {}
-    about = getattr(adapters.AdapterConfig, kind)(**options)
-    adapter = adapters.Adapter(about, config, generator=torch.Generator().manual_seed(seed))
+    if kind == "weights":
+        about = host.module("dreamvideo.deltas").DeltaConfig(("text_kv", "temporal_kv"), rank=4)
+    else:
+        options = {"condition_dim": 64 if condition else None} if kind == "motion" else {}
+        about = getattr(adapters.AdapterConfig, kind)(**options)
+    adapter = adapters.build_adapter(about, config, generator=torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed + 100)
     with torch.no_grad():
         for name, parameter in adapter.named_parameters():
-            if "up_linear" in name:
+            if "up_linear" in name or name.endswith(".up"):
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     info = files.AdapterInfo(kind=kind, adapter_config=about, unet_config=config, class_word="ball")
     tokens = {"<thing>": torch.randn(1, 64, generator=generator) * 0.1} if kind == "identity" else {}

@@ -16,7 +16,7 @@ from typing import Any
 from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
 
-PICTURE, VIDEO, TOLD = 260, 320, 70  # pixels that a preview needs, and a text that a node tells
+PICTURE, VIDEO, TOLD = 260, 340, 70  # pixels that a preview needs, and a text that a node tells
 BELOW_TEXT = 190  # a preview below a text box, which gives some of its own
 TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"

@@ -38,7 +38,7 @@ def test_gradient_reaches_learned_tokens(host, parts):
     (_, clip, _, _), _, engine = parts
     module = host.module("nodes.host")
     with torch.inference_mode(False):
-        module.heal(clip.cond_stage_model)
+        host.module("nodes.host.training").heal(clip.cond_stage_model)
         gradients = []
         for text in (module.HostText(clip), engine.text):
             vectors = torch.full((1, 64), 0.05, requires_grad=True)
@@ -63,7 +63,7 @@ def test_autoencoder(host, parts):
     close(ours.decode(theirs.mean), engine.vae.decode(theirs.mean))
 
 
-@pytest.mark.parametrize("kinds", [(), ("identity", "motion")])
+@pytest.mark.parametrize("kinds", [(), ("identity", "motion"), ("weights", "motion")], ids="-".join)
 def test_sampler(host, parts, kinds):
     """DreamVideo Sampler and the engine's sampling, from the same noise."""
     (model, clip, *_), unet, engine = parts
@@ -105,7 +105,7 @@ def test_stock_ddim_is_the_papers(host, parts):
     (model, clip, *_), unet, engine = parts
     sampling, diffusion = host.module("dreamvideo.sampling"), host.module("dreamvideo.diffusion")
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    sigma = host.module("nodes.host")._Ddim(10).sigma(diffusion.ddim_timesteps(10)[0])
+    sigma = host.module("nodes.host.sampling")._Ddim(10).sigma(diffusion.ddim_timesteps(10)[0])
     scaled = noise * (1 + sigma**2) ** 0.5 / sigma  # the host multiplies by sigma
     with torch.inference_mode():
         conditions = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red ball", "")]

@@ -246,6 +246,42 @@ def test_clip_of_another_width(host, graph):
     fails(host, graph, [node, 0], "This CLIP has text states of width 768 and the MODEL reads 64")
 
 
+def odd_vision(width=None):
+    """A CLIP_VISION with projected features of a width, or without any."""
+    from types import SimpleNamespace
+
+    network = torch.nn.Module()
+    if width:
+        network.visual_projection = torch.nn.Linear(8, width)
+    return SimpleNamespace(model=network)
+
+
+@pytest.mark.parametrize(
+    "width, words",
+    [
+        (None, "This CLIP_VISION gives no projected features: use OpenCLIP ViT-H-14"),
+        (
+            768,
+            "This CLIP_VISION gives features of width 768 and the base's own 64: use the one",
+        ),
+    ],
+)
+def test_another_clip_vision(host, graph, width, words):
+    graph, loader = graph
+    node = _trainer(host, graph, loader, clip_vision=give(host, graph, "CLIP_VISION", odd_vision(width)))
+    fails(host, graph, [node, 0], words)
+
+
+def test_guidance_of_another_width(host, graph):
+    graph, loader = graph
+    guided = [[torch.zeros(1, 77, 64), {"dreamvideo_appearance": torch.zeros(1, 768)}]]
+    adapter = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "motion"))
+    apply = graph.add("DreamVideoApplyAdapter", model=[loader, 0], adapter=adapter, strength=1.0, start_percent=0.0,
+                      end_percent=1.0)  # fmt: skip
+    wrong = give(host, graph, "CONDITIONING", guided)
+    fails(host, graph, stock_sample(graph, [apply, 0], wrong, wrong), "reads image features of width 64")
+
+
 def test_nodes_that_sample_name_another_kind_of_model(host, graph):
     graph, loader = graph
     model = give(host, graph, "MODEL", sd_model())

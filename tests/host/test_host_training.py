@@ -3,7 +3,7 @@
 import pytest
 import torch
 from graphs import base, give, pictures, prompts, random_adapter, stock_sample
-from harness import Cancelled, Graph
+from harness import Cancelled, Graph, HostError
 
 RUN = {"batch_size": 2, "seed": 3, "preview_every": 0, "gradient_checkpointing": "off", "resume": True}
 TOKEN = {"placeholder": "<thing>", "class_word": "ball", "captions": ""}
@@ -21,11 +21,19 @@ def train_token(host, graph, common, steps=3, **options):
     return graph.add("DreamVideoTrainTextualInversion", steps=steps, **common, **settings)
 
 
-def train_motion(host, graph, common, loader, steps=3, **options):
+def train_motion(host, graph, common, loader, steps=3, caption="a ball rolls", **options):
     clip = give(host, graph, "IMAGE", CLIP)
-    words = graph.add("DreamVideoMotionClips", images=clip, caption="a ball rolls", frames=4, fps=8.0, images_fps=8.0,
+    words = graph.add("DreamVideoMotionClips", images=clip, caption=caption, frames=4, fps=8.0, images_fps=8.0,
                       width=64, height=64)  # fmt: skip
-    settings = {**RUN, "batch_size": 1, "learning_rate": 0.01, "text_drop": 0.5, "image_drop": "automatic", **options}
+    settings = {
+        **RUN,
+        "batch_size": 1,
+        "learning_rate": 0.01,
+        "text_drop": 0.5,
+        "image_drop": "automatic",
+        "method": "dreamvideo",
+        **options,
+    }
     return graph.add(
         "DreamVideoTrainMotion", clip_vision=[loader, 3], clips=[words, 0], captions=[words, 1], frames=[words, 2],
         steps=steps, **common, **settings,
@@ -64,13 +72,41 @@ def test_subject_in_one_node_is_both_stages(host):
     photos = give(host, graph, "IMAGE", PHOTOS)
     settings = {**RUN, "seed": 11}
     subject = graph.add("DreamVideoTrainSubject", images=photos, token_steps=3, token_learning_rate=0.01, steps=3,
-                        learning_rate=0.01, clip_vision=[loader, 3], **common, **settings, **TOKEN)  # fmt: skip
+                        learning_rate=0.01, method="dreamvideo", clip_vision=[loader, 3], **common, **settings,
+                        **TOKEN)  # fmt: skip
     token = train_token(host, graph, common, clip_vision=[loader, 3], seed=11)
     identity = graph.add("DreamVideoTrainIdentity", token=[token, 0], images=photos, captions="", steps=3,
                          learning_rate=0.01, clip_vision=[loader, 3], **common, **settings)  # fmt: skip
     whole, parts, loss = host.run_with_probe(graph, [subject, 0], [identity, 0], [subject, 1])
     assert same(whole, parts)
     assert len(loss["loss"]) == 6
+
+
+@pytest.mark.parametrize("method, kind", [("no_textual_identity", "identity"), ("textual_inversion", "token"),
+                                          ("custom_diffusion", "weights"), ("lora", "weights")])  # fmt: skip
+def test_a_subject_by_another_method(host, method, kind):
+    graph, loader, common = start(host)
+    photos = give(host, graph, "IMAGE", PHOTOS)
+    node = graph.add("DreamVideoTrainSubject", images=photos, token_steps=2, token_learning_rate=0.01, steps=2,
+                     learning_rate=0.01, method=method, **common, **RUN, **TOKEN)  # fmt: skip
+    positive, negative = prompts(graph, [node, 3], "a <thing> on the grass")
+    video = stock_sample(graph, [node, 2], positive, negative)
+    plain = stock_sample(graph, [loader, 0], positive, negative)
+    trained, loss, video, plain = host.run_with_probe(graph, [node, 0], [node, 1], video, plain)
+    assert trained.info.kind == kind and trained.info.extra["method"].startswith(method)
+    assert len(loss["loss"]) == 2 and list(trained.tokens) == ["<thing>"]
+    assert torch.equal(video["samples"], plain["samples"]) == (kind == "token")  # its word is all, and both have it
+
+
+def test_a_motion_with_a_word_of_its_own(host):
+    graph, loader, common = start(host)
+    node = train_motion(host, graph, common, loader, 2, caption="a ball <rolling>", method="customizing_motion")
+    trained = host.run_with_probe(graph, [node, 0])[0]
+    assert trained.info.kind == "weights" and list(trained.tokens) == ["<rolling>"]
+    graph, loader, common = start(host)
+    node = train_motion(host, graph, common, loader, 2, method="customizing_motion")
+    with pytest.raises(HostError, match="name it in the caption, as <my-motion>"):
+        host.run_with_probe(graph, [node, 0])
 
 
 def test_motion_with_preview_leaves_the_base_alone(host):
@@ -128,7 +164,7 @@ def test_a_subjects_looks_go_with_its_word(host):
     def trained(token_steps):
         graph, loader, common = start(host)
         node = graph.add("DreamVideoTrainSubject", images=give(host, graph, "IMAGE", PHOTOS), token_steps=token_steps,
-                         token_learning_rate=0.01, steps=2, learning_rate=0.01, **common, **TOKEN,
+                         token_learning_rate=0.01, steps=2, learning_rate=0.01, method="dreamvideo", **common, **TOKEN,
                          **{**RUN, "seed": 51})  # fmt: skip
         return host.run_with_probe(graph, [node, 0])[0]
 

@@ -1,0 +1,55 @@
+"""The only package that touches ComfyUI's internals, by topic; what the nodes need of the host stands here."""
+
+from .adapters import same_weights, with_adapter, with_appearance
+from .encoders import HostImage, HostText, HostVAE, encoders_of, with_tokens
+from .folders import (
+    ADAPTERS_FOLDER,
+    BASES_FOLDER,
+    file_in,
+    files_in,
+    folders_of,
+    numbered,
+    output_folder,
+    register_folders,
+)
+from .loading import load_clip, load_clip_vision, load_model, load_vae
+from .model import HostUNet, model_of, register, unet_of
+from .progress import Progress, say
+from .sampling import invert, sample
+from .training import Interrupted, OutOfMemory, interrupted, ready_to_train, stop_if_interrupted
+
+__all__ = [
+    "ADAPTERS_FOLDER",
+    "BASES_FOLDER",
+    "HostImage",
+    "HostText",
+    "HostUNet",
+    "HostVAE",
+    "Interrupted",
+    "OutOfMemory",
+    "Progress",
+    "encoders_of",
+    "file_in",
+    "files_in",
+    "folders_of",
+    "interrupted",
+    "invert",
+    "load_clip",
+    "load_clip_vision",
+    "load_model",
+    "load_vae",
+    "model_of",
+    "numbered",
+    "output_folder",
+    "ready_to_train",
+    "register",
+    "register_folders",
+    "same_weights",
+    "sample",
+    "say",
+    "stop_if_interrupted",
+    "unet_of",
+    "with_adapter",
+    "with_appearance",
+    "with_tokens",
+]

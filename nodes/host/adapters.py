@@ -1,0 +1,74 @@
+"""Adapters, learned tokens' base and image features on the host's MODEL and CONDITIONING."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_patcher
+import node_helpers
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...dreamvideo.adapter_files import LoadedAdapter, check_fits
+from ...dreamvideo.adapters import Adapter, StackEntry
+from ...dreamvideo.fingerprint import same_base
+from .model import APPEARANCE, APPEARANCE_STRENGTH, KEY, model_of
+
+
+def with_adapter(model: Any, loaded: LoadedAdapter, entry: Callable[[Adapter], StackEntry]) -> Any:
+    """A clone of a MODEL on which the adapter acts; what the model shares with others stays as it is.
+
+    entry: adapter -> its place in the stack. A file of learned tokens only, and a strength of 0, change nothing.
+    """
+    inner = model_of(model)
+    check_fits(loaded.info, inner.diffusion_model.config, inner.fingerprint, same_base=same_base)
+    if loaded.adapter is None:
+        return model
+    placed = entry(loaded.adapter)
+    if placed.strength == 0:
+        return model
+
+    def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **conditions):
+        options = dict(transformer_options or {})
+        options[KEY] = (*options.get(KEY, ()), placed)
+        return executor(x, t, c_concat, c_crossattn, control, options, **conditions)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, f"{KEY}.{uuid.uuid4()}", wrapper)
+    loaded_with = clone.get_additional_models_with_key(KEY)
+    if all(patcher.model is not loaded.adapter for patcher in loaded_with):
+        clone.set_additional_models(KEY, [*loaded_with, _patcher_for(loaded.adapter, model)])
+    return clone
+
+
+def _patcher_for(adapter: Adapter, model: Any) -> Any:
+    """What moves an adapter between devices. It lives as long as the adapter: the host takes an adapter that outlives
+    its patcher for a leak."""
+    patcher = adapter.__dict__.get(KEY)
+    if patcher is None:
+        patcher = comfy.model_patcher.ModelPatcher(adapter, model.load_device, model.offload_device)
+        adapter.__dict__[KEY] = patcher
+    return patcher
+
+
+def without_adapters(model: Any) -> Any:
+    """A clone of a MODEL without any adapter of ours; other patches stay."""
+    clone = model.clone()
+    for key in list(clone.wrappers.get(WrappersMP.APPLY_MODEL, {})):
+        if key.startswith(f"{KEY}."):
+            clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
+    clone.remove_additional_models(KEY)
+    return clone
+
+
+def with_appearance(conditioning: Any, feature: Tensor, strength: float) -> Any:
+    """CONDITIONING that carries an image feature [1, D] for motion adapters."""
+    return node_helpers.conditioning_set_values(conditioning, {APPEARANCE: feature, APPEARANCE_STRENGTH: strength})
+
+
+def same_weights(model: Any, loaded: LoadedAdapter) -> LoadedAdapter:
+    """What was trained on this MODEL, named after its base's own weights and not those with a LoRA on them."""
+    return replace(loaded, info=replace(loaded.info, base_fingerprint=model_of(model).fingerprint))

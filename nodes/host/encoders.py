@@ -1,0 +1,168 @@
+"""The host's CLIP, CLIP_VISION and VAE behind the engine's encoder protocols, and a CLIP that knows learned tokens."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.clip_model
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor, nn
+
+from ...dreamvideo.encoders import LATENT_SCALE, Encoders, Moments, check_placeholder, clip_pixels
+from ..placeholders import PlaceholderTokenizer
+
+
+def _out_of_place(layer, x, mask=None, optimized_attention=None, **_):
+    attention = attention_pytorch if torch.is_grad_enabled() else optimized_attention
+    x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
+    return x + layer.mlp(layer.layer_norm2(x))
+
+
+@contextmanager
+def _differentiable(module: nn.Module) -> Iterator[None]:
+    """The host's CLIP layers add in place, over what autograd has kept; the same numbers without that."""
+    layers = [layer for layer in module.modules() if isinstance(layer, comfy.clip_model.CLIPLayer)]
+    for layer in layers:
+        layer.forward = types.MethodType(_out_of_place, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+class HostText:
+    """The engine's TextEncoder over a CLIP of the host. Prompts are read as they stand: no weights in brackets."""
+
+    def __init__(self, clip: Any) -> None:
+        self.clip = clip
+        stage = clip.cond_stage_model
+        self.encoder = getattr(stage, getattr(stage, "clip", ""), None)
+        if not hasattr(self.encoder, "transformer") or not hasattr(self.encoder.transformer, "get_input_embeddings"):
+            raise ValueError(
+                f"This CLIP is a {type(stage).__name__}; ModelScope reads OpenCLIP ViT-H-14's text encoder: "
+                "take the CLIP of Load ModelScope T2V, or Load CLIP with open_clip_pytorch_model.bin."
+            )
+
+    @property
+    def embeddings(self) -> Tensor:
+        return self.encoder.transformer.get_input_embeddings().weight
+
+    @property
+    def width(self) -> int:
+        return self.embeddings.shape[1]
+
+    def check_placeholder(self, name: str, taken: Sequence[str] = ()) -> None:
+        check_placeholder(name, taken)
+
+    def embed_word(self, word: str) -> Tensor:
+        chunk = next(iter(self.clip.tokenize(word, disable_weights=True).values()))[0]
+        ids = [item[0] for item in chunk[1:]]
+        ids = ids[: ids.index(self.encoder.special_tokens["end"])]
+        if not ids:
+            raise ValueError(f"The word {word!r} holds nothing to start a token from; give a word such as dog.")
+        return self.embeddings.detach()[ids].float().cpu().clone()
+
+    def encode(self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None) -> Tensor:
+        # No clone of the CLIP: the host would load it anew in every training step.
+        tokenizer = _tokenizer_of(self.clip, tokens or {})
+        with _differentiable(self.clip.cond_stage_model):
+            return torch.cat([self._encode(tokenizer, prompt) for prompt in prompts])
+
+    def _encode(self, tokenizer: PlaceholderTokenizer, prompt: str) -> Tensor:
+        found = tokenizer.tokenize_with_weights(prompt, disable_weights=True)
+        first = {encoder: chunks[:1] for encoder, chunks in found.items()}  # the base was trained on one
+        return self.clip.encode_from_tokens(first).float()
+
+
+class HostImage:
+    """The engine's ImageEncoder over a CLIP_VISION, with the engine's own scaling, which is the authors'."""
+
+    def __init__(self, vision: Any) -> None:
+        self.vision = vision
+        if not hasattr(vision.model, "visual_projection"):
+            raise ValueError("This CLIP_VISION gives no projected features: use OpenCLIP ViT-H-14's image encoder.")
+
+    @property
+    def width(self) -> int:
+        return self.vision.model.visual_projection.weight.shape[0]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        comfy.model_management.load_model_gpu(self.vision.patcher)
+        pixels = clip_pixels(images.float(), self.vision.image_size).to(self.vision.load_device)
+        return self.vision.model(pixel_values=pixels, intermediate_output=-2)[2].float().cpu()
+
+
+class NoImage:
+    """Where no CLIP_VISION is connected: features that are thrown away again."""
+
+    width = 1
+
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), 1)
+
+
+class HostVAE:
+    """The engine's Autoencoder over a VAE of the host."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+        network = vae.first_stage_model
+        if vae.latent_channels != 4 or not (hasattr(network, "quant_conv") and hasattr(network, "encoder")):
+            raise ValueError(
+                f"This VAE is a {type(network).__name__} with {vae.latent_channels} latent channels; ModelScope takes "
+                "Stable Diffusion's (any SD 1 or 2 VAE, VQGAN_autoencoder among them)."
+            )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, chunk: int | None = None) -> Moments:
+        vae = self.vae
+        memory = vae.memory_used_encode((chunk or 8, *images.shape[1:]), vae.vae_dtype)
+        comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
+        parts = [self._moments(part) for part in images.split(chunk or 8)]
+        mean, logvar = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
+        return Moments(mean * LATENT_SCALE, std * LATENT_SCALE)
+
+    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        network = self.vae.first_stage_model
+        pixels = self.vae.process_input(images).to(self.vae.device, self.vae.vae_dtype)
+        return network.quant_conv(network.encoder(pixels)).float().cpu().chunk(2, dim=1)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
+        return self.vae.decode(latents / LATENT_SCALE).movedim(-1, 1).float()
+
+
+def encoders_of(clip: Any, vae: Any, vision: Any | None) -> Encoders:
+    return Encoders(HostText(clip), NoImage() if vision is None else HostImage(vision), HostVAE(vae))
+
+
+def with_tokens(clip: Any, tokens: Mapping[str, Tensor]) -> Any:
+    """A clone of a CLIP whose prompts know learned tokens: placeholder -> [n, D]."""
+    if not tokens:
+        return clip
+    clone = clip.clone()
+    clone.tokenizer = _tokenizer_of(clip, tokens)
+    return clone
+
+
+def _tokenizer_of(clip: Any, tokens: Mapping[str, Tensor]) -> PlaceholderTokenizer:
+    """The tokenizer of a CLIP, with more learned tokens. ValueError where they were learned for another."""
+    width = HostText(clip).width
+    for name, vectors in tokens.items():
+        if vectors.shape[-1] != width:
+            raise ValueError(
+                f"The token {name} was learned for text states of width {vectors.shape[-1]} and this CLIP has {width}: "
+                "it belongs to another base."
+            )
+    host, known = clip.tokenizer, {}
+    if isinstance(host, PlaceholderTokenizer):
+        host, known = host.host, host.tokens
+    return PlaceholderTokenizer(host, {**known, **tokens})

@@ -1,0 +1,157 @@
+"""A base's files as the host's MODEL, CLIP, CLIP_VISION and VAE, of any size."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_vision
+import comfy.ldm.models.autoencoder
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from ...dreamvideo.encoder_files import open_clip_file, open_vae
+from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
+from ...dreamvideo.unet_files import read_unet
+from ..autoencoder import SmallAutoencoder
+from .model import ModelScopeT2V
+
+
+def load_model(path: Path, dtype: torch.dtype | None) -> Any:
+    """A MODEL from a UNet file of any layout. ValueError where it is no such file."""
+    found = read_unet(path)
+    options = {} if dtype is None else {"dtype": dtype}
+    if found.layout == "diffusers" or found.config == EMBEDDED_CONFIG:
+        # The host's detection runs over the tensor names before it asks us, and these it does not get through.
+        return _patcher_of(dict(found.state.stream("cpu", None)), dtype)
+    return comfy.sd.load_diffusion_model(str(path), model_options=options)
+
+
+def _patcher_of(state: dict[str, Tensor], dtype: torch.dtype | None) -> Any:
+    manage = comfy.model_management
+    config = ModelScopeT2V({})
+    device, offload = manage.get_torch_device(), manage.unet_offload_device()
+    stored, supported = comfy.utils.weight_dtype(state), list(config.supported_inference_dtypes)
+    parameters = comfy.utils.calculate_parameters(state)
+    dtype = dtype or manage.unet_dtype(model_params=parameters, supported_dtypes=supported, weight_dtype=stored)
+    config.set_inference_dtype(dtype, manage.unet_manual_cast(dtype, device, supported))
+    model = config.get_model(state, "").to(offload)
+    model.load_model_weights(state, "")
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def load_clip(path: Path) -> Any:
+    """A CLIP from an open_clip file of any size; ViT-H-14 is the host's own SD 2 CLIP."""
+    state, config = open_clip_file(path)
+    folders = folder_paths.get_folder_paths("embeddings")
+    if config["text_cfg"]["width"] == 1024:
+        return comfy.sd.load_clip([str(path)], embedding_directory=folders)
+    text = config["text_cfg"]
+    options = {
+        "num_hidden_layers": text["layers"],
+        "hidden_size": text["width"],
+        "num_attention_heads": text["heads"],
+        "intermediate_size": 4 * text["width"],
+        "hidden_act": "gelu",
+        "max_position_embeddings": text["context_length"],
+        "eos_token_id": 49407,
+        "vocab_size": text["vocab_size"],
+    }
+
+    class Encoder(comfy.sd1_clip.SDClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None, **_):  # some hosts pass a config of their own
+            super().__init__(
+                device=device,
+                dtype=dtype,
+                layer="hidden",
+                layer_idx=-2,
+                textmodel_json_config=options,
+                special_tokens={"start": 49406, "end": 49407, "pad": 0},
+                model_options=model_options or {},
+            )
+
+    class Model(comfy.sd1_clip.SD1ClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
+            super().__init__(device, dtype, model_options or {}, clip_name="h", clip_model=Encoder)
+
+    class Words(comfy.sd1_clip.SDTokenizer):
+        def __init__(self, embedding_directory=None, tokenizer_data=None):
+            super().__init__(
+                pad_with_end=False,
+                embedding_directory=embedding_directory,
+                embedding_size=text["width"],
+                embedding_key="clip_h",
+                tokenizer_data=tokenizer_data or {},
+            )
+
+    class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+        def __init__(self, embedding_directory=None, tokenizer_data=None):
+            super().__init__(embedding_directory, tokenizer_data or {}, clip_name="h", tokenizer=Words)
+
+    target = comfy.supported_models_base.ClipTarget(Tokenizer, Model)
+    clip = comfy.sd.CLIP(target, embedding_directory=folders)
+    weights = {key: tensor for key, tensor in _floats(state).items() if not key.startswith("visual.")}
+    clip.load_sd(comfy.utils.clip_text_transformers_convert(weights, "", ""))
+    return clip
+
+
+def load_clip_vision(path: Path) -> Any:
+    """A CLIP_VISION from an open_clip file of any size; ViT-H-14 is the host's own."""
+    state, config = open_clip_file(path)
+    vision = config["vision_cfg"]
+    if vision["width"] == 1280:
+        return comfy.clip_vision.load(str(path))
+    options = {
+        "model_type": "clip_vision_model",
+        "num_hidden_layers": vision["layers"],
+        "hidden_size": vision["width"],
+        "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+        "intermediate_size": 4 * vision["width"],
+        "hidden_act": "gelu",
+        "num_channels": 3,
+        "patch_size": vision["patch_size"],
+        "image_size": vision["image_size"],
+        "projection_dim": config["embed_dim"],
+    }
+    with tempfile.TemporaryDirectory() as folder:  # the host reads its configs from files
+        described = Path(folder) / "config.json"
+        described.write_text(json.dumps(options), encoding="utf-8")
+        found = comfy.clip_vision.ClipVisionModel(str(described))
+    weights = {key: tensor for key, tensor in _floats(state).items() if key.startswith("visual.")}
+    found.load_sd(comfy.clip_vision.convert_to_transformers(weights, "visual."))
+    return found
+
+
+def load_vae(path: Path) -> Any:
+    """A VAE from any Stable Diffusion autoencoder's file, the embedded base's with its two norm groups among them."""
+    state, config = open_vae(path)
+    if config.get("norm_num_groups", 32) == 32:
+        vae = comfy.sd.VAE(sd=dict(state.stream("cpu", None)))
+        vae.throw_exception_if_invalid()
+        return vae
+    # The host's VAE with all its attributes, whatever its version has, around another network.
+    stub = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32}
+    stub |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    params = {"ddconfig": stub, "embed_dim": 4}
+    filling = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=dict(stub), embed_dim=4).state_dict()
+    vae = comfy.sd.VAE(sd=filling, config={"params": params})
+    network = SmallAutoencoder(config)
+    network.load_state_dict(_floats(state))
+    vae.first_stage_model = network.eval().requires_grad_(False).to(vae.vae_dtype)
+    vae.patcher = type(vae.patcher)(
+        vae.first_stage_model, load_device=vae.device, offload_device=vae.patcher.offload_device
+    )
+    return vae
+
+
+def _floats(state: Any) -> dict[str, Tensor]:
+    return {key: tensor.float() for key, tensor in state.stream("cpu", None)}

@@ -1,0 +1,171 @@
+"""The host's MODEL around the engine's UNet: how the host recognises, builds and calls it.
+
+In the host the frames of a video are the batch: latents are [F, 4, h, w], and a step of guidance is
+[chunks * F, 4, h, w].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.supported_models
+import comfy.supported_models_base
+import torch
+from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from torch import Tensor
+
+from ...dreamvideo.adapters import AdapterStack
+from ...dreamvideo.fingerprint import fingerprint
+from ...dreamvideo.layers import economical
+from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
+from ...dreamvideo.unet import UNet, UNetConfig
+from ...dreamvideo.unet_layouts import infer_config, original_shapes
+
+KEY = "dreamvideo"  # of what we put into the host's dictionaries
+ANCHORS = ("input_blocks.0.1.transformer_blocks.0.attn1.to_q.weight", "input_blocks.1.0.temopral_conv.conv1.0.weight")
+APPEARANCE, APPEARANCE_STRENGTH = "dreamvideo_appearance", "dreamvideo_appearance_strength"
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The host's attention on [batch, heads, length, head_dim]; some kernels have no gradient, some suit no CPU."""
+    plain = torch.is_grad_enabled() or q.device.type == "cpu"
+    kernel = attention_pytorch if plain else optimized_attention
+    return kernel(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
+
+
+class HostUNet(UNet):
+    """The engine's UNet with the forward that the host calls; without transformer_options it is the engine's own."""
+
+    def __init__(self, config: UNetConfig, dtype=None, device=None, operations=None) -> None:
+        layers = economical(operations)
+        super().__init__(config, operations=layers, attention=_attention, device=device, dtype=dtype)
+        self.compute_dtype: torch.dtype | None = None  # where the host casts the weights in every operation
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which inputs come."""
+        return self.compute_dtype or self.weight_dtype
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        return self.time_embed[0].weight.dtype
+
+    def forward(
+        self, x, timesteps, context=None, control=None, transformer_options=None, adapters=None, **conditions
+    ) -> Tensor:
+        if transformer_options is None:
+            return super().forward(x, timesteps, context, adapters)
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        call = WrapperExecutor.new_class_executor(self._frames, self, wrappers)
+        return call.execute(x, timesteps, context, control, transformer_options, **conditions)
+
+    def _frames(self, x, timesteps, context=None, control=None, transformer_options=None, **conditions) -> Tensor:
+        """x [chunks * F, 4, h, w], timesteps and context alike -> the noise in x."""
+        _check_frames(x, self.config)
+        _check_text(context, self.config.context_dim)
+        chunks = len(transformer_options.get("cond_or_uncond", (0,)))
+        frames = x.shape[0] // chunks
+        video = x.unflatten(0, (chunks, frames)).transpose(1, 2)  # [chunks, 4, F, h, w]
+        entries = transformer_options.get(KEY, ())
+        feature, strength = conditions.get(APPEARANCE), conditions.get(APPEARANCE_STRENGTH)
+        adapters = None
+        if entries:
+            given = () if feature is None else (feature[::frames], strength[::frames, 0])
+            adapters = AdapterStack(entries, *given)
+        noise = super().forward(video, timesteps[::frames], context[::frames], adapters)
+        return noise.transpose(1, 2).flatten(0, 1)
+
+
+def _check_frames(x: Tensor, config: UNetConfig) -> None:
+    if x.ndim != 4 or x.shape[1] != config.in_channels:
+        raise ValueError(
+            f"This LATENT has the shape {list(x.shape)} and this MODEL takes [frames, {config.in_channels}, height / 8,"
+            " width / 8]: use Empty Latent Image, its batch size is the number of frames, or VAE Encode of the frames."
+        )
+    height, width = (8 * side for side in x.shape[2:])
+    unit = 8 * config.stride
+    if height % unit or width % unit:
+        raise ValueError(f"{width} x {height} pixels do not divide by {unit}, as this base needs.")
+
+
+def _check_text(context: Tensor | None, width: int) -> None:
+    found = "no text" if context is None else f"text states of width {context.shape[-1]}"
+    if context is None or context.shape[-1] != width:
+        raise ValueError(
+            f"The conditioning has {found} and this MODEL reads width {width}: encode the prompt with the CLIP of the "
+            "same base (Load ModelScope T2V gives it)."
+        )
+
+
+class T2VModel(comfy.model_base.BaseModel):
+    """ModelScope text-to-video among the host's models. fingerprint: of its weights as they are in the file."""
+
+    def __init__(self, model_config, device, weights_fingerprint: str) -> None:
+        super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostUNet)
+        self.diffusion_model.compute_dtype = self.manual_cast_dtype
+        self.fingerprint = weights_fingerprint
+
+    def get_dtype(self) -> torch.dtype:
+        return self.diffusion_model.weight_dtype
+
+    def extra_conds(self, **conditions) -> dict[str, Any]:
+        found = super().extra_conds(**conditions)
+        feature = conditions.get(APPEARANCE)  # [1, D]
+        if feature is not None:
+            strength = torch.full((1, 1), float(conditions.get(APPEARANCE_STRENGTH, 1.0)))
+            found[APPEARANCE] = comfy.conds.CONDRegular(feature)
+            found[APPEARANCE_STRENGTH] = comfy.conds.CONDRegular(strength)
+        return found
+
+
+class ModelScopeT2V(comfy.supported_models_base.BASE):
+    """How the host recognises and builds the model; with it the stock Load Diffusion Model reads ModelScope's files."""
+
+    unet_config: dict[str, Any] = {}
+    unet_extra_config: dict[str, Any] = {}
+    latent_format = comfy.latent_formats.SD15
+    memory_usage_factor = 2.0
+
+    @classmethod
+    def matches(cls, unet_config, state_dict=None) -> bool:
+        return state_dict is not None and all(any(key.endswith(anchor) for key in state_dict) for anchor in ANCHORS)
+
+    def get_model(self, state_dict, prefix="", device=None):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+        self.unet_config = {"config": _config_of(state), "dtype": self.unet_config.get("dtype")}
+        return T2VModel(self, device, fingerprint({key: state[key] for key in original_shapes(_config_of(state))}))
+
+
+def _config_of(state: Mapping[str, Tensor]) -> UNetConfig:
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    embedded = original_shapes(EMBEDDED_CONFIG)  # its norm groups are in no shape
+    if all(shapes.get(key) == shape for key, shape in embedded.items()):
+        return EMBEDDED_CONFIG
+    return infer_config(shapes, "original")
+
+
+def register() -> None:
+    """Make the host know the model, once: a reloaded pack takes the place of its former self."""
+    known = comfy.supported_models.models
+    known[:] = [config for config in known if config.__name__ != ModelScopeT2V.__name__]
+    known.insert(0, ModelScopeT2V)
+
+
+def model_of(model: Any) -> T2VModel:
+    """The T2VModel of a MODEL. ValueError for a MODEL of another kind."""
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, T2VModel):
+        raise ValueError(
+            f"This MODEL is a {type(inner).__name__}, not a ModelScope text-to-video model: "
+            "load one with Load ModelScope T2V or with Load Diffusion Model."
+        )
+    return inner
+
+
+def unet_of(model: Any) -> HostUNet:
+    return model_of(model).diffusion_model
