@@ -6,11 +6,13 @@ something that the embedded base can do, for tests and thumbnails.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from harness import PACK, Graph, Host, find_comfyui
@@ -51,21 +53,23 @@ FILES = """From [this page](https://huggingface.co/ali-vilab/modelscope-damo-tex
 and press R. Without them choose **embedded** as base, and 64 x 64 pixels and 8 frames everywhere."""
 
 
+def engine(module: str) -> ModuleType:
+    """A module of the engine, without a host."""
+    sys.path.insert(0, str(PACK))
+    return importlib.import_module(f"dreamvideo.{module}")
+
+
 def widgets(stage: str, embedded: bool) -> dict[str, Any]:
     """The base's own training settings, spelt out: a template shall show numbers."""
-    sys.path.insert(0, str(PACK))
-    from dreamvideo.defaults import EMBEDDED, FULL_SIZE
-
-    chosen = asdict((EMBEDDED if embedded else FULL_SIZE).settings(stage))
+    defaults = engine("defaults")
+    chosen = asdict((defaults.EMBEDDED if embedded else defaults.FULL_SIZE).settings(stage))
     return {name: chosen[name] for name in ("steps", "learning_rate", "batch_size")}
 
 
 def short() -> dict[str, Any]:
     """The embedded base's own length and guidance."""
-    sys.path.insert(0, str(PACK))
-    from dreamvideo.defaults import EMBEDDED
-
-    return {"frames": EMBEDDED.frames, "cfg": EMBEDDED.guidance}
+    embedded = engine("defaults").EMBEDDED
+    return {"frames": embedded.frames, "cfg": embedded.guidance}
 
 
 def subject_widgets(embedded: bool) -> dict[str, Any]:
@@ -145,12 +149,14 @@ def quickstart(flow: Workflow) -> None:
                         adapter=(motion, 0))  # fmt: skip
         positive, negative = prompts(flow, (subject, 3), (media, 4))
         shown = guided(flow, positive, negative, (subject, 0))
+        start = flow.add("VAEEncode", title="The clip, for the start", pixels=(clips, 0), vae=(base, 2))
         flow.note("When it looks wrong", "- not the toy: more `steps` in *Train Subject*\n- no motion: a higher "
-                  "`strength` in *Add the motion*\n- looks of the clip come along: a lower one, or a higher "
-                  "`strength` in *Encode Appearance Guidance*", 150)  # fmt: skip
+                  "`strength` in *Add the motion*, a higher `prior_strength` in the sampler\n- looks of the clip come "
+                  "along: lower ones, or a higher `strength` in *Encode Appearance Guidance*", 150)  # fmt: skip
     flow.right()
     with flow.group("5 · Make the video"):
-        video = sampled(flow, (both, 0), (shown, 0), (shown, 1), **TOY | short())
+        prior = {"prior": (start, 0), "prior_strength": engine("demo").PRIOR_STRENGTH}
+        video = sampled(flow, (both, 0), (shown, 0), (shown, 1), **prior, **TOY | short())
         video_out(flow, (video, 0), (base, 2), "dreamvideo-quickstart", enlarge=True)
 
 
