@@ -84,6 +84,7 @@ class _Server:
     client_id = None
     last_node_id = None
     last_prompt_id = None
+    receive_all_progress_notifications = True  # the fork that is an installable package asks
 
     def __init__(self) -> None:
         self.texts: list[str] = []
