@@ -73,6 +73,25 @@ def test_normalising_the_autoencoder_changes_no_picture():
     assert torch.allclose((latents * autoencoder.SCALE).std((0, 2, 3)), torch.ones(4), atol=1e-3)
 
 
+def test_timesteps_lean_to_the_noisy_end_in_every_step():
+    drawn = torch.stack([denoiser.timesteps(8, torch.Generator().manual_seed(seed)) for seed in range(500)])
+    assert drawn.min() >= 0 and drawn.max() <= 999
+    assert abs(float(drawn.float().mean()) - 2000 / 3) < 10
+    assert drawn.amin(1).max() <= 354 and drawn.amax(1).min() >= 935  # the first and the last of eight ranges
+
+
+def test_the_blocks_that_the_unet_reads_train_along(tmp_path):
+    torch.save({"latents": torch.randn(4, world.FRAMES, 4, 8, 8)}, tmp_path / "bank.pt")
+    encoders = load_encoders(find_base(WEIGHTS))
+    before = {name: value.clone() for name, value in encoders.text.clip.state_dict().items()}
+    torch.save({"average": before}, tmp_path / "clip.pt")
+    denoiser.train(tmp_path, encoders, steps=1)
+    joined = package.joined_clip(tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], joined[name])}
+    read = ("transformer.resblocks.0.", "transformer.resblocks.1.", "ln_final.")  # of three blocks
+    assert changed and all(name.startswith(read) for name in changed)
+
+
 def test_the_weights_fit_into_twenty_megabytes():
     assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) <= 20_000_000
 

@@ -16,7 +16,7 @@ from ..sampling import sample_latents
 from ..unet import UNet
 from . import autoencoder, denoiser, package, vision_language, world
 
-STEPS = {"autoencoder": 6000, "clip": 700, "unet": 8150, "settling": 200}
+STEPS = {"autoencoder": 6000, "clip": 700, "unet": 7700, "settling": 200}
 
 
 def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> None:

@@ -84,18 +84,18 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
         captions = [caption_of(scenes[index], generator, moving=not pictures) for index in chosen.tolist()]
         dropped = torch.rand(count, generator=generator) < 0.1
         prompts = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
-        timesteps = _timesteps(count, generator)
+        drawn = timesteps(count, generator)
         noise = offset_noise(clean.shape, generator)
         context = encoders.text.encode(prompts)
-        prediction = unet(schedule.add_noise(clean, noise, timesteps), timesteps, context)
+        prediction = unet(schedule.add_noise(clean, noise, drawn), drawn, context)
         error = (prediction - noise).square().mean((1, 2, 3, 4))
-        kept = schedule.alphas_cumprod[timesteps]
+        kept = schedule.alphas_cumprod[drawn]
         snr = kept / (1 - kept)
         # The velocity's weights: they let the noisiest latents count, where shape and motion are decided.
         loop.update((error * ((snr.clamp(max=SNR_CAP) + 1) / snr).float()).mean())
 
 
-def _timesteps(count: int, generator: torch.Generator) -> Tensor:
+def timesteps(count: int, generator: torch.Generator) -> Tensor:
     """Timesteps [count], the likelier the noisier: motion and shape are decided where there is most noise.
 
     One from each of `count` equally likely ranges, so that the loss of a step depends less on what was drawn.
