@@ -68,9 +68,9 @@ EMBEDDED = Defaults(
     guidance=6.0,
     training={
         # Without masks: a token is so large a part of this small text space that it would spoil an unwatched ground.
-        "token": {"steps": 300, "learning_rate": 5e-3, "masked": False},
-        "identity": {"steps": 600, "learning_rate": 2e-3, "masked": False},
-        "motion": {"steps": 400, "learning_rate": 1e-3},
+        "token": {"steps": 300, "learning_rate": 5e-3, "masked": False, "noisier": True},
+        "identity": {"steps": 500, "learning_rate": 2e-3, "masked": False, "noisier": True},
+        "motion": {"steps": 400, "learning_rate": 1e-3, "noisier": True},
     },
 )
 

@@ -27,9 +27,10 @@ from .training import Callbacks, TrainingResult, TrainingSettings
 from .training_data import encode_clips
 
 PLACEHOLDER = "<my-toy>"
-SUBJECT = "mushroom"
+SUBJECT = world.Subject("mushroom", "red")  # no mushroom is in the base's training
 MOTION = "circling"
 SEED = 3  # of the photographs and the clip
+MOTION_STRENGTH = 0.8  # beside the subject: less of the clip's looks comes along
 PRIOR_STRENGTH = 0.4  # of the clip's noise in the start of every video; the authors advise up to 0.5 for one clip
 
 
@@ -55,10 +56,9 @@ class Material:
 
 def toy_material(frames: int) -> Material:
     """A toy and a motion that were held out of the embedded base's training, and a place that neither was seen in."""
-    subject = world.HELD_OUT_SUBJECTS[SUBJECT]
-    shots = world.photographs(subject, 4, seed=SEED)
+    shots = world.photographs(SUBJECT, 4, seed=SEED)
     photos = [Photo(shot.frames[0], shot.mask[0] > 0.5, None, Path(f"toy {index}")) for index, shot in enumerate(shots)]
-    actor = world.Scene(world.Subject("square", "yellow"), MOTION, "in the night", texture=SEED)
+    actor = world.Scene(world.Subject("circle", "yellow"), MOTION, "in the night", texture=SEED)
     return Material(
         photos,
         world.render(actor, frames).frames,
@@ -193,7 +193,7 @@ def _four_videos(
         "no adapter": (NOTHING, material.class_word),
         "subject": (customize([identity]), material.placeholder),
         "motion": (customize([moves]), material.class_word),
-        "subject and motion": (customize([identity, moves]), material.placeholder),
+        "subject and motion": (customize([identity, moves], [1.0, MOTION_STRENGTH]), material.placeholder),
     }
     videos = {}
     for index, (name, (customization, word)) in enumerate(cases.items()):

@@ -54,6 +54,8 @@ class TrainingSettings:
     learning rate of exactly 0 and so does nothing; here it has 1 / warmup.)
     offset_noise: strength of the noise that is shared by a frame's pixels (0.1 as released).
     masked: use the data's masks; normalize_mask: weigh small subjects like large ones, which the authors do not.
+    noisier: of two draws of its timestep every sample takes the noisier one, for a base so small that looks are decided
+    there alone. The paper draws once.
     p_text_drop, p_image_drop: see `Method`. Released: 0 and none for subjects; 0.5 and 0.5 for a motion from one clip,
     0.5 and 0 from several. A motion trained with p_image_drop 0 is sampled with unconditional feature strength 0.
     save_every, preview_every: in steps; 0 for never (the state is still saved at the end).
@@ -69,6 +71,7 @@ class TrainingSettings:
     offset_noise: float = 0.1
     masked: bool = True
     normalize_mask: bool = False
+    noisier: bool = False
     p_text_drop: float = 0.0
     p_image_drop: float = 0.0
     save_every: int = 100
@@ -163,11 +166,14 @@ def draw_batch(
     blind = torch.rand(size, generator=generator) < settings.p_image_drop  # [B]
     masked = settings.masked and any(item.mask is not None for item in items)
     states = torch.stack([data.states[item.caption] for item in items]) if data.states else None
+    timesteps = method.timesteps(size, generator)
+    if settings.noisier:
+        timesteps = timesteps.maximum(method.timesteps(size, generator))
     shape = (size, *latents[0].shape)
     batch = Batch(
         latents=torch.stack(latents),  # [B, 4, F, h, w]
         noise=offset_noise(shape, generator, settings.offset_noise),
-        timesteps=method.timesteps(size, generator),
+        timesteps=timesteps,
         captions=[item.caption for item in items],
         states=states,
         dropped=dropped,

@@ -249,6 +249,12 @@ def test_clips_begin_anywhere_and_the_guidance_frame_lies_within():
     assert len(seen) == 6
 
 
+def test_noisier_takes_the_noisier_of_two_timesteps():
+    batches = draws(photo_data(), IDENTITY, replace(SETTINGS, noisier=True))
+    times = torch.cat([batch.timesteps for batch in batches])
+    assert times.max() <= 999 and 630 < times.float().mean() < 700  # two thirds of the way
+
+
 def test_posterior_timesteps_and_noise_are_drawn_anew():
     data = photo_data()
     batches = draws(data, IDENTITY, SETTINGS)

@@ -34,7 +34,7 @@ TOYS = {
     BASE: "embedded",
     DOG_FILE: SUBJECT_FILE,
     GUITAR_FILE: MOTION_FILE,
-    CAPTION: "a yellow square circling in the night",
+    CAPTION: "a yellow circle circling in the night",
     SUBJECT_PROMPT: "a <my-toy> on the grass",
     MOTION_PROMPT: "a red circle circling on the grass",
     PROMPT: "a <my-toy> circling on the road",
@@ -146,7 +146,7 @@ def quickstart(flow: Workflow) -> None:
     flow.right()
     with flow.group("4 · Put them together"):
         both = flow.add("DreamVideoApplyAdapter", title="Add the motion to the subject", model=(subject, 2),
-                        adapter=(motion, 0))  # fmt: skip
+                        adapter=(motion, 0), strength=engine("demo").MOTION_STRENGTH)  # fmt: skip
         positive, negative = prompts(flow, (subject, 3), (media, 4))
         shown = guided(flow, positive, negative, (subject, 0))
         start = flow.add("VAEEncode", title="The clip, for the start", pixels=(clips, 0), vae=(base, 2))
