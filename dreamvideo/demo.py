@@ -30,7 +30,7 @@ PLACEHOLDER = "<my-toy>"
 SUBJECT = world.Subject("mushroom", "red")  # no mushroom is in the base's training
 MOTION = "circling"
 SEED = 3  # of the photographs and the clip
-MOTION_STRENGTH = 0.8  # beside the subject: less of the clip's looks comes along
+MOTION_STRENGTH = 0.9  # beside the subject: less of the clip's looks comes along
 PRIOR_STRENGTH = 0.4  # of the clip's noise in the start of every video; the authors advise up to 0.5 for one clip
 
 
