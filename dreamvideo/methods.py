@@ -26,6 +26,7 @@ LossFunction = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]
 """(how many, CPU generator) -> integer timesteps [how many] in 0..999."""
 
+MOTION_WORD = "moving"  # from which a motion's own token begins
 NOISY_BIAS = 0.5  # how much `noisy_timesteps` leans: 0 would be uniform, 1 would never take a clean video
 
 

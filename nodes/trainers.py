@@ -19,9 +19,17 @@ from ..dreamvideo.adapter_files import LoadedAdapter
 from ..dreamvideo.defaults import FULL_SIZE, Defaults, defaults_for, fitted
 from ..dreamvideo.encoders import Encoders
 from ..dreamvideo.files import inside
-from ..dreamvideo.methods import IDENTITY, MOTION_METHODS, SUBJECT_METHODS, TEXTUAL_INVERSION, Method, for_clips
+from ..dreamvideo.methods import (
+    IDENTITY,
+    MOTION_METHODS,
+    MOTION_WORD,
+    SUBJECT_METHODS,
+    TEXTUAL_INVERSION,
+    Method,
+    for_clips,
+)
 from ..dreamvideo.pictures import contact_sheet
-from ..dreamvideo.sampling import customize, generate
+from ..dreamvideo.sampling import customize, generate, missing_placeholders
 from ..dreamvideo.stages import train_identity, train_method, train_textual_inversion
 from ..dreamvideo.training import Callbacks, TrainingResult, TrainingSettings, steps_of_state
 from ..dreamvideo.training_data import TrainingData, digest, encode_clips, encode_photos
@@ -45,7 +53,6 @@ from .fields import (
 log = logging.getLogger(__name__)
 
 STATES = "dreamvideo_training"  # below the output folder
-MOTION_WORD = "moving"  # from which a motion's own word begins
 KEPT_STATES = 3  # folders of one name; older ones make room
 CHECKPOINTING = {"automatic": None, "on": True, "off": False}
 
@@ -418,10 +425,10 @@ def _placeholder_in(captions: Sequence[str], method: Method) -> str:
     """The name that a motion's captions give it, where a method learns a word for it."""
     if method.token != "learned":
         return ""
-    found = re.search(r"<[^<>\s]+>", captions[0])
-    if found is None:
+    named = missing_placeholders(captions[0], {})
+    if not named:
         raise ValueError(f"{method.name} learns a word for the motion: name it in the caption, as <my-motion>.")
-    return found.group()
+    return named[0]
 
 
 # ---------------------------------------------------------------------------------------------- one run

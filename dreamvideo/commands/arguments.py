@@ -12,7 +12,7 @@ from .. import __version__
 from ..base import EMBEDDED_FOLDER
 from ..checkpoints import LAYOUTS
 from ..defaults import EMBEDDED, FULL_SIZE
-from ..methods import MOTION_METHODS, SUBJECT_METHODS, Method
+from ..methods import MOTION_METHODS, MOTION_WORD, SUBJECT_METHODS, Method
 from . import analyze, embedded, evaluate, files, sample, train
 from .common import DTYPES
 
@@ -198,7 +198,7 @@ def _train_motion(parser: Parser) -> None:
     _option(parser, "--p-image-drop", "P", f"how often a zero image takes the frame's place ({released})", _share)
     token = "the motion's name in the captions, for a method that learns one (default: <my-motion>)"
     _option(parser, "--placeholder", "NAME", token, default="<my-motion>")
-    _option(parser, "--class-word", "WORD", "what that name begins from (default: moving)", default="moving")
+    _option(parser, "--class-word", "WORD", f"what that name begins from (default: {MOTION_WORD})", default=MOTION_WORD)
     related = "a folder of clips of related motions with captions, for a method that wants some"
     _option(parser, "--related", "DIR", related, Path)
     _training(parser, "motion", "output/CLIP.safetensors", MOTION_METHODS)

@@ -25,7 +25,7 @@ from ..diffusion import Callback
 from ..files import write_json
 from ..fingerprint import fingerprint, same_base
 from ..media import load_image, write_png
-from ..methods import TEXTUAL_INVERSION, Method
+from ..methods import MOTION_WORD, TEXTUAL_INVERSION, Method
 from ..sampling import customize, generate
 from ..stages import train_method
 from ..training import Callbacks
@@ -34,7 +34,6 @@ from . import fidelity, world
 from .comparison import System, Table
 
 PLACEHOLDER, MOTION_PLACEHOLDER = "<my-toy>", "<my-motion>"
-MOTION_WORD = "moving"  # from which a motion's own token begins
 PHOTOGRAPHS, RELATED_CLIPS = 4, 4
 ACTOR, STAGE = world.Subject("square", "yellow"), "in the night"  # who shows a motion, and where
 # What the base knows: the subjects that a learned motion is asked of, and the motions that a learned subject is asked
