@@ -68,8 +68,8 @@ EMBEDDED = Defaults(
     guidance=6.0,
     training={
         # Without masks: a token is so large a part of this small text space that it would spoil an unwatched ground.
-        "token": {"steps": 300, "learning_rate": 5e-3, "masked": False, "noisier": True},
-        "identity": {"steps": 500, "learning_rate": 2e-3, "masked": False, "noisier": True},
+        "token": {"steps": 300, "learning_rate": 5e-3, "masked": False, "noisier": True, "shift": 1},
+        "identity": {"steps": 500, "learning_rate": 2e-3, "masked": False, "noisier": True, "shift": 1},
         "motion": {"steps": 400, "learning_rate": 1e-3, "noisier": True},
     },
 )

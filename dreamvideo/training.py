@@ -56,6 +56,8 @@ class TrainingSettings:
     masked: use the data's masks; normalize_mask: weigh small subjects like large ones, which the authors do not.
     noisier: of two draws of its timestep every sample takes the noisier one, for a base so small that looks are decided
     there alone. The paper draws once.
+    shift: by how many latent cells (of 8 pixels) at most every sample is moved at random, its edges repeated: few
+    photographs teach else where a subject stands. The paper moves none.
     p_text_drop, p_image_drop: see `Method`. Released: 0 and none for subjects; 0.5 and 0.5 for a motion from one clip,
     0.5 and 0 from several. A motion trained with p_image_drop 0 is sampled with unconditional feature strength 0.
     save_every, preview_every: in steps; 0 for never (the state is still saved at the end).
@@ -72,6 +74,7 @@ class TrainingSettings:
     masked: bool = True
     normalize_mask: bool = False
     noisier: bool = False
+    shift: int = 0
     p_text_drop: float = 0.0
     p_image_drop: float = 0.0
     save_every: int = 100
@@ -80,7 +83,8 @@ class TrainingSettings:
     memory: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("save_every", 0), ("preview_every", 0)):
+        least_of = {"steps": 1, "batch_size": 1, "warmup": 0, "shift": 0, "save_every": 0, "preview_every": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"Training {name} must be at least {least}, got {getattr(self, name)}.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -160,7 +164,7 @@ def draw_batch(
     while len(queue) < size:
         queue = torch.cat([queue, torch.randperm(len(data.items), generator=generator)])
     items = [data.items[i] for i in queue[:size].tolist()]
-    samples = [_draw_sample(item, data.frames, method, generator) for item in items]
+    samples = [_draw_sample(item, data.frames, method, settings.shift, generator) for item in items]
     latents, masks, features = zip(*samples, strict=True)
     dropped = torch.rand(size, generator=generator) < settings.p_text_drop  # [B]
     blind = torch.rand(size, generator=generator) < settings.p_image_drop  # [B]
@@ -184,7 +188,7 @@ def draw_batch(
 
 
 def _draw_sample(
-    item: TrainingItem, frames: int, method: Method, generator: torch.Generator
+    item: TrainingItem, frames: int, method: Method, shift: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Latents [4, F, h, w] of a random stretch, its mask [1, F, h, w], and the feature [D] of a random frame of it."""
     start = int(torch.randint(item.mean.shape[1] - frames + 1, (), generator=generator))
@@ -193,7 +197,19 @@ def _draw_sample(
     mean, std = item.mean[:, stretch], item.std[:, stretch]
     mask = torch.ones_like(mean[:1]) if item.mask is None else item.mask[:, stretch]
     feature = item.features[guide] if method.appearance_guidance else None
-    return mean + std * torch.randn(mean.shape, generator=generator), mask, feature
+    latents = mean + std * torch.randn(mean.shape, generator=generator)
+    if shift:
+        down, right = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
+        latents, mask = _moved(latents, down, right), _moved(mask, down, right)
+    return latents, mask, feature
+
+
+def _moved(picture: Tensor, down: int, right: int) -> Tensor:
+    """[C, F, h, w] moved by whole cells; what comes in repeats the edge."""
+    height, width = picture.shape[-2:]
+    rows = (torch.arange(height) - down).clamp(0, height - 1)
+    columns = (torch.arange(width) - right).clamp(0, width - 1)
+    return picture[..., rows[:, None], columns]
 
 
 @torch.inference_mode(False)

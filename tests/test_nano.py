@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dreamvideo.checkpoints import find_base, load_unet
 from dreamvideo.encoders import load_encoders
@@ -78,6 +79,8 @@ def test_timesteps_lean_to_the_noisy_end_in_every_step():
     assert drawn.min() >= 0 and drawn.max() <= 999
     assert abs(float(drawn.float().mean()) - 2000 / 3) < 10
     assert drawn.amin(1).max() <= 354 and drawn.amax(1).min() >= 935  # the first and the last of eight ranges
+    evenly = denoiser.timesteps(8, torch.Generator().manual_seed(0), noisy=False)
+    assert (evenly.sort().values // 125).tolist() == list(range(8))
 
 
 def test_the_blocks_that_the_unet_reads_train_along(tmp_path):
@@ -90,6 +93,18 @@ def test_the_blocks_that_the_unet_reads_train_along(tmp_path):
     changed = {name for name in before if not torch.equal(before[name], joined[name])}
     read = ("transformer.resblocks.0.", "transformer.resblocks.1.", "ln_final.")  # of three blocks
     assert changed and all(name.startswith(read) for name in changed)
+
+
+def test_refining_the_decoder_leaves_the_latents_alone(tmp_path):
+    autoencoder.train(tmp_path, steps=1)
+    before = package.average(tmp_path, "autoencoder")
+    autoencoder.refine(tmp_path, steps=1)
+    changed = package.average(tmp_path, "decoder")
+    assert any(not torch.equal(before[name], value) for name, value in changed.items())
+    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+    package.write_autoencoder(tmp_path, tmp_path)
+    written = load_file(tmp_path / "vae.safetensors")["decoder.conv_out.weight"]
+    assert torch.equal(written, changed["decoder.conv_out.weight"].half())
 
 
 def test_the_weights_fit_into_twenty_megabytes():

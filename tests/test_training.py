@@ -255,6 +255,23 @@ def test_noisier_takes_the_noisier_of_two_timesteps():
     assert times.max() <= 999 and 630 < times.float().mean() < 700  # two thirds of the way
 
 
+def test_a_shift_moves_picture_and_mask_together_and_repeats_their_edges():
+    cells = torch.arange(6.0)
+    place = torch.stack([cells.view(6, 1).expand(6, 6), cells.expand(6, 6)])  # each cell's row and column
+    mask = (place[:1] == 2).float()  # its third row
+    item = TrainingItem(torch.cat([place, place])[:, None], torch.zeros(4, 1, 6, 6), "item", mask[:, None])
+    seen = set()
+    for batch in draws(TrainingData((item,)), IDENTITY, replace(SETTINGS, batch_size=1, shift=2)):
+        rows, columns = batch.latents[0, :2, 0]
+        down, right = 2 - int(rows[2, 2]), 2 - int(columns[2, 2])
+        assert torch.equal(rows[:, 0], (cells - down).clamp(0, 5)) and torch.equal(
+            columns[0], (cells - right).clamp(0, 5)
+        )
+        assert torch.equal(batch.mask[0, 0, 0], (rows == 2).float())
+        seen.add((down, right))
+    assert seen == {(down, right) for down in range(-2, 3) for right in range(-2, 3)}
+
+
 def test_posterior_timesteps_and_noise_are_drawn_anew():
     data = photo_data()
     batches = draws(data, IDENTITY, SETTINGS)
@@ -601,7 +618,14 @@ def test_bad_data_are_refused_in_a_sentence(unet):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}, {"p_text_drop": 1.5}],
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"p_text_drop": 1.5},
+        {"shift": -1},
+    ],
 )
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import world
 from .progress import Loop
@@ -28,6 +28,7 @@ NOISE = 0.08  # of the latents' own spread, so that neighbouring latents decode 
 
 ANCHOR = 4.0
 WHOLE = 1300  # steps on whole frames before close-ups
+PLAIN = 0.4  # share of the toys without a pattern that the decoder still sees when it is refined
 
 
 def build():
@@ -118,22 +119,28 @@ def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(keep, images, changed.clamp(0, 1))
 
 
-def _scenes(generator: torch.Generator, count: int) -> list[world.Canvas]:
-    return [world.render(world.training_scene(generator)) for _ in range(count)]
+def _scenes(generator: torch.Generator, count: int, plain: float) -> list[world.Canvas]:
+    """`count` scenes; of those without a pattern only the share `plain` is taken."""
+    canvases: list[world.Canvas] = []
+    while len(canvases) < count:
+        scene = world.training_scene(generator)
+        if scene.subject.pattern != "plain" or plain == 1 or torch.rand((), generator=generator) < plain:
+            canvases.append(world.render(scene))
+    return canvases
 
 
-def _frames(generator: torch.Generator, count: int) -> Tensor:
+def _frames(generator: torch.Generator, count: int, plain: float = 1.0) -> Tensor:
     """Whole frames of toys and, one in eight, dead leaves: [count, 3, 64, 64] in 0..1."""
     toys = count * 7 // 8
     picks = torch.randint(world.FRAMES, (toys,), generator=generator).tolist()
-    frames = [canvas.frames[pick] for canvas, pick in zip(_scenes(generator, toys), picks, strict=True)]
+    frames = [canvas.frames[pick] for canvas, pick in zip(_scenes(generator, toys, plain), picks, strict=True)]
     return torch.cat([_recoloured(torch.stack(frames), generator), dead_leaves(count - toys, generator)])
 
 
-def _close_ups(generator: torch.Generator, count: int, size: int = 32) -> Tensor:
+def _close_ups(generator: torch.Generator, count: int, plain: float = 1.0, size: int = 32) -> Tensor:
     """Cuttings of toys and, one in eight, dead leaves: [count, 3, 32, 32] in 0..1. Details are learnt on these."""
     toys, cuttings = count * 7 // 8, []
-    for canvas in _scenes(generator, (toys + 3) // 4):
+    for canvas in _scenes(generator, (toys + 3) // 4, plain):
         for frame in torch.randint(world.FRAMES, (4,), generator=generator).tolist():
             seen = canvas.mask[frame].nonzero()
             centre = seen[int(torch.randint(len(seen), (1,), generator=generator))]
@@ -155,10 +162,33 @@ def train(folder: Path, steps: int, batch: int = 8, learning_rate: float = 1e-3)
             group["lr"] = learning_rate * min(1, (step + 1) / WHOLE) * (0.02 + 0.98 * _cosine(step / steps))
         whole = step < WHOLE or step % 5 == 0
         images = (_frames(generator, batch) if whole else _close_ups(generator, 3 * batch)) * 2 - 1
-        mean = model.encode(images).latent_dist.mean  # [B, 4, 8, 8]
-        noise = torch.randn(mean.shape, generator=generator) * NOISE * mean.detach().std((0, 2, 3), keepdim=True)
-        error = model.decode(mean + noise).sample - images
-        loop.update(error.abs().mean() + 4 * _regions(error) + 0.25 * _edges(error))
+        loop.update(_loss(model, model.encode(images).latent_dist.mean, images, generator))
+
+
+def refine(folder: Path, steps: int, learning_rate: float = 5e-4) -> None:
+    """Let the decoder alone learn on, to `folder`/decoder.pt: latents, and what trained on them, stay as they are."""
+    model = build()
+    model.load_state_dict(torch.load(folder / "autoencoder.pt", weights_only=True)["average"])
+    model.requires_grad_(False)
+    decoder = nn.ModuleDict({name: getattr(model, name) for name in ("decoder", "post_quant_conv")})
+    decoder.requires_grad_(True)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0)
+    loop = Loop(folder / "decoder.pt", decoder, optimizer, steps)
+    for step in loop:
+        generator = torch.Generator().manual_seed(1_000_000 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.02 + 0.98 * _cosine(step / steps))
+        images = (_close_ups(generator, 24, PLAIN) if step % 4 else _frames(generator, 8, PLAIN)) * 2 - 1
+        with torch.no_grad():
+            mean = model.encode(images).latent_dist.mean
+        loop.update(_loss(model, mean, images, generator))
+
+
+def _loss(model, mean: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Of decoding latents [B, 4, h, w], with a little noise on them, to images [B, 3, 8h, 8w] in -1..1."""
+    noise = torch.randn(mean.shape, generator=generator) * NOISE * mean.detach().std((0, 2, 3), keepdim=True)
+    error = model.decode(mean + noise).sample - images
+    return error.abs().mean() + 4 * _regions(error) + 0.25 * _edges(error)
 
 
 def _regions(error: Tensor) -> Tensor:
@@ -196,13 +226,4 @@ def normalise(model, images: Tensor) -> None:
     quant.bias[channels:] = 2 * math.log(NOISE / SCALE)
 
 
-def measure(model, count: int = 64) -> dict[str, Tensor]:
-    """Originals and reconstructions of held-out scenes, for looking and for the rules."""
-    originals = torch.stack([world.render(scene).frames for scene in world.held_out_scenes(count)])
-    flat = originals.flatten(0, 1) * 2 - 1
-    with torch.no_grad():
-        decoded = torch.cat([model.decode(model.encode(part).latent_dist.mean).sample for part in flat.split(32)])
-    return {"original": originals, "decoded": ((decoded + 1) / 2).clamp(0, 1).view_as(originals)}
-
-
-__all__ = ["CONFIG", "SCALE", "build", "dead_leaves", "measure", "normalise", "train"]
+__all__ = ["CONFIG", "SCALE", "build", "dead_leaves", "normalise", "refine", "train"]

@@ -16,7 +16,7 @@ from ..sampling import sample_latents
 from ..unet import UNet
 from . import autoencoder, denoiser, package, vision_language, world
 
-STEPS = {"autoencoder": 6000, "clip": 700, "unet": 7700, "settling": 200}
+STEPS = {"autoencoder": 6000, "decoder": 4000, "clip": 700, "unet": 10600, "settling": 200}
 
 
 def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> None:
@@ -27,6 +27,7 @@ def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> N
     steps = STEPS
     folder.mkdir(parents=True, exist_ok=True)
     autoencoder.train(folder, steps["autoencoder"])
+    autoencoder.refine(folder, steps["decoder"])
     package.write_autoencoder(folder, weights)
     vision_language.train(folder, steps["clip"])
     package.write_clip(folder, weights)

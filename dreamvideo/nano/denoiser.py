@@ -28,8 +28,10 @@ CONFIG = UNetConfig(
 )
 VIDEOS = 8  # a step and process
 PICTURES = 24  # every eighth step
-BANK = 6000  # videos encoded once
+BANK = 12000  # videos encoded once
+PATTERNED = 3.0  # how much likelier a step is to draw a patterned subject's video than a plain one's: they are harder
 PLACES_IN_CLIP = {"blocks": "transformer.resblocks", "norm": "ln_final"}  # of the text's parts that train along
+NOISY = 0.85  # part of the training in which timesteps lean to the noisy end
 SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556, eq. 6 for velocity)
 
 
@@ -67,6 +69,7 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
     model = trained_parts(unet, encoders.text.clip).requires_grad_(True)
     latents = bank(folder, encoders.vae)["latents"]
     scenes = [_scene(index) for index in range(len(latents))]
+    weights = torch.tensor([1.0 if scene.subject.pattern == "plain" else PATTERNED for scene in scenes])
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     loop = Loop(folder / "unet.pt", model, optimizer, steps, decay=0.997)
     schedule = Schedule()
@@ -76,7 +79,7 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
             group["lr"] = learning_rate * min(1, (step + 1) / 200) * (0.03 + 0.97 * _cosine(step / steps))
         pictures = step % 8 == 7
         count = PICTURES if pictures else VIDEOS
-        chosen = torch.randint(len(latents), (count,), generator=generator)
+        chosen = weights.multinomial(count, replacement=True, generator=generator)
         clean = latents[chosen].float().transpose(1, 2)  # [B, 4, F, 8, 8]
         if pictures:
             frame = int(torch.randint(world.FRAMES, (1,), generator=generator))
@@ -84,7 +87,7 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
         captions = [caption_of(scenes[index], generator, moving=not pictures) for index in chosen.tolist()]
         dropped = torch.rand(count, generator=generator) < 0.1
         prompts = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
-        drawn = timesteps(count, generator)
+        drawn = timesteps(count, generator, noisy=step < NOISY * steps)
         noise = offset_noise(clean.shape, generator)
         context = encoders.text.encode(prompts)
         prediction = unet(schedule.add_noise(clean, noise, drawn), drawn, context)
@@ -95,13 +98,14 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
         loop.update((error * ((snr.clamp(max=SNR_CAP) + 1) / snr).float()).mean())
 
 
-def timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps [count], the likelier the noisier: motion and shape are decided where there is most noise.
+def timesteps(count: int, generator: torch.Generator, noisy: bool = True) -> Tensor:
+    """Timesteps [count], where `noisy` the likelier the noisier: motion and shape are decided under most noise.
 
-    One from each of `count` equally likely ranges, so that the loss of a step depends less on what was drawn.
+    Otherwise evenly, for patterns, which are decided later. One from each of `count` equally likely ranges, so that the
+    loss of a step depends less on what was drawn.
     """
     place = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-    return (1000 * place.sqrt()).long().clamp(max=999)
+    return (1000 * (place.sqrt() if noisy else place)).long().clamp(max=999)
 
 
 def _cosine(part: float) -> float:

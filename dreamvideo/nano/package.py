@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "weights"
 
 
 def average(folder: Path, part: str) -> dict[str, Tensor]:
-    """The averaged weights of a part in training: "autoencoder", "clip", "unet" (with its text blocks) or "settled"."""
+    """The averaged weights of a part in training, e.g. "unet" (with its text blocks): the name of its file."""
     return torch.load(folder / f"{part}.pt", weights_only=True)["average"]
 
 
@@ -25,7 +25,7 @@ def average(folder: Path, part: str) -> dict[str, Tensor]:
 def write_autoencoder(folder: Path, target: Path = FOLDER) -> None:
     """The trained autoencoder, its latents brought to unit variance, as vae.safetensors."""
     model = autoencoder.build().eval()
-    model.load_state_dict(average(folder, "autoencoder"))
+    model.load_state_dict(average(folder, "autoencoder") | average(folder, "decoder"))
     scenes = [world.training_scene(torch.Generator().manual_seed(seed)) for seed in range(128)]
     autoencoder.normalise(model, torch.cat([world.render(scene).frames[::4] for scene in scenes]))
     _write(target / "vae.safetensors", model.state_dict(), "vae_config", autoencoder.CONFIG)
