@@ -65,11 +65,11 @@ EMBEDDED = Defaults(
     height=64,
     width=64,
     frames=8,
-    guidance=6.0,
+    guidance=3.0,
     training={
         # Without masks: a token is so large a part of this small text space that it would spoil an unwatched ground.
         "token": {"steps": 300, "learning_rate": 5e-3, "masked": False, "noisier": True, "shift": 1},
-        "identity": {"steps": 500, "learning_rate": 2e-3, "masked": False, "noisier": True, "shift": 1},
+        "identity": {"steps": 900, "learning_rate": 2e-3, "masked": False, "noisier": True, "shift": 1},
         "motion": {"steps": 400, "learning_rate": 1e-3, "noisier": True},
     },
 )
