@@ -98,7 +98,7 @@ def test_the_blocks_that_the_unet_reads_train_along(tmp_path):
 def test_refining_the_decoder_leaves_the_latents_alone(tmp_path):
     autoencoder.train(tmp_path, steps=1)
     before = package.average(tmp_path, "autoencoder")
-    autoencoder.refine(tmp_path, steps=1)
+    autoencoder.refine(tmp_path, before, steps=1)
     changed = package.average(tmp_path, "decoder")
     assert any(not torch.equal(before[name], value) for name, value in changed.items())
     assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)

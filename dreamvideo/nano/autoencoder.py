@@ -165,10 +165,13 @@ def train(folder: Path, steps: int, batch: int = 8, learning_rate: float = 1e-3)
         loop.update(_loss(model, model.encode(images).latent_dist.mean, images, generator))
 
 
-def refine(folder: Path, steps: int, learning_rate: float = 5e-4) -> None:
-    """Let the decoder alone learn on, to `folder`/decoder.pt: latents, and what trained on them, stay as they are."""
+def refine(folder: Path, state: dict[str, Tensor], steps: int, learning_rate: float = 5e-4) -> None:
+    """Let a trained autoencoder's decoder alone learn on, to `folder`/decoder.pt, resuming what is there.
+
+    state: of the autoencoder. Its latents, and what was trained on them, stay as they are.
+    """
     model = build()
-    model.load_state_dict(torch.load(folder / "autoencoder.pt", weights_only=True)["average"])
+    model.load_state_dict(state)
     model.requires_grad_(False)
     decoder = nn.ModuleDict({name: getattr(model, name) for name in ("decoder", "post_quant_conv")})
     decoder.requires_grad_(True)

@@ -27,7 +27,7 @@ def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> N
     steps = STEPS
     folder.mkdir(parents=True, exist_ok=True)
     autoencoder.train(folder, steps["autoencoder"])
-    autoencoder.refine(folder, steps["decoder"])
+    autoencoder.refine(folder, package.average(folder, "autoencoder"), steps["decoder"])
     package.write_autoencoder(folder, weights)
     vision_language.train(folder, steps["clip"])
     package.write_clip(folder, weights)
