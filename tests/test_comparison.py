@@ -73,6 +73,23 @@ def test_tables_and_figure_say_what_was_measured(done):
     assert written[2].stat().st_size
 
 
+def test_a_mark_says_which_systems_differ_from_the_last_one_video_by_video(tmp_path):
+    def measured(*values: float) -> suite.Measured:
+        return suite.Measured([dict.fromkeys(report.COLUMNS, value) for value in values], [strip] * len(values), 1)
+
+    strip = tmp_path / "strip.png"
+    write_png(strip, torch.zeros(3, 64, 128))
+    # Videos differ far more from each other than the systems on one video.
+    rows = {"LoRA": (0.1, 0.5, 0.9), "base, nothing learned": (0.0, 0.4, 0.8), "mixed": (0.05, 0.45, 0.85)}
+    results = {"1": {name: measured(*values) for name, values in rows.items()}}
+    text = report.write(tmp_path, [TABLE], results, SLIVER, 1.0)[0].read_text()
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert "▲" in lines["LoRA"] and "▼" in lines["base, nothing learned"]
+    assert not {"▲", "▼"} & set(lines["mixed"])
+    behind = json.loads((tmp_path / "tables.json").read_text())["tables"]["1"]["LoRA"]["behind"]["motion"]
+    assert behind["mean"] == pytest.approx(-0.05) and behind["high"] < 0
+
+
 def test_the_command_goes_on_and_writes_what_was_found(base, done, monkeypatch, capsys):
     tools, _ = done
     monkeypatch.setattr(suite, "QUICK", SLIVER)
@@ -121,10 +138,12 @@ def test_the_tables_are_the_papers_and_every_method_is_compared():
     rows = {row.name for table in TABLES for system in table.systems for row in (system.subject, system.motion) if row}
     assert METHODS.keys() - rows == {"motion_several"}
     assert all(len({system.name for system in table.systems}) == len(table.systems) for table in TABLES)
-    for scale, videos in ((suite.FULL, 8 * 4), (suite.QUICK, 2)):
+    for scale, videos in ((suite.FULL, 8 * 6 // 2), (suite.QUICK, 2)):
         for table in TABLES:
             wanted = suite.cases(table.task, scale)
             assert len(wanted) == videos == len({case.name for case in wanted})
+            assert len({case.subject for case in wanted}) == len(scale.subjects)
+            assert len({case.motion for case in wanted}) == len(scale.motions)
             assert all(case.new_subject == (table.task != "motion") for case in wanted)
             assert all(case.new_motion == (table.task != "subject") for case in wanted)
 

@@ -73,7 +73,14 @@ def test_a_found_path_is_the_rendered_one():
     assert motion_score(found, "circling") > 0.9
 
 
-@pytest.mark.parametrize("motion", ["circling", "zigzagging", "bouncing", "moving left", "growing"])
+@pytest.mark.parametrize("shape", ["circle", "square", "star"])
+def test_a_turn_is_found_where_only_the_face_tells_it(shape):
+    scene = replace(SCENE, subject=world.Subject(shape, "red"), motion="spinning")
+    found = fidelity.find(world.render(scene, 8).frames, scene.subject).path
+    assert motion_score(found, "spinning") > 0.9 > 0.5 > motion_score(found, "standing still")
+
+
+@pytest.mark.parametrize("motion", ["circling", "zigzagging", "bouncing", "spinning", "moving left", "growing"])
 def test_motions_are_ordered_right_reversed_still(motion):
     target = path(motion)
     still = path("standing still")

@@ -16,13 +16,14 @@ from . import rules, world
 
 # Distance in RGB (0..1) at which two colours no longer agree at all; between, agreement falls linearly.
 DIFFERENT = 0.5
-# Poses tried in each frame: tilts all around, finer near upright, where scenes have theirs; then around the best one,
-# by these changes of tilt, size and place, and by a `FINER` part of them.
-AROUND = [math.tau * k / 12 for k in range(12)] + [-0.15, -0.075, 0.075, 0.15]
+# Poses tried in each frame: tilts all around; then around the best one, by these changes of tilt, size and place, and
+# by a `FINER` part of them.
+AROUND = [math.tau * k / 48 for k in range(48)]
 NEAR_TILTS, NEAR_SCALES, NEAR_OFFSETS = (-0.1, 0.0, 0.1), (-0.12, 0.0, 0.12), (-2.0, 0.0, 2.0)
 FINER = 0.35
-# By how much more a subject lying on its side must agree than an upright one: a blurred face shows no direction.
-UPRIGHT = 0.1
+# By how much more a subject that has turned right around since the frame before must agree: its outline may be the same
+# at several tilts, and a blurred face tells them apart badly.
+TURNED = 0.3
 # What a motion may stray for nothing, in subjects' radii: about a pixel.
 SLACK = 0.07
 
@@ -54,22 +55,28 @@ class Poses:
         return Poses(self.x[index], self.y[index], self.radius[index], self.angle[index])
 
 
+# What a frame in which nothing stands out from the ground holds: pose, overlap and looks.
+NOWHERE = (Poses(*torch.tensor([0.0, 0.0, 1.0, 0.0]).unbind()), 0.0, 0.0)
+
+
 def find(frames: Tensor, subject: world.Subject) -> Found:
     """Look for a known subject in a video [F, 3, H, W] in 0..1."""
     ground = rules.ground_of(frames)  # [F, 3]
     masks = rules.foreground(frames, ground)  # [F, H, W]
-    tracks = rules.track_of(masks)
-    best, shapes, looks = [], [], []
-    for frame, mask, track in zip(frames, masks, tracks, strict=True):
-        pose, overlap, agreement = _best_pose(frame, rules.filled(mask), track, subject)
-        best.append(pose)
-        shapes.append(overlap)
-        looks.append(agreement)
+    tracks, solids = rules.track_of(masks), [rules.filled(mask) for mask in masks]
+    angles = torch.tensor(AROUND)
+    poses = [_centred(subject, track, angles, frames.shape[-1]) for track in tracks]
+    agreement = [_agreement(*each, subject) for each in zip(frames, solids, poses, strict=True)]
+    turns = _steadiest(torch.stack([overlap * (1 + looks) / 2 for overlap, looks in agreement]), angles)
+    best = [
+        _refined(frame, solid, pose[turn], subject) if track[2] >= rules.SMALLEST else NOWHERE
+        for frame, solid, pose, turn, track in zip(frames, solids, poses, turns, tracks, strict=True)
+    ]
     x, y, radius, angle = (
-        torch.stack([getattr(pose, name) for pose in best]) for name in ("x", "y", "radius", "angle")
+        torch.stack([getattr(pose, name) for pose, _, _ in best]) for name in ("x", "y", "radius", "angle")
     )
     path = world.Path(x, y, radius / 16, _unwrapped(angle))
-    return Found(path, sum(shapes) / len(shapes), sum(looks) / len(looks))
+    return Found(path, *(sum(each[part] for each in best) / len(best) for part in (1, 2)))
 
 
 def subject_fidelity(found: Found) -> float:
@@ -112,18 +119,28 @@ def context_fidelity(frames: Tensor, place: str, colour: str = "") -> float:
     return sum(answers) / len(answers)
 
 
-def _best_pose(frame: Tensor, solid: Tensor, track: Tensor, subject: world.Subject) -> tuple[Poses, float, float]:
-    """The pose that agrees best with a frame [3, H, W], and its overlap and its looks."""
-    if track[2] < rules.SMALLEST:
-        return Poses(*torch.tensor([0.0, 0.0, 1.0, 0.0]).unbind()), 0.0, 0.0
-    poses = _centred(subject, track, torch.tensor(AROUND), frame.shape[-1])
-    bonus = UPRIGHT * poses.angle.cos() / 2
+def _steadiest(agreement: Tensor, angles: Tensor) -> list[int]:
+    """Which of the angles [P] in each frame, so that agreement [F, P] less the cost of turning is most in all."""
+    cost = TURNED * (1 - (angles[:, None] - angles).cos()) / 2  # [P, P]
+    total, before = agreement[0], []
+    for frame in agreement[1:]:
+        best = (total[:, None] - cost).max(0)
+        before.append(best.indices)
+        total = frame + best.values
+    turns = [int(total.argmax())]
+    for indices in reversed(before):
+        turns.append(int(indices[turns[-1]]))
+    return turns[::-1]
+
+
+def _refined(frame: Tensor, solid: Tensor, pose: Poses, subject: world.Subject) -> tuple[Poses, float, float]:
+    """The pose around this one that agrees best with a frame [3, H, W], and its overlap and its looks."""
     for step in (1.0, FINER):
-        overlap, looks = _agreement(frame, solid, subject, poses)
-        poses, bonus = _nearby(poses[int((overlap * (1 + looks) / 2 + bonus).argmax())], step), 0.0
-    overlap, looks = _agreement(frame, solid, subject, poses)
-    best = int((overlap * (1 + looks)).argmax())
-    return poses[best], float(overlap[best]), float(looks[best])
+        poses = _nearby(pose, step)
+        overlap, looks = _agreement(frame, solid, poses, subject)
+        best = int((overlap * (1 + looks)).argmax())
+        pose = poses[best]
+    return pose, float(overlap[best]), float(looks[best])
 
 
 def _centred(subject: world.Subject, track: Tensor, angles: Tensor, size: int) -> Poses:
@@ -131,7 +148,7 @@ def _centred(subject: world.Subject, track: Tensor, angles: Tensor, size: int) -
     rest, unit = torch.zeros_like(angles), torch.full_like(angles, 16.0)
     _, coverage = world.portraits(subject, rest, rest, unit, angles, size)
     own = rules.track_of(coverage > 0.5)  # [P, 3]
-    zoom = (track[2] / own[:, 2]).sqrt()
+    zoom = (track[2].clamp(min=1e-4) / own[:, 2]).sqrt()
     x, y = (((track[axis] - 0.5) - (own[:, axis] - 0.5) * zoom) * world.SIZE for axis in (0, 1))
     return Poses(x, y, unit * zoom, angles)
 
@@ -143,7 +160,7 @@ def _nearby(pose: Poses, step: float) -> Poses:
     return Poses(pose.x + dx, pose.y + dy, pose.radius * (1 + scale), pose.angle + tilt)
 
 
-def _agreement(frame: Tensor, solid: Tensor, subject: world.Subject, poses: Poses) -> tuple[Tensor, Tensor]:
+def _agreement(frame: Tensor, solid: Tensor, poses: Poses, subject: world.Subject) -> tuple[Tensor, Tensor]:
     """Of each pose: overlap of outlines, and agreement of colours within the overlap; each [P]."""
     paint, coverage = world.portraits(subject, poses.x, poses.y, poses.radius, poses.angle, frame.shape[-1])
     inside = coverage > 0.5  # [P, H, W]

@@ -38,7 +38,7 @@ PLACES = {
 }
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
-HELD_OUT_SHAPES = ("flower", "moon", "house", "mushroom")
+HELD_OUT_SHAPES = ("flower", "moon", "house", "mushroom", "fish", "arrow")
 PATTERNS = ("plain", "striped", "spotted")
 
 MOTIONS = (
@@ -51,7 +51,7 @@ MOTIONS = (
     "jumping",
     "standing still",
 )
-HELD_OUT_MOTIONS = ("circling", "zigzagging", "swinging", "bouncing")
+HELD_OUT_MOTIONS = ("circling", "zigzagging", "swinging", "bouncing", "spinning", "shaking")
 
 CLASS_WORD = "toy"  # what captions call a subject whose looks they leave open
 
@@ -79,9 +79,9 @@ HELD_OUT_SUBJECTS = {
     "moon": Subject("moon", "cyan", "pink", "striped"),
     "house": Subject("house", "pink", "blue", "striped"),
     "bee": Subject("circle", "cyan", "purple", "striped"),
-    "gem": Subject("square", "pink", "cyan", "spotted"),
     "tent": Subject("triangle", "cyan", "red", "striped"),
-    "cookie": Subject("flower", "orange", "purple", "spotted"),
+    "fish": Subject("fish", "pink"),
+    "arrow": Subject("arrow", "cyan"),
 }
 
 
@@ -135,11 +135,13 @@ def path_of(motion: str, frames: int = FRAMES) -> Path:
         "zigzagging": (sweep, 11 * torch.sign(torch.sin(3.5 * math.pi * s + 0.3)), same),
         "swinging": (12 * torch.cos(turn), 10 * torch.cos(turn) ** 2 - 5, same),
         "bouncing": (sweep, 9 - 20 * torch.sin(2 * math.pi * s).abs(), same),
+        "spinning": (rest, rest, same),  # half a turn
+        "shaking": (7 * (-1.0) ** torch.arange(frames), rest, same),
     }
     if motion not in paths:
         raise ValueError(f"There is no motion '{motion}' in the toy world; it knows {', '.join(paths)}.")
     x, y, scale = paths[motion]
-    return Path(x, y, scale, torch.zeros(frames))
+    return Path(x, y, scale, math.pi * s if motion == "spinning" else rest)
 
 
 # --------------------------------------------------------------------------------------------------- shapes
@@ -174,6 +176,13 @@ def _signed_distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
     if shape == "mushroom":
         cap = torch.maximum(torch.sqrt(u * u + (1.15 * (v - 0.05)) ** 2) - 1.05, v - 0.1)
         return torch.minimum(cap, _box(u, v - 0.5, 0.36, 0.5))
+    if shape == "fish":
+        body = torch.sqrt((u + 0.2) ** 2 + (1.35 * v) ** 2) - 0.85
+        tail = torch.maximum(0.71 * v.abs() - 0.71 * (u - 0.3), u - 1.1)
+        return torch.minimum(body, tail)
+    if shape == "arrow":
+        head = torch.maximum(0.71 * u.abs() - 0.71 * (v + 1.1), v - 0.05)
+        return torch.minimum(_box(u, v - 0.4, 0.38, 0.65), head)
     raise ValueError(f"There is no shape '{shape}' in the toy world; it knows {', '.join(SHAPES + HELD_OUT_SHAPES)}.")
 
 
