@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,6 +147,18 @@ def test_the_tables_are_the_papers_and_every_method_is_compared():
             assert len({case.motion for case in wanted}) == len(scale.motions)
             assert all(case.new_subject == (table.task != "motion") for case in wanted)
             assert all(case.new_motion == (table.task != "subject") for case in wanted)
+
+
+def test_the_docs_hold_the_tables_as_they_came_out():
+    docs = Path(report.__file__).parents[2] / "docs"
+    facts = json.loads((docs / "comparison.json").read_text(encoding="utf-8"))
+    tables = [table for table in TABLES if table.number in facts["tables"]]
+    lines = report.markdown(tables, facts["tables"], suite.FULL, facts["seconds"]).splitlines()
+    shown = (docs / "comparison.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line not in shown] == []
+    main = lines[lines.index(f"## Table 1: {TABLES[0].title}") + 1 :][: len(TABLES[0].systems) + 3]
+    readme = (docs.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in main if line not in readme] == []
 
 
 def test_own_videos_get_the_papers_metrics(tmp_path, capsys, monkeypatch):
