@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_base import write_tiny_base
 
+from dreamvideo import defaults
 from dreamvideo.base import open_base
 from dreamvideo.cli import main
 from dreamvideo.media import write_animation, write_png
@@ -103,7 +105,7 @@ def test_the_command_goes_on_and_writes_what_was_found(base, done, monkeypatch, 
     assert before.items() <= files(tools).items() and (tools.folder / "strips.png").stat().st_size
 
 
-def test_a_stopped_comparison_goes_on(base, tmp_path):
+def test_a_stopped_comparison_goes_on(base, tmp_path, monkeypatch):
     stop = suite.Tools(
         base, tmp_path, SLIVER, report=lambda text: None, training=lambda what: Callbacks(should_stop=lambda: True)
     )
@@ -113,6 +115,9 @@ def test_a_stopped_comparison_goes_on(base, tmp_path):
     other = suite.Tools(base, tmp_path, suite.QUICK, report=lambda text: None)
     with pytest.raises(ValueError, match="another scale"):
         suite.measure(other, [TABLE])
+    monkeypatch.setattr(defaults, "EMBEDDED", replace(defaults.EMBEDDED, rates={"lora_motion": 2.0}))
+    with pytest.raises(ValueError, match="other training settings"):
+        suite.measure(stop, [TABLE])
 
 
 def test_prompts_name_what_a_system_has_learned():

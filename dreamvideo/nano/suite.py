@@ -164,12 +164,14 @@ def _claim(tools: Tools) -> None:
         raise ValueError(
             "The toy world goes with the embedded base, or with one trained again; score videos with --videos."
         )
-    about = {"base": fingerprint(tools.base.unet), "scale": json.loads(json.dumps(asdict(tools.scale)))}
+    settings = json.loads(json.dumps({"scale": asdict(tools.scale), "defaults": asdict(defaults)}))
+    about = {"base": fingerprint(tools.base.unet), "settings": settings}
     if path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        if theirs["scale"] != about["scale"] or not same_base(theirs["base"], about["base"]):
+        if theirs.get("settings") != settings or not same_base(theirs["base"], about["base"]):
             raise ValueError(
-                f"{tools.folder} holds a comparison at another scale or on another base; name another --out."
+                f"{tools.folder} holds a comparison at another scale, with other training settings or on another base; "
+                "name another --out."
             )
     else:
         write_json(path, about)
