@@ -76,7 +76,7 @@ EMBEDDED = Defaults(
         "identity": {"steps": 900, "learning_rate": 5e-4, "masked": False, "noisier": True, "shift": 1},
         "motion": {"steps": 400, "learning_rate": 1e-3, "noisier": True},
     },
-    # Of five rates a factor of 4 apart, the best on a toy and a motion outside of the comparison: see docs/methods.md.
+    # Found by factors of 4 on a toy and a motion outside of the comparison: see docs/methods.md.
     rates={"dreamix": 0.25, "custom_diffusion": 0.25, "fine_tuning_subject": 0.25, "lora_motion": 4},
 )
 
