@@ -55,10 +55,10 @@ DATA_SEED = 3
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the comparison is done: subjects with motions under every seed, the places in turn.
+    """How much of the comparison is done: subjects with motions, the places in turn.
 
-    one_in: of the pairs of subject and motion, so that each subject and each motion has its part; share: of each row's
-    training steps; sampling_steps: of DDIM.
+    one_in: of the pairs of subject and motion, so that each subject and each motion has its part; seeds: of each such
+    pair; share: of each row's training steps; sampling_steps: of DDIM.
     """
 
     subjects: tuple[str, ...] = tuple(world.HELD_OUT_SUBJECTS)
@@ -122,20 +122,21 @@ class Measured:
 
 
 def cases(task: str, scale: Scale) -> list[Case]:
-    """The videos of a task: of what it does not teach, the base's own take the place."""
+    """The videos of a task, each from a noise of its own: of what it does not teach, the base's own take the place."""
     known_subjects, known_motions = tuple(KNOWN_SUBJECTS), world.MOTIONS
     subjects, motions = {
         "joint": (scale.subjects, scale.motions),
         "subject": (scale.subjects, known_motions[: len(scale.motions)]),
         "motion": (known_subjects[: len(scale.subjects)], scale.motions),
     }[task]
-    wanted = itertools.product(enumerate(subjects), enumerate(motions), range(scale.seeds))
-    places = itertools.cycle(scale.places)
-    return [
-        Case(subject, motion, next(places), seed)
-        for (row, subject), (column, motion), seed in wanted
+    pairs = [
+        (subject, motion)
+        for (row, subject), (column, motion) in itertools.product(enumerate(subjects), enumerate(motions))
         if (row + column) % scale.one_in == 0
+        for _ in range(scale.seeds)
     ]
+    places = itertools.cycle(scale.places)
+    return [Case(subject, motion, next(places), seed) for seed, (subject, motion) in enumerate(pairs)]
 
 
 def measure(tools: Tools, tables: Sequence[Table]) -> dict[str, dict[str, Measured]]:
