@@ -1,9 +1,13 @@
 """The UNet's layers, doing less where the result is the same: an `operations` namespace made from another one.
 
-Two things are left out. A frozen convolution keeps its input for a gradient of its weight that nobody asks for; these
-keep none. And a convolution over time that sees a single frame multiplies two of its three taps with padding; these
-take the middle tap alone. Both sit behind torch's `_conv_forward`, so that layers which cast or move their weights
-first, as ComfyUI's do, can be made economical too.
+A frozen convolution keeps its input for a gradient of its weight that nobody asks for; these keep none. A convolution
+over time is one in 2-D, of time and position, for which libraries have faster kernels; of a single frame it multiplies
+two of its three taps with padding, and these take the middle tap alone. A convolution with one tap is a linear layer.
+All of it sits behind torch's `_conv_forward`, so that layers which cast or move their weights first, as ComfyUI's do,
+can be made economical too.
+
+On a CPU they work with channels last in memory, [N, H, W, C]: its convolutions are faster so, and pictures are tokens
+and videos frames as they lie. Elsewhere channels come first, for that is how PyTorch's group norm returns them there.
 """
 
 from __future__ import annotations
@@ -18,25 +22,57 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
+# Positions. With channels last on a CPU, PyTorch's group norm takes a multiple of its time for fewer, and its backward
+# pass for any number.
+SLOW_BELOW = 1024
 
 
 def economical(operations: Any) -> SimpleNamespace:
     """The same layers, parameters and results; `operations` has torch.nn's layers or subclasses of them."""
     found = {name: type(name, (_Economical, getattr(operations, name)), {}) for name in CONVOLUTIONS}
-    return SimpleNamespace(
-        **found, Linear=operations.Linear, GroupNorm=operations.GroupNorm, LayerNorm=operations.LayerNorm
-    )
+    norm = type("GroupNorm", (_GroupNorm, operations.GroupNorm), {})
+    return SimpleNamespace(**found, GroupNorm=norm, Linear=operations.Linear, LayerNorm=operations.LayerNorm)
 
 
 class _Economical(nn.modules.conv._ConvNd):
     """Goes before torch's convolution, or a host's, and leaves to it what needs no economy."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, **named: Any) -> Tensor:
-        if self.kernel_size == (3, 1, 1) and self.padding == (1, 0, 0) and x.ndim == 5 and x.shape[2] == 1:
-            tap = weight[:, :, 1]  # [O, C, 1, 1]
-            return _convolve(F.conv2d, x.squeeze(2), tap, bias, (1, 1), (0, 0)).unsqueeze(2)
+        if self.kernel_size == (1,):
+            return F.linear(x.transpose(1, 2), weight.squeeze(2), bias).transpose(1, 2)  # [N, O, L]
+        if self.kernel_size == (3, 1, 1) and self.padding == (1, 0, 0):
+            return _over_time(x, weight, bias)
+        if x.ndim == 4 and x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
         usual = partial(super()._conv_forward, **named)  # what else a host's layer may tell its own
         return _convolve(usual, x, weight, bias, self.stride, self.padding)
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Goes before torch's group norm, or a host's, and leaves channels where they lie."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        stacked = x.flatten(2, -2)  # [N, C, H, W], a video's frames one below the other: statistics know no positions
+        slow = stacked[0, 0].numel() < SLOW_BELOW or (torch.is_grad_enabled() and x.requires_grad)
+        if slow and x.device.type == "cpu" and _channels_last(stacked):
+            normed = super().forward(stacked.contiguous()).contiguous(memory_format=torch.channels_last)
+        else:
+            normed = super().forward(stacked)
+        return normed.unflatten(2, x.shape[2:-1])
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _over_time(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, C, F, H, W] with weight [O, C, 3, 1, 1] -> [B, O, F, H, W]"""
+    taps, padding = weight.squeeze(4), (1, 0)  # [O, C, 3, 1]
+    if x.shape[2] == 1:
+        taps, padding = taps[:, :, 1:2], (0, 0)
+    usual = partial(F.conv2d, padding=padding)
+    positions = x.flatten(3)  # [B, C, F, H*W]
+    return _convolve(usual, positions, taps, bias, (1, 1), padding).unflatten(3, x.shape[3:])
 
 
 def _convolve(
@@ -60,12 +96,14 @@ class _FrozenConvolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.geometry = x.shape, _geometry(stride, padding)
+        ctx.layout = torch.channels_last if _channels_last(x) else torch.contiguous_format
         return torch.convolution(x, weight, bias, *ctx.geometry)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (weight,) = ctx.saved_tensors
-        unread = gradient.new_empty(1).expand(ctx.shape)  # the input's values enter the weight's gradient alone
+        # The input's values enter the weight's gradient alone; its layout decides in which one the work is done.
+        unread = torch.empty(ctx.shape, dtype=weight.dtype, device=weight.device, memory_format=ctx.layout)
         wanted = (True, False, False)  # of input, weight and bias
         found = torch.ops.aten.convolution_backward(gradient, unread, weight, None, *ctx.geometry, wanted)
         return found[0], None, None, None, None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+TOKENS_IN_CACHE = 1024  # a CPU's; what a feed-forward layer makes of more is written to main memory and read again
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,7 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         h = unfold_frames(x, call.frames)  # [B, C, F, H, W]: statistics go across frames
-        h = h.flatten(3).unsqueeze(3)  # [B, C, F, 1, H*W]: Conv3d on CPU runs faster along one long row
-        h = self.conv4(self.conv3(self.conv2(self.conv1(h))))
-        return x + fold_frames(h).view_as(x)
+        return x + fold_frames(self.conv4(self.conv3(self.conv2(self.conv1(h)))))
 
 
 class ResBlock(nn.Module):
@@ -257,7 +256,10 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        if x.device.type != "cpu":
+            return self.net(x)
+        pieces = x.flatten(0, -2).split(TOKENS_IN_CACHE)  # [L, C] each
+        return torch.cat([self.net(piece) for piece in pieces]).view_as(x)
 
 
 class TransformerBlock(nn.Module):
@@ -327,15 +329,15 @@ class TemporalTransformer(nn.Module):
         self.proj_out = ops.Conv1d(width, channels, 1, **factory)
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
-        # Kernel 1 asks nothing of the order of positions, so neither convolution needs the frames last.
+        # Kernel 1 asks nothing of the order of positions: the projections take them as they lie.
         size = x.shape[-2:]
-        h = self.norm(unfold_frames(x, call.frames))  # [B, C, F, H, W]: statistics go across frames
-        h = self.proj_in(h.flatten(2)).unflatten(2, (call.frames, -1))  # [B, C, F, N]
+        x = unfold_frames(x, call.frames)  # [B, C, F, H, W]: the norm's statistics go across frames
+        h = self.proj_in(self.norm(x).flatten(2)).unflatten(2, (call.frames, -1))  # [B, C, F, N]
         h = h.permute(0, 3, 2, 1).contiguous()  # [B, N, F, C]
         for block in self.transformer_blocks:
             h = block(h, tuple(size), call)
-        h = h.permute(0, 2, 3, 1).flatten(0, 1)  # [B*F, C, N]
-        return x + self.proj_out(h).unflatten(2, size)
+        h = self.proj_out(h.flatten(1, 2).transpose(1, 2)).unflatten(2, (-1, call.frames))  # [B, C, N, F]
+        return fold_frames(x + h.transpose(2, 3).unflatten(3, size))
 
 
 class Downsample(nn.Module):

@@ -30,14 +30,23 @@ CASES = [
     (("Conv2d", 4, 6, 3), {"padding": 1, "stride": 2}, (2, 4, 7, 8)),
     (("Conv2d", 4, 6, 1), {}, (2, 4, 3, 3)),
     (("Conv3d", 4, 4, (3, 1, 1)), {"padding": (1, 0, 0)}, (2, 4, 5, 1, 6)),
+    (("Conv3d", 4, 6, (3, 1, 1)), {"padding": (1, 0, 0)}, (2, 4, 5, 3, 2)),
     (("Conv3d", 4, 4, (3, 1, 1)), {"padding": (1, 0, 0)}, (2, 4, 1, 1, 6)),
+    (("Conv3d", 4, 4, 3), {"padding": 1}, (2, 4, 3, 3, 2)),
+    (("GroupNorm", 2, 4), {}, (2, 4, 3, 5)),
+    (("GroupNorm", 2, 4), {}, (2, 4, 32, 32)),
+    (("GroupNorm", 2, 4), {}, (2, 4, 3, 5, 6)),
 ]
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("layer", "geometry", "shape"), CASES)
-def test_results_and_gradients_are_torchs(layer, geometry, shape):
+def test_results_and_gradients_are_torchs(layer, geometry, shape, channels_last):
     plain, ours = twins(*layer, **geometry)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    x.requires_grad_()
     results, gradients = [], []
     for each in (plain, ours):
         results.append(each(x))
@@ -98,6 +107,31 @@ def test_the_unet_of_economical_layers_is_the_unet(frames):
     torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
     gradients = [torch.autograd.grad(result.square().mean(), context)[0] for result in results]
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_channels_stay_last_throughout(frames):
+    """No layer, and nothing between them, brings a picture or a video into another order of memory."""
+    unet, found = UNet(CONFIG, operations=LAYERS).eval().requires_grad_(False), {}
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.GroupNorm | nn.Conv2d | nn.Conv3d):
+            module.register_forward_hook(lambda _, given, made, name=name: found.update({name: (*given, made)}))
+    unet.input_blocks[0][0].register_forward_pre_hook(
+        lambda _, given: given[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    )
+    unet(torch.randn(2, 4, frames, 8, 16), torch.tensor([3, 900]), torch.randn(2, 77, CONFIG.context_dim))
+    assert len(found) > 50
+    moved = [name for name, tensors in found.items() if not all(t.movedim(1, -1).is_contiguous() for t in tensors)]
+    assert moved == []
+
+
+def test_a_feed_forward_in_pieces_is_the_whole(monkeypatch):
+    layer = tiny_unet().middle_block[2].transformer_blocks[0].ff
+    x = torch.randn(2, 3, 5, layer.net[2].out_features)
+    whole = layer.net(x)
+    monkeypatch.setattr("dreamvideo.unet.TOKENS_IN_CACHE", 7)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), whole, atol=1e-6, rtol=1e-6)
 
 
 def test_one_frame_needs_no_queries_and_keys_in_time():
