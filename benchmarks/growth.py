@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from dreamvideo.unet import UNet
 
 from .clock import interleaved
 from .machine import matmul_rate
@@ -43,11 +46,11 @@ def fraction_rows(setting: Setting) -> list[Row]:
     return [Row(5, "forward's share of a matrix product's speed", 100 * achieved / rate, "%", "- / 45", absolute)]
 
 
-def forward(setting: Setting, frames: int, side: int):
+def forward(setting: Setting, frames: int, side: int, unet: UNet | None = None) -> Callable[[], None]:
     x = setting.random(1, 4, frames, side, side).to(setting.dtype)
     timesteps = torch.tensor([500], device=setting.device)
     context = setting.random(1, 77, setting.size.unet.context_dim).to(setting.dtype)
-    unet = setting.unet
+    unet = unet or setting.unet
 
     @torch.no_grad()
     def run() -> None:

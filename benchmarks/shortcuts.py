@@ -7,11 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dreamvideo import unet as network
 from dreamvideo.adapters import AdapterStack, StackEntry
 from dreamvideo.unet import Attention, UNet
 
 from .clock import interleaved
+from .growth import forward
 from .setting import Row, Setting
+
+FRAMES = 16
 
 
 def rows(setting: Setting) -> list[Row]:
@@ -28,10 +32,15 @@ def rows(setting: Setting) -> list[Row]:
     absolute = {f"{name}, s": taken for name, taken in seconds.items()}
     taps = seconds["torch's layers"] / best
     values = seconds["whole attention"] / best
+    taken = interleaved(video_forwards(setting, plain), setting.rounds, setting.clock)
+    videos = {f"video, {name}, s": seconds for name, seconds in taken.items()}
+    layers, pieces = (taken[name] / taken["economical"] for name in ("torch's layers", "whole feed-forward"))
     updates = interleaved(adam(setting), setting.rounds, setting.clock)
     return [
         Row(7, "forward and backward on 4 photographs, torch's layers / economical", taps, "x", "", absolute),
         Row(7, "the same, whole attention in time / values alone", values, "x", "", absolute),
+        Row(7, f"forward of {FRAMES} frames, torch's layers / economical", layers, "x", "", videos),
+        Row(7, "the same, feed-forward layers whole / in pieces", pieces, "x", "", videos),
         Row(7, "update of a motion adapter, default AdamW / fused", updates["default"] / updates["fused"], "x", "", {
             f"AdamW {name}, s": taken for name, taken in updates.items()
         }),
@@ -47,6 +56,24 @@ def photo_step(setting: Setting, unet: UNet, adapter: nn.Module) -> Callable[[],
         unet(x, timesteps, context, AdapterStack([StackEntry(adapter)])).square().mean().backward()
 
     return run
+
+
+def video_forwards(setting: Setting, plain: UNet) -> dict[str, Callable[[], None]]:
+    ours = forward(setting, FRAMES, setting.side)
+
+    def whole() -> None:
+        in_cache = network.TOKENS_IN_CACHE
+        network.TOKENS_IN_CACHE = FRAMES * setting.side**2
+        try:
+            ours()
+        finally:
+            network.TOKENS_IN_CACHE = in_cache
+
+    return {
+        "economical": ours,
+        "torch's layers": forward(setting, FRAMES, setting.side, plain),
+        "whole feed-forward": whole,
+    }
 
 
 def with_whole_attention(job: Callable[[], None]) -> Callable[[], None]:
