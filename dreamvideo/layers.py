@@ -6,8 +6,9 @@ two of its three taps with padding, and these take the middle tap alone. A convo
 All of it sits behind torch's `_conv_forward`, so that layers which cast or move their weights first, as ComfyUI's do,
 can be made economical too.
 
-On a CPU they work with channels last in memory, [N, H, W, C]: its convolutions are faster so, and pictures are tokens
-and videos frames as they lie. Elsewhere channels come first, for that is how PyTorch's group norm returns them there.
+On a CPU and without gradients they work with channels last in memory, [N, H, W, C]: its convolutions are faster so, and
+pictures are tokens and videos frames as they lie. Elsewhere channels come first, as PyTorch's group norm asks: on a GPU
+in either pass, on a CPU in its backward pass.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
-# Positions. With channels last on a CPU, PyTorch's group norm takes a multiple of its time for fewer, and its backward
-# pass for any number.
-SLOW_BELOW = 1024
+SLOW_BELOW = 1024  # positions: with fewer, PyTorch's group norm takes a multiple of its time for channels last on a CPU
 
 
 def economical(operations: Any) -> SimpleNamespace:
@@ -42,7 +41,7 @@ class _Economical(nn.modules.conv._ConvNd):
             return F.linear(x.transpose(1, 2), weight.squeeze(2), bias).transpose(1, 2)  # [N, O, L]
         if self.kernel_size == (3, 1, 1) and self.padding == (1, 0, 0):
             return _over_time(x, weight, bias)
-        if x.ndim == 4 and x.device.type == "cpu":
+        if x.ndim == 4 and x.device.type == "cpu" and not torch.is_grad_enabled():
             x = x.contiguous(memory_format=torch.channels_last)
         usual = partial(super()._conv_forward, **named)  # what else a host's layer may tell its own
         return _convolve(usual, x, weight, bias, self.stride, self.padding)
@@ -53,8 +52,7 @@ class _GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         stacked = x.flatten(2, -2)  # [N, C, H, W], a video's frames one below the other: statistics know no positions
-        slow = stacked[0, 0].numel() < SLOW_BELOW or (torch.is_grad_enabled() and x.requires_grad)
-        if slow and x.device.type == "cpu" and _channels_last(stacked):
+        if x.device.type == "cpu" and stacked[0, 0].numel() < SLOW_BELOW and _channels_last(stacked):
             normed = super().forward(stacked.contiguous()).contiguous(memory_format=torch.channels_last)
         else:
             normed = super().forward(stacked)

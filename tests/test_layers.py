@@ -110,6 +110,7 @@ def test_the_unet_of_economical_layers_is_the_unet(frames):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
+@torch.no_grad()
 def test_channels_stay_last_throughout(frames):
     """No layer, and nothing between them, brings a picture or a video into another order of memory."""
     unet, found = UNet(CONFIG, operations=LAYERS).eval().requires_grad_(False), {}
