@@ -46,7 +46,9 @@ def write_full_size(path: Path) -> Path:
     """The full-size UNet in float16, all zeros, written tensor by tensor: 2.6 GiB."""
     state = UNet(UNetConfig(), device="meta").state_dict()
     specs = {name: TensorSpec(tuple(tensor.shape), torch.float16) for name, tensor in state.items()}
-    write_tensors(path, specs, ((name, torch.zeros(spec.shape, dtype=torch.float16)) for name, spec in specs.items()), {})
+    write_tensors(
+        path, specs, ((name, torch.zeros(spec.shape, dtype=torch.float16)) for name, spec in specs.items()), {}
+    )
     return path
 
 
