@@ -52,15 +52,12 @@ class _GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         stacked = x.flatten(2, -2)  # [N, C, H, W], a video's frames one below the other: statistics know no positions
-        if x.device.type == "cpu" and stacked[0, 0].numel() < SLOW_BELOW and _channels_last(stacked):
+        channels_last = stacked.is_contiguous(memory_format=torch.channels_last)
+        if x.device.type == "cpu" and channels_last and stacked[0, 0].numel() < SLOW_BELOW:
             normed = super().forward(stacked.contiguous()).contiguous(memory_format=torch.channels_last)
         else:
             normed = super().forward(stacked)
         return normed.unflatten(2, x.shape[2:-1])
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _over_time(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -94,14 +91,12 @@ class _FrozenConvolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.geometry = x.shape, _geometry(stride, padding)
-        ctx.layout = torch.channels_last if _channels_last(x) else torch.contiguous_format
         return torch.convolution(x, weight, bias, *ctx.geometry)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (weight,) = ctx.saved_tensors
-        # The input's values enter the weight's gradient alone; its layout decides in which one the work is done.
-        unread = torch.empty(ctx.shape, dtype=weight.dtype, device=weight.device, memory_format=ctx.layout)
+        unread = gradient.new_empty(1).expand(ctx.shape)  # the input's values enter the weight's gradient alone
         wanted = (True, False, False)  # of input, weight and bias
         found = torch.ops.aten.convolution_backward(gradient, unread, weight, None, *ctx.geometry, wanted)
         return found[0], None, None, None, None

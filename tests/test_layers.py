@@ -117,10 +117,8 @@ def test_channels_stay_last_throughout(frames):
     for name, module in unet.named_modules():
         if isinstance(module, nn.GroupNorm | nn.Conv2d | nn.Conv3d):
             module.register_forward_hook(lambda _, given, made, name=name: found.update({name: (*given, made)}))
-    unet.input_blocks[0][0].register_forward_pre_hook(
-        lambda _, given: given[0].movedim(1, -1).contiguous().movedim(-1, 1)
-    )
-    unet(torch.randn(2, 4, frames, 8, 16), torch.tensor([3, 900]), torch.randn(2, 77, CONFIG.context_dim))
+    x = torch.randn(2, frames, 8, 16, 4).movedim(-1, 1)  # [B, C, F, h, w], the first convolution's input included
+    unet(x, torch.tensor([3, 900]), torch.randn(2, 77, CONFIG.context_dim))
     assert len(found) > 50
     moved = [name for name, tensors in found.items() if not all(t.movedim(1, -1).is_contiguous() for t in tensors)]
     assert moved == []
@@ -128,11 +126,12 @@ def test_channels_stay_last_throughout(frames):
 
 def test_a_feed_forward_in_pieces_is_the_whole(monkeypatch):
     layer = tiny_unet().middle_block[2].transformer_blocks[0].ff
-    x = torch.randn(2, 3, 5, layer.net[2].out_features)
-    whole = layer.net(x)
+    x = torch.randn(2, 3, 5, layer.net[2].out_features, requires_grad=True)
     monkeypatch.setattr("dreamvideo.unet.TOKENS_IN_CACHE", 7)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x), whole, atol=1e-6, rtol=1e-6)
+    results = [layer.net(x), layer(x)]
+    torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-6)
+    gradients = [torch.autograd.grad(result.square().sum(), x)[0] for result in results]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-5)
 
 
 def test_one_frame_needs_no_queries_and_keys_in_time():
