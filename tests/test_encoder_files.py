@@ -201,7 +201,15 @@ def test_checkpoints_of_lightning_are_read_without_lightning(tmp_path, vae, monk
     path = save(tmp_path / "x.ckpt", {"state_dict": in_ldm(vae.state_dict())} | extra)
     monkeypatch.undo()
     assert "pytorch_lightning" not in sys.modules
-    assert_same(read_vae(path)[0], vae.state_dict())
+    name = "numpy._core.multiarray.scalar"
+    allowed = [(types.FunctionType(refuse.__code__, {}), name) for _ in range(20)]  # by hosts: which counts is chance
+    with torch.serialization.safe_globals(allowed):
+        assert_same(read_vae(path)[0], vae.state_dict())
+        assert set(allowed) <= set(torch.serialization.get_safe_globals())
+
+
+def refuse(*_):
+    raise TypeError
 
 
 def changed(state, **values):
