@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dreamvideo.adapters import AdapterStack, StackEntry
 from dreamvideo.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, AdapterLearner, Method, TokenLearner
@@ -90,16 +91,17 @@ def agree(setting: Setting, name: str) -> None:
     network = AuthorsNetwork(setting.unet, adapters, checkpointing=True)
     network.adapters.requires_grad_(True)
     stack = AdapterStack([StackEntry(adapter) for adapter in adapters], feature)
-    ours = setting.unet(x.to(setting.dtype), timesteps, context.to(setting.dtype), stack).float()
-    theirs = network(x, timesteps, context, feature).float()
-    tolerance = 1e-4 if setting.dtype == torch.float32 else 0.1
-    check_agreement(f"{name}: prediction", ours, theirs, tolerance)
     our_leaf = their_leaf = context
     if adapters:
         first = next(iter(adapters[0].modules_at))
         our_leaf, their_leaf = adapters[0].at(first).down_linear.weight, network.adapters[0].down_linear.weight
-    gradients = [
-        torch.autograd.grad((prediction - target).square().mean(), leaf)[0]
-        for prediction, leaf in ((ours, our_leaf), (theirs, their_leaf))
-    ]
-    check_agreement(f"{name}: gradient", *gradients, 10 * tolerance)
+
+    def found(prediction: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = torch.autograd.grad((prediction.float() - target).square().mean(), leaf)
+        return prediction.detach().float(), gradient
+
+    ours = found(setting.unet(x.to(setting.dtype), timesteps, context.to(setting.dtype), stack), our_leaf)
+    theirs = found(network(x, timesteps, context, feature), their_leaf)
+    tolerance = 1e-4 if setting.dtype == torch.float32 else 0.1
+    check_agreement(f"{name}: prediction", ours[0], theirs[0], tolerance)
+    check_agreement(f"{name}: gradient", ours[1], theirs[1], 10 * tolerance)

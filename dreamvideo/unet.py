@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-TOKENS_IN_CACHE = 1024  # a CPU's; what a feed-forward layer makes of more is written to main memory and read again
+TOKENS_IN_CACHE = 1024  # a CPU's; what a layer makes of more is written to main memory and read again
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,13 @@ class ResBlock(nn.Module):
         return self.temopral_conv(self.skip_connection(x) + self.out_layers(h), call)
 
 
+def in_pieces(layer: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """A layer that takes rows of tokens [S, L, C] independently of one another; on a CPU it takes a few at a time."""
+    if rows.device.type != "cpu":
+        return layer(rows)
+    return torch.cat([layer(few) for few in rows.split(max(1, TOKENS_IN_CACHE // rows.shape[1]))])
+
+
 class Attention(nn.Module):
     def __init__(
         self, width: int, heads: int, context_dim: int | None, attention: AttentionFunction, ops, factory: dict
@@ -225,16 +232,20 @@ class Attention(nn.Module):
 
         The second way projects the context of a video once instead of once a frame.
         """
-        tokens = x.flatten(0, 1) if context is None else x.flatten(1, 2)
-        source = tokens if context is None else context
-        if source.shape[1] == 1:  # a softmax over one token is one, whatever queries and keys are
-            return self.to_out(self.to_v(source).expand_as(tokens)).view_as(x)
+        if context is not None:
+            return self._attend(x.flatten(1, 2), context).view_as(x)
+        if x.shape[2] == 1:  # a softmax over one token is one, whatever queries and keys are
+            return self.to_out(self.to_v(x))
+        return in_pieces(lambda rows: self._attend(rows, rows), x.flatten(0, 1)).view_as(x)
+
+    def _attend(self, tokens: Tensor, source: Tensor) -> Tensor:
+        """tokens [S, L, C] to source [S, T, D] -> [S, L, C]"""
         q, k, v = (
-            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b, heads, length, head_dim]
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [S, heads, length, head_dim]
             for projected in (self.to_q(tokens), self.to_k(source), self.to_v(source))
         )
         h = self.attention(q, k, v)
-        return self.to_out(h.transpose(1, 2).flatten(2)).view_as(x)
+        return self.to_out(h.transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):
@@ -256,10 +267,7 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return self.net(x)
-        pieces = x.flatten(0, -2).split(TOKENS_IN_CACHE)  # [L, C] each
-        return torch.cat([self.net(piece) for piece in pieces]).view_as(x)
+        return in_pieces(self.net, x.flatten(0, -2)[:, None]).view_as(x)  # every token a row of its own
 
 
 class TransformerBlock(nn.Module):

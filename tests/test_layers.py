@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
-from dreamvideo.layers import economical
+from dreamvideo.layers import SHORT, attention, economical
 from dreamvideo.unet import UNet, transformer_sites
 
 LAYERS = economical(nn)
@@ -134,11 +134,33 @@ def test_a_feed_forward_in_pieces_is_the_whole(monkeypatch):
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
 
 
+def test_attention_in_pieces_is_the_whole(monkeypatch):
+    layer = tiny_unet().middle_block[2].transformer_blocks[0].attn1
+    x = torch.randn(2, 3, 5, layer.to_q.in_features, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    results = [layer(x)]
+    monkeypatch.setattr("dreamvideo.unet.TOKENS_IN_CACHE", 11)  # two of six rows
+    results.append(layer(x))
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(result.square().mean(), x)[0] for result in results]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [2, SHORT, SHORT + 1])
+def test_attention_among_few_tokens_is_torchs(length):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 4, length, 3, 8, generator=generator).transpose(2, 3)  # heads behind tokens, as they lie
+    whole = nn.functional.scaled_dot_product_attention(q, k, v)
+    with torch.no_grad():
+        found = attention(q, k, v)
+    assert found.shape == whole.shape
+    torch.testing.assert_close(found, whole, atol=1e-6, rtol=1e-6)
+
+
 def test_one_frame_needs_no_queries_and_keys_in_time():
     unet, asked = tiny_unet(), []
     block = unet.middle_block[2].transformer_blocks[0]
-    for attention in (block.attn1, block.attn2):
-        attention.to_q.register_forward_hook(lambda *_: asked.append("q"))
+    for layer in (block.attn1, block.attn2):
+        layer.to_q.register_forward_hook(lambda *_: asked.append("q"))
     for frames, wanted in ((1, []), (2, ["q", "q"])):
         asked.clear()
         unet(torch.randn(1, 4, frames, 4, 4), torch.tensor([5]), torch.randn(1, 77, CONFIG.context_dim))
@@ -147,14 +169,14 @@ def test_one_frame_needs_no_queries_and_keys_in_time():
 
 def test_attention_to_one_token_is_that_token():
     unet = tiny_unet()
-    attention = unet.middle_block[2].transformer_blocks[0].attn1
-    x = torch.randn(2, 3, 1, attention.to_q.in_features)
+    layer = unet.middle_block[2].transformer_blocks[0].attn1
+    x = torch.randn(2, 3, 1, layer.to_q.in_features)
     q, k, v = (
-        each(x.flatten(0, 1)).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for each in (attention.to_q, attention.to_k, attention.to_v)
+        each(x.flatten(0, 1)).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+        for each in (layer.to_q, layer.to_k, layer.to_v)
     )
     whole = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attention(x), attention.to_out(whole).view_as(x), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(layer(x), layer.to_out(whole).view_as(x), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["identity", "motion"])
