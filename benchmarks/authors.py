@@ -9,6 +9,7 @@ CLIP towers, used or not, and hands all parameters to AdamW. Left out in its fav
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -94,8 +95,8 @@ class AuthorsNetwork:
             return self.twin(x, timesteps, context, return_dict=False)[0]
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
+def autocast(device: torch.device) -> AbstractContextManager:
+    return torch.autocast("cuda", torch.float16) if device.type == "cuda" else nullcontext()
 
 
 def _copy(bottleneck: Bottleneck) -> nn.Module:
