@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dreamvideo.unet import UNet
 
 from .clock import interleaved
-from .machine import matmul_rate
+from .machine import matrix_product
 from .setting import Row, Setting
 
 FRAMES = (8, 16, 32, 64)
@@ -38,12 +38,15 @@ def rows(setting: Setting) -> list[Row]:
 
 def fraction_rows(setting: Setting) -> list[Row]:
     """Figure 5: achieved FLOP/s of a forward over those of a large matrix product in the same run."""
-    rate = matmul_rate(setting.device, setting.dtype, setting.clock)
     frames = setting.size.frames
-    seconds = interleaved({"forward": forward(setting, frames, setting.side)}, setting.rounds, setting.clock)["forward"]
-    achieved = flops(setting, frames, setting.side) / seconds
-    absolute = {"matrix product, GFLOP/s": rate / 1e9, "forward, GFLOP/s": achieved / 1e9}
-    return [Row(5, "forward's share of a matrix product's speed", 100 * achieved / rate, "%", "- / 45", absolute)]
+    product, operations = matrix_product(setting.device, setting.dtype)
+    jobs = {"matrix product": product, "forward": forward(setting, frames, setting.side)}
+    works = {"matrix product": operations, "forward": flops(setting, frames, setting.side)}
+    seconds = interleaved(jobs, setting.rounds, setting.clock)
+    rates = {name: works[name] / seconds[name] for name in jobs}
+    share = 100 * rates["forward"] / rates["matrix product"]
+    absolute = {f"{name}, GFLOP/s": rate / 1e9 for name, rate in rates.items()}
+    return [Row(5, "forward's share of a matrix product's speed", share, "%", "- / 45", absolute)]
 
 
 def forward(setting: Setting, frames: int, side: int, unet: UNet | None = None) -> Callable[[], None]:
