@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from dreamvideo import layers
 from dreamvideo import unet as network
 from dreamvideo.adapters import AdapterStack, StackEntry
 from dreamvideo.unet import Attention, UNet
@@ -36,14 +34,13 @@ def rows(setting: Setting) -> list[Row]:
     values = seconds["whole attention"] / best
     taken = interleaved(video_forwards(setting, plain), setting.rounds, setting.clock)
     videos = {f"video, {name}, s": seconds for name, seconds in taken.items()}
-    plainly, pieces, fused = (taken[name] / taken["economical"] for name in ("torch's layers", "one piece", "fused"))
+    layers, pieces = (taken[name] / taken["economical"] for name in ("torch's layers", "one piece"))
     updates = interleaved(adam(setting), setting.rounds, setting.clock)
     return [
         Row(7, "forward and backward on 4 photographs, torch's layers / economical", taps, "x", "", absolute),
         Row(7, "the same, whole attention in time / values alone", values, "x", "", absolute),
-        Row(7, f"forward of {FRAMES} frames, torch's layers / economical", plainly, "x", "", videos),
+        Row(7, f"forward of {FRAMES} frames, torch's layers / economical", layers, "x", "", videos),
         Row(7, "the same, tokens in one piece / in several", pieces, "x", "", videos),
-        Row(7, "the same, attention in time fused / in two products", fused, "x", "", videos),
         Row(7, "update of a motion adapter, default AdamW / fused", updates["default"] / updates["fused"], "x", "", {
             f"AdamW {name}, s": taken for name, taken in updates.items()
         }),
@@ -66,19 +63,18 @@ def video_forwards(setting: Setting, plain: UNet) -> dict[str, Callable[[], None
     return {
         "economical": ours,
         "torch's layers": forward(setting, FRAMES, setting.side, plain),
-        "one piece": with_constant(ours, network, "TOKENS_IN_CACHE", FRAMES * setting.side**2),
-        "fused": with_constant(ours, layers, "SHORT", 0),
+        "one piece": in_one_piece(ours, FRAMES * setting.side**2),
     }
 
 
-def with_constant(job: Callable[[], None], module: ModuleType, name: str, value: int) -> Callable[[], None]:
+def in_one_piece(job: Callable[[], None], tokens: int) -> Callable[[], None]:
     def run() -> None:
-        usual = getattr(module, name)
-        setattr(module, name, value)
+        usual = network.TOKENS_IN_CACHE
+        network.TOKENS_IN_CACHE = tokens
         try:
             job()
         finally:
-            setattr(module, name, usual)
+            network.TOKENS_IN_CACHE = usual
 
     return run
 

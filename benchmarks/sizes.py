@@ -11,7 +11,7 @@ from open_clip.model import CLIP
 from torch import nn
 
 from dreamvideo.encoders import Encoders, KLAutoencoder, OpenClipImage, OpenClipText
-from dreamvideo.layers import attention, economical
+from dreamvideo.layers import economical
 from dreamvideo.unet import UNet, UNetConfig
 
 
@@ -55,7 +55,7 @@ SIZES = {
 
 def make_unet(size: Size, device: torch.device, dtype: torch.dtype) -> UNet:
     """Our UNet as `open_base` builds it, frozen, every weight random and none zero."""
-    unet = UNet(size.unet, operations=economical(nn), attention=attention, device=device, dtype=torch.float32)
+    unet = UNet(size.unet, operations=economical(nn), device=device, dtype=torch.float32)
     return randomised(unet).to(dtype).eval().requires_grad_(False)
 
 

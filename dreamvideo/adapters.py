@@ -114,9 +114,11 @@ class Bottleneck(nn.Module):
         """x [..., width] -> residual of the same shape, computed in x's dtype whatever the weights' own."""
         down, up = self.down_linear, self.up_linear
         h = F.linear(x, down.weight.to(x), down.bias.to(x))
+        kept = torch.is_grad_enabled()  # else nobody else has h, and it is changed where it lies
         if shift is not None:
-            h = h + shift.to(h)
-        return F.linear(F.gelu(h), up.weight.to(x), up.bias.to(x))
+            h = h + shift.to(h) if kept else h.add_(shift.to(h))
+        h = F.gelu(h) if kept else torch.ops.aten.gelu_(h)
+        return F.linear(h, up.weight.to(x), up.bias.to(x))
 
 
 class Adapter(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 from .checkpoints import BaseFiles, find_base, load_unet
 from .defaults import Defaults, defaults_for
 from .encoders import Encoders, check_matches, load_encoders
-from .layers import attention, economical
+from .layers import economical
 from .media_files import PathLike
 from .memory import crowded, limit, total_bytes
 from .parking import park
@@ -65,7 +65,7 @@ def open_base(
     if memory is not None:
         limit(device, memory)
     total = None if device.type == "cpu" else total_bytes(device, memory)
-    network = load_unet(files.unet, device=device, dtype=dtype, operations=economical(nn), attention=attention)
+    network = load_unet(files.unet, device=device, dtype=dtype, operations=economical(nn))
     encoders = load_encoders(files, "cpu" if total is not None else device)
     check_matches(network.config, encoders.text)
     parked = crowded(_bytes(network) + _bytes(encoders.text.clip) + _bytes(encoders.vae.vae), total)

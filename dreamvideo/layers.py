@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
-SHORT = 16  # tokens: up to these many, PyTorch's fused attention on a CPU takes twice the time of its parts
 SLOW_BELOW = 1024  # positions: with fewer, PyTorch's group norm takes a multiple of its time for channels last on a CPU
 
 
@@ -32,19 +31,6 @@ def economical(operations: Any) -> SimpleNamespace:
     found = {name: type(name, (_Economical, getattr(operations, name)), {}) for name in CONVOLUTIONS}
     norm = type("GroupNorm", (_GroupNorm, operations.GroupNorm), {})
     return SimpleNamespace(**found, GroupNorm=norm, Linear=operations.Linear, LayerNorm=operations.LayerNorm)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's attention of q to k and v, [batch, heads, length, head_dim]; few tokens on a CPU in two products.
-
-    Not with gradients, for which the products would keep what the fused kernel computes again.
-    """
-    few = max(q.shape[2], k.shape[2]) <= SHORT
-    if not few or q.device.type != "cpu" or torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v)
-    queries, keys, values = (each.flatten(0, 1) for each in (q, k, v))  # [batch * heads, length, head_dim]
-    scores = torch.baddbmm(q.new_empty(1), queries, keys.transpose(1, 2), beta=0, alpha=q.shape[3] ** -0.5)
-    return torch.bmm(scores.softmax(-1), values).view_as(q)
 
 
 class _Economical(nn.modules.conv._ConvNd):

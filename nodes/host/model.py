@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...dreamvideo.adapters import AdapterStack
 from ...dreamvideo.fingerprint import fingerprint
-from ...dreamvideo.layers import attention, economical
+from ...dreamvideo.layers import economical
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ...dreamvideo.unet import UNet, UNetConfig
 from ...dreamvideo.unet_layouts import infer_config, original_shapes
@@ -33,9 +33,8 @@ APPEARANCE, APPEARANCE_STRENGTH = "dreamvideo_appearance", "dreamvideo_appearanc
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The host's attention on [batch, heads, length, head_dim]; some kernels have no gradient, some suit no CPU."""
-    if q.device.type == "cpu":
-        return attention(q, k, v)
-    kernel = attention_pytorch if torch.is_grad_enabled() else optimized_attention
+    plain = torch.is_grad_enabled() or q.device.type == "cpu"
+    kernel = attention_pytorch if plain else optimized_attention
     return kernel(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
 
 
