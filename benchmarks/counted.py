@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamvideo import unet as unet_module
 from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
 from dreamvideo.layers import economical
 from dreamvideo.memory import GIB
@@ -25,6 +24,7 @@ from dreamvideo.unet import UNet, UNetConfig
 
 from .authors import AuthorsNetwork
 from .setting import CAPTION
+from .shortcuts import in_one_piece
 from .sizes import SIZES, Size, make_encoders
 
 
@@ -36,10 +36,10 @@ def sampling_peak(frames: int, pixels: int = 256, dtype: torch.dtype = torch.bfl
         unet = UNet(config, dtype=dtype).eval()
         x = torch.randn(2, config.in_channels, frames, pixels // 8, pixels // 8, dtype=dtype)
         context = torch.randn(2, 77, config.context_dim, dtype=dtype)
-        tracker, unet_module.TOKENS_IN_CACHE = MemTracker(), sys.maxsize  # in one piece, as on a GPU
+        tracker = MemTracker()
         tracker.track_external(unet, x, context)
         with tracker:
-            unet(x, torch.tensor([500, 500]), context)
+            in_one_piece(lambda: unet(x, torch.tensor([500, 500]), context), sys.maxsize)()  # as on a GPU
         return sum(found["Total"] for found in tracker.get_tracker_snapshot("peak").values())
 
 
@@ -59,7 +59,7 @@ def adapters_share(config: UNetConfig, frames: int = 32, pixels: int = 256) -> f
     return operations(lambda: unet(*inputs, adapters=stack)) / operations(lambda: unet(*inputs)) - 1
 
 
-def step_arithmetic(kind: str, size: Size = SIZES["full"]) -> tuple[int, int]:
+def step_arithmetic(kind: str, size: Size) -> tuple[int, int]:
     """Operations of one training step of a stage ("token", "identity", "motion"), (authors', ours)."""
     rows, frames = (1, size.frames) if kind == "motion" else (4, 1)
     side, width = size.pixels // 8, size.unet.context_dim

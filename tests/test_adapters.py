@@ -22,7 +22,7 @@ from dreamvideo.adapter_files import (
     save_authors_adapter,
     save_authors_embedding,
 )
-from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, Bottleneck, StackEntry
 from dreamvideo.unet import UNet, UNetConfig, transformer_sites
 
 ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
@@ -584,3 +584,18 @@ def test_info_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="describes a motion file, but what is to be saved is of kind identity"):
         save_adapter(tmp_path / "a.safetensors", trained("identity"), AdapterInfo("motion"))
     assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_without_gradients_a_residual_is_the_same_and_its_inputs_stay(shifted):
+    generator = torch.Generator().manual_seed(0)
+    bottleneck = Bottleneck(8, 4, None, {})
+    for parameter in bottleneck.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    x, shift = torch.randn(2, 3, 5, 8, generator=generator), torch.randn(2, 1, 5, 4, generator=generator)
+    given = x.clone(), shift.clone()
+    kept = bottleneck(x, shift if shifted else None)
+    with torch.no_grad():
+        found = bottleneck(x, shift if shifted else None)
+    torch.testing.assert_close(found, kept.detach(), atol=1e-6, rtol=1e-6)
+    assert torch.equal(x, given[0]) and torch.equal(shift, given[1])
