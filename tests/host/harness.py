@@ -204,7 +204,7 @@ class Host:
         try:
             return self.execution.PromptExecutor(self.server, cache_type=False, cache_size=None)
         except TypeError:
-            return self.execution.PromptExecutor(self.server, cache_args={"lru": 0, "ram": 0})
+            return self.execution.PromptExecutor(self.server, cache_args={"lru": 0, "ram": 0, "ram_inactive": 0})
 
     def _hook(self, value, total, preview, node_id=None, **_) -> None:
         self.progress.append((value, total))
