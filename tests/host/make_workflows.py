@@ -203,7 +203,7 @@ def train_motion(flow: Workflow) -> None:
                   "both nodes, connect `more_clips` and `more_captions`. One clip teaches its own path, several what "
                   "they share. The caption says who does what, where.", 90, 820)  # fmt: skip
         flow.row()
-        video = flow.add("LoadVideo", file=CLIP, room=PICTURE)
+        video = flow.add("LoadVideo", file=CLIP, room=VIDEO)
         flow.beside()
         clips = flow.add("DreamVideoMotionClips", video=(video, 0), caption=CAPTION, wide=440, room=BELOW_TEXT)
     flow.right()
