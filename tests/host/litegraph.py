@@ -28,7 +28,9 @@ def sockets(node_class: type) -> list[tuple[str, str, dict]]:
     for group in ("required", "optional"):
         for name, (kind, *rest) in types.get(group, {}).items():
             options = dict(rest[0]) if rest else {}
-            found.append((name, "COMBO", options | {"options": kind}) if isinstance(kind, list) else (name, kind, options))
+            found.append(
+                (name, "COMBO", options | {"options": kind}) if isinstance(kind, list) else (name, kind, options)
+            )
     return found
 
 
@@ -135,7 +137,9 @@ class Workflow:
                 shown = default(type_, options) if linked or value is None else value
                 values += [shown, *extra_slots(name, type_, options)]
                 kept = kept if value is None else len(values)
-                heights += TEXT_HEIGHT if options.get("multiline") else WIDGET_HEIGHT * rows_of(name, type_, options, shown)
+                heights += (
+                    TEXT_HEIGHT if options.get("multiline") else WIDGET_HEIGHT * rows_of(name, type_, options, shown)
+                )
             if linked or not widget:
                 entry = {"name": name, "type": type_, "link": None}
                 if widget:
