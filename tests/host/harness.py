@@ -208,8 +208,9 @@ class Host:
         """As if the host had just been started."""
         self.executor = self._executor()
         self.management.unload_all_models()
-        shutil.rmtree(self.base / "temp", ignore_errors=True)
-        (self.base / "temp").mkdir()
+        for name in ("temp", "output"):
+            shutil.rmtree(self.base / name, ignore_errors=True)
+            (self.base / name).mkdir()
 
     def _executor(self):
         try:
