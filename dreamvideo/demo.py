@@ -18,7 +18,7 @@ from torch import Tensor
 from .base import Base
 from .defaults import Defaults
 from .files import write_json
-from .media import Photo, find_clips, load_images, read_motion, write_animation, write_png, write_video
+from .media import Photo, caption_of, find_clips, load_images, read_motion, write_animation, write_png, write_video
 from .nano import rules, world
 from .pictures import contact_sheet, loss_plot
 from .sampling import NOTHING, customize, generate
@@ -81,13 +81,14 @@ def own_material(
 ) -> Material:
     """Photographs of a folder and the first stretch of a clip, cropped to the base's size."""
     size = (defaults.height, defaults.width)
-    clip = read_motion(find_clips(video, defaults.frames)[0], size, defaults.frames, defaults.fps)
+    path = find_clips(video, defaults.frames)[0]
+    clip = read_motion(path, size, defaults.frames, defaults.fps)
     return Material(
         photos=load_images(images, size),
         clip=clip.pixels(range(defaults.frames)),
         placeholder=placeholder,
         class_word=class_word,
-        motion_caption=clip.caption or motion_caption,
+        motion_caption=caption_of(path) or motion_caption,
         prompt=prompt,
         note=clip.note,
     )

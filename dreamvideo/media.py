@@ -252,8 +252,8 @@ def read_motion(
 
     source: as for `read_clip`, or a video's bytes. start, seconds: a stretch of a video, None to its end. The file is
     gone through twice, first for its times alone: no frame that `thin_out` leaves out is ever turned into pixels.
-    Of more than 1 GiB of pixels the first are taken; `note` says so, and what had to give in thinning out.
-    Raises ValueError as `read_clip` and `choose_frames` do.
+    Of more than 1 GiB of pixels the first are taken; `note` says so, and what had to give in thinning out. The caption
+    is left to `caption_of`. Raises ValueError as `read_clip` and `choose_frames` do.
     """
     path = None if isinstance(source, BytesIO) else existing_file(source)
     stretch, name = (path or source, start, seconds), source_name(path or source)
@@ -274,9 +274,8 @@ def read_motion(
         pixels if len(kept) == len(places) else pixels[places],
         torch.arange(len(places), dtype=torch.float64) / choice.fps,
         choice.fps,
-        path and caption_of(path),
-        path,
-        " ".join(note for note in (read, choice.note) if note),
+        path=path,
+        note=" ".join(note for note in (read, choice.note) if note),
     )
 
 
