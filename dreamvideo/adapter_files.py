@@ -140,7 +140,7 @@ def check_fits(
     if fingerprint and info.base_fingerprint and not same_base(info.base_fingerprint, fingerprint):
         raise ValueError(
             f"This {info} is for another base: one of the same architecture with other weights; "
-            "load the base it was trained on."
+            "load the base it was trained on, or take it all the same (other_base, on the command line --other-base)."
         )
 
 

@@ -23,17 +23,18 @@ EMBEDDED_FOLDER = Path(__file__).parent / "nano" / "weights"
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """What training and sampling need of a base, and where it came from. device, dtype: the UNet's.
+    """The one handle for a loaded base: whoever holds it holds the networks that really run.
 
+    device, dtype: where the UNet lies and what it computes in. files: where it came from; None where a host loaded it.
     parked: whether the encoders lie in main memory and visit the device for each call.
     """
 
     unet: UNet
     encoders: Encoders
-    files: BaseFiles
-    embedded: bool
     device: torch.device
     dtype: torch.dtype
+    files: BaseFiles | None = None
+    embedded: bool = False
     parked: bool = False
 
     @property
@@ -74,7 +75,7 @@ def open_base(
     elif total is not None:
         for encoder in (encoders.text, encoders.vae):  # the image encoder is the text encoder's other face
             encoder.to(device)
-    return Base(network, encoders, files, embedded, device, dtype, parked)
+    return Base(network, encoders, device, dtype, files, embedded, parked)
 
 
 def _bytes(module: nn.Module) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 from comfy_api.latest import io, ui
 
 from ..dreamvideo.adapter_files import LoadedAdapter, load_adapter, save_adapter, write_safetensors
 from ..dreamvideo.adapters import StackEntry
 from . import host
-from .fields import CATEGORY, Adapter, model_input
+from .fields import CATEGORY, Adapter, model_input, other_base_input
 
 NONE = "no adapter file yet"
+ADAPTERS, SUFFIX = "dreamvideo", ".safetensors"  # below the output folder
 
 
 class LoadAdapter(io.ComfyNode):
@@ -79,15 +81,32 @@ class SaveAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: LoadedAdapter, filename_prefix="subject", save_embedding=False) -> io.NodeOutput:
-        path = host.numbered(filename_prefix, "dreamvideo", ".safetensors")
-        save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features)
-        shown = os.path.relpath(path, host.output_folder())
-        lines = [f"Saved {adapter.info} as {shown}."]
+        path = _write(adapter, filename_prefix)
+        lines = [_told(adapter, path)]
         if save_embedding:
             lines += [_save_embedding(name, vectors, path.stem) for name, vectors in adapter.tokens.items()]
             if not adapter.tokens:
                 lines.append("It holds no learned token, so there is no embedding to save.")
-        return io.NodeOutput(shown, ui=_shown(cls, "\n".join(lines)))
+        return io.NodeOutput(_shown_path(path), ui=_shown(cls, "\n".join(lines)))
+
+
+def save(adapter: LoadedAdapter, prefix: str) -> str:
+    """Write a file of its own below output/dreamvideo; a sentence with its name."""
+    return _told(adapter, _write(adapter, prefix))
+
+
+def _write(adapter: LoadedAdapter, prefix: str) -> Path:
+    path = host.numbered(prefix, ADAPTERS, SUFFIX)
+    save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features)
+    return path
+
+
+def _told(adapter: LoadedAdapter, path: Path) -> str:
+    return f"Saved {adapter.info} as {_shown_path(path)}."
+
+
+def _shown_path(path: Path) -> str:
+    return os.path.relpath(path, host.output_folder())
 
 
 def _shown(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
@@ -151,6 +170,7 @@ class ApplyAdapter(io.ComfyNode):
                     optional=True,
                     tooltip="Where in the picture it acts, white; one mask for all frames, or one a frame.",
                 ),
+                other_base_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A copy of the model with the adapter on it."),
@@ -160,13 +180,23 @@ class ApplyAdapter(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, adapter: LoadedAdapter, strength=1.0, start_percent=0.0, end_percent=1.0, clip=None, mask=None
+        cls,
+        model,
+        adapter: LoadedAdapter,
+        strength=1.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        clip=None,
+        mask=None,
+        other_base=False,
     ) -> io.NodeOutput:
-        return io.NodeOutput(*apply(model, clip, adapter, strength, (start_percent, end_percent), mask))
+        return io.NodeOutput(*apply(model, clip, adapter, strength, (start_percent, end_percent), mask, other_base))
 
 
-def apply(model, clip, loaded: LoadedAdapter, strength: float = 1.0, window=(0.0, 1.0), mask=None) -> tuple:
-    """(MODEL, CLIP) with an adapter on it and its tokens in it."""
+def apply(
+    model, clip, loaded: LoadedAdapter, strength: float = 1.0, window=(0.0, 1.0), mask=None, other_base: bool = False
+) -> tuple:
+    """(MODEL, CLIP) with an adapter on it and its tokens in it; other_base: see `host.with_adapter`."""
     if window[0] >= window[1]:
         raise ValueError(
             f"The adapter would act from {window[0]:g} to {window[1]:g}: the end must come after the start."
@@ -175,7 +205,7 @@ def apply(model, clip, loaded: LoadedAdapter, strength: float = 1.0, window=(0.0
     if mask is not None:
         region = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
         region = region.float().clamp(0, 1)
-    model = host.with_adapter(model, loaded, lambda adapter: StackEntry(adapter, strength, region, window))
+    model = host.with_adapter(model, loaded, lambda adapter: StackEntry(adapter, strength, region, window), other_base)
     return model, None if clip is None else host.with_tokens(clip, loaded.tokens)
 
 

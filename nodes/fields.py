@@ -47,6 +47,18 @@ def seed_input(tooltip: str, *, control: bool) -> io.Int.Input:
     )
 
 
+def other_base_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "other_base",
+        default=False,
+        optional=True,
+        tooltip=(
+            "Take an adapter that was trained on other weights of the same architecture, such as one of ModelScope on "
+            "ZeroScope; off refuses it."
+        ),
+    )
+
+
 def engine_images(images: Tensor) -> Tensor:
     """IMAGE [N, H, W, C] -> [N, 3, H, W] on the CPU, without alpha."""
     check_images(images)

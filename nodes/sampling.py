@@ -20,6 +20,7 @@ from .fields import (
     engine_images,
     host_images,
     model_input,
+    other_base_input,
     seed_input,
     size_inputs,
     strip,
@@ -239,6 +240,7 @@ class Compare(io.ComfyNode):
                 io.String.Input("negative_prompt", default="", tooltip="What to keep away from; empty in the paper."),
                 seed_input("Decides the noise, the same in every row.", control=True),
                 *_sampling_inputs(),
+                other_base_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The sheet: a row of frames for each combination.")],
             hidden=[io.Hidden.unique_id],
@@ -261,6 +263,7 @@ class Compare(io.ComfyNode):
         frames=32,
         width=256,
         height=256,
+        other_base=False,
     ) -> io.NodeOutput:
         adapters = [each for each in (adapter_1, adapter_2, adapter_3) if each is not None]
         noise = start(host.unet_of(model).config, seed, frames, width, height, 0.1)
@@ -271,15 +274,16 @@ class Compare(io.ComfyNode):
         decoded = []
         for done, (label, chosen) in enumerate(rows):
             progress(done, len(rows), f"{label} ({done + 1} of {len(rows)})")
-            latents = _compare_row(model, clip, chosen, (prompt, negative_prompt), words, noise, steps, cfg, seed)
+            on = (model, clip)
+            for each in chosen:
+                on = apply(*on, each, other_base=other_base)
+            latents = _compare_row(*on, chosen, (prompt, negative_prompt), words, noise, steps, cfg, seed)
             decoded.append((label, strip(vae.decode(latents).movedim(-1, 1))))
         return io.NodeOutput(host_images(contact_sheet(decoded, title=prompt)[None]))
 
 
 def _compare_row(model, clip, chosen, prompts, words, noise, steps, cfg, seed) -> torch.Tensor:
     custom = customize(chosen)
-    for each in chosen:
-        model, clip = apply(model, clip, each)
     conditions = []
     for prompt in prompts:
         for name in missing_placeholders(prompt, custom.tokens):

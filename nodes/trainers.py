@@ -7,15 +7,16 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..dreamvideo.adapter_files import LoadedAdapter
+from ..dreamvideo.base import Base
 from ..dreamvideo.defaults import FULL_SIZE, Defaults, defaults_for, fitted
 from ..dreamvideo.encoders import Encoders
 from ..dreamvideo.files import inside
@@ -33,8 +34,9 @@ from ..dreamvideo.sampling import customize, generate, missing_placeholders
 from ..dreamvideo.stages import train_identity, train_method, train_textual_inversion
 from ..dreamvideo.training import Callbacks, TrainingResult, TrainingSettings, steps_of_state
 from ..dreamvideo.training_data import TrainingData, digest, encode_clips, encode_photos
+from ..dreamvideo.unet import UNetConfig
 from . import host
-from .adapters import apply
+from .adapters import ADAPTERS, SUFFIX, apply, save
 from .fields import (
     MAX_STEPS,
     TRAINING,
@@ -53,8 +55,8 @@ from .fields import (
 
 log = logging.getLogger(__name__)
 
-STATES = "dreamvideo_training"  # below the output folder
-KEPT_STATES = 3  # folders of one name; older ones make room
+STATES = "dreamvideo_training"  # below output while a training is not done, below temp afterwards
+KEPT_STATES = 3  # of trainings that are done; older ones make room
 CHECKPOINTING = {"automatic": None, "on": True, "off": False}
 
 
@@ -161,7 +163,19 @@ def _optional_subject_inputs() -> list:
     ]
 
 
-def _outputs(*, clip: bool, motion: bool = False) -> list:
+def _file_input(prefix: str) -> io.String.Input:
+    return io.String.Input(
+        "filename_prefix",
+        default=prefix,
+        optional=True,
+        tooltip=(
+            "Name of the file below output/dreamvideo that is written as soon as all is learned; a number is appended, "
+            "nothing is overwritten."
+        ),
+    )
+
+
+def _outputs(*, clip: bool) -> list:
     found = [
         Adapter.Output(display_name="adapter", tooltip="What was learned, for Save and Apply."),
         io.LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
@@ -199,9 +213,11 @@ class TrainTextualInversion(io.ComfyNode):
                 _rate_input("token"),
                 *_run_inputs(),
                 *_optional_subject_inputs(),
+                _file_input("token"),
             ],
             outputs=_outputs(clip=True),
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -212,9 +228,9 @@ class TrainTextualInversion(io.ComfyNode):
         data = job.photos(images, masks, captions, placeholder, class_word)
         settings = job.settings(TEXTUAL_INVERSION, run)
 
-        def go(unet, hooks) -> TrainingResult:
+        def go(base: Base, hooks: dict[str, Any]) -> TrainingResult:
             return train_textual_inversion(
-                unet, job.encoders.text, data, placeholder=placeholder, class_word=class_word, vectors=vectors,
+                base.unet, base.encoders.text, data, placeholder=placeholder, class_word=class_word, vectors=vectors,
                 settings=settings, **hooks,
             )  # fmt: skip
 
@@ -246,9 +262,11 @@ class TrainIdentity(io.ComfyNode):
                 _rate_input("identity"),
                 *_run_inputs(),
                 *_optional_subject_inputs(),
+                _file_input("subject"),
             ],
             outputs=_outputs(clip=True),
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -263,9 +281,9 @@ class TrainIdentity(io.ComfyNode):
         data = job.photos(images, masks, captions, placeholder, token.info.class_word)
         settings = job.settings(IDENTITY, run)
 
-        def go(unet, hooks) -> TrainingResult:
+        def go(base: Base, hooks: dict[str, Any]) -> TrainingResult:
             return train_identity(
-                unet, job.encoders.text, data, tokens=token.tokens, class_word=token.info.class_word,
+                base.unet, base.encoders.text, data, tokens=token.tokens, class_word=token.info.class_word,
                 settings=settings, **hooks,
             )  # fmt: skip
 
@@ -293,9 +311,11 @@ class TrainSubject(io.ComfyNode):
                 *_run_inputs(),
                 _method_input(SUBJECT_METHODS),
                 *_optional_subject_inputs(),
+                _file_input("subject"),
             ],
             outputs=_outputs(clip=True),
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -317,19 +337,19 @@ class TrainSubject(io.ComfyNode):
     ) -> io.NodeOutput:
         job = _Job.of(cls, model, clip, vae, clip_vision)
         data = job.photos(images, masks, captions, placeholder, class_word)
-        row = fitted(SUBJECT_METHODS[method], job.unet.config)
+        row = fitted(SUBJECT_METHODS[method], job.config)
         token = job.settings(TEXTUAL_INVERSION, {**run, "steps": token_steps, "learning_rate": token_learning_rate})
         own = token if row.trains == "token" else job.settings(row, run)
         losses: dict[str, list[float]] = {}
 
-        def go(unet, hooks) -> TrainingResult:
+        def go(base: Base, hooks: dict[str, Any]) -> TrainingResult:
             folder, resume = hooks["state_path"].parent, bool(run.get("resume", True))
             tokens: Mapping[str, Tensor] = {}
             for stage in (TEXTUAL_INVERSION, row) if row.token == "given" else (row,):
                 settings = token if stage.trains == "token" else own
                 path = _state_of(folder, stage, tokens)
                 result = train_method(
-                    unet, job.encoders.text, data, stage, placeholder=placeholder, class_word=class_word,
+                    base.unet, base.encoders.text, data, stage, placeholder=placeholder, class_word=class_word,
                     tokens=tokens, settings=settings,
                     **job.hooks(stage.stage, settings, data.captions[0], 1, path, resume),
                 )  # fmt: skip
@@ -392,9 +412,11 @@ class TrainMotion(io.ComfyNode):
                     ),
                 ),
                 _method_input(MOTION_METHODS),
+                _file_input("motion"),
             ],
             outputs=_outputs(clip=False),
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -406,16 +428,16 @@ class TrainMotion(io.ComfyNode):
             raise ValueError(f"Got {len(captions)} captions for {len(clips)} clips: connect both of Motion Clips.")
         for each in clips:
             check_images(each)
-            check_size(job.unet.config, each.shape[2], each.shape[1])
+            check_size(job.config, each.shape[2], each.shape[1])
         data = encode_clips((engine_images(each) for each in clips), captions, job.encoders, frames)
-        method = fitted(for_clips(MOTION_METHODS[run["method"]], len(clips)), job.unet.config)
+        method = fitted(for_clips(MOTION_METHODS[run["method"]], len(clips)), job.config)
         image_drop = {"automatic": None, "half": 0.5, "never": 0.0}[run["image_drop"]]
         text_drop = run["text_drop"] if method.p_text_drop else None
         settings = job.settings(method, run, p_text_drop=text_drop, p_image_drop=image_drop)
 
-        def go(unet, hooks) -> TrainingResult:
+        def go(base: Base, hooks: dict[str, Any]) -> TrainingResult:
             return train_method(
-                unet, job.encoders.text, data, method, placeholder=_placeholder_in(captions, method),
+                base.unet, base.encoders.text, data, method, placeholder=_placeholder_in(captions, method),
                 class_word=MOTION_WORD, settings=settings, **hooks,
             )  # fmt: skip
 
@@ -438,37 +460,41 @@ def _placeholder_in(captions: Sequence[str], method: Method) -> str:
 
 @dataclass
 class _Job:
-    """A training node's run: the host's parts, and what it tells while it goes on."""
+    """A training node's run: the host's parts, and what it tells while it goes on.
+
+    base: what is trained and sampled on while the run goes on; `reload` brings it back where others were loaded since.
+    """
 
     model: Any
     clip: Any
     vision: Any
     encoders: Encoders
     node_id: str | None
+    base: Base | None = None
     reload: Callable[[], None] = lambda: None
 
     @classmethod
     def of(cls, node: type[io.ComfyNode], model, clip, vae, vision) -> _Job:
         job = cls(model, clip, vision, host.encoders_of(clip, vae, vision), node.hidden.unique_id)
-        if job.encoders.text.width != job.unet.config.context_dim:
+        if job.encoders.text.width != job.config.context_dim:
             raise ValueError(
                 f"This CLIP has text states of width {job.encoders.text.width} and the MODEL reads "
-                f"{job.unet.config.context_dim}: use the CLIP of the same base."
+                f"{job.config.context_dim}: use the CLIP of the same base."
             )
-        if vision is not None and job.encoders.image.width != job.unet.config.context_dim:
+        if vision is not None and job.encoders.image.width != job.config.context_dim:
             raise ValueError(
                 f"This CLIP_VISION gives features of width {job.encoders.image.width} and the base's own "
-                f"{job.unet.config.context_dim}: use the one of the same base (ModelScope: OpenCLIP ViT-H-14)."
+                f"{job.config.context_dim}: use the one of the same base (ModelScope: OpenCLIP ViT-H-14)."
             )
         return job
 
     @property
-    def unet(self) -> host.HostUNet:
-        return host.unet_of(self.model)
+    def config(self) -> UNetConfig:
+        return host.unet_of(self.model).config
 
     @property
     def defaults(self) -> Defaults:
-        return defaults_for(self.unet.config)
+        return defaults_for(self.config)
 
     def settings(self, method: Method, run: Mapping[str, Any], **more: Any) -> TrainingSettings:
         """Widgets at 0 stand for the base's own."""
@@ -479,7 +505,7 @@ class _Job:
 
     def photos(self, images, masks, captions: str, placeholder: str, class_word: str) -> TrainingData:
         photos = engine_images(images)
-        check_size(self.unet.config, photos.shape[-1], photos.shape[-2])
+        check_size(self.config, photos.shape[-1], photos.shape[-2])
         self.encoders.text.check_placeholder(placeholder)
         lines = [line.strip() for line in captions.splitlines() if line.strip()] or [f"a {placeholder}"]
         if len(lines) not in (1, len(photos)):
@@ -537,7 +563,7 @@ class _Job:
             prompt, height=height, width=width, frames=frames, seed=settings.seed, steps=25
         )
         video = generate(
-            self.unet, self.encoders, sampling, customize([trained]),
+            self.base.unet, self.base.encoders, sampling, customize([trained]),
             callback=lambda done, total, clean: host.stop_if_interrupted(),
         )  # fmt: skip
         self.reload()
@@ -559,38 +585,57 @@ class _Job:
         """Train, resumably; then everything a training node gives out. about: what makes this run another one."""
         mark = digest([stage, json.dumps(settings.deciding(), sort_keys=True), host.model_of(self.model).fingerprint,
                        str(frames), *about])  # fmt: skip
+        prefix = run.get("filename_prefix") or stage
+        host.numbered(prefix, ADAPTERS, SUFFIX)  # a name that will not do is told before anything is learned
         folder = state_folder(name, mark)
         resume = bool(run.get("resume", True))
         hooks = self.hooks(stage, settings, prompt, frames, folder / f"{stage}.safetensors", resume)
-        with _explained(folder), host.ready_to_train(self.model, self.clip) as (unet, self.reload):
-            result = go(unet, hooks)
+        with (
+            _explained(folder),
+            host.loaded_to_train(self.model, self.clip, self.encoders) as (self.base, self.reload),
+        ):
+            result = go(self.base, hooks)
             if result.trained.adapter is not None:
                 result.trained.adapter.to("cpu")  # the host moves it when it is used
         if result.stopped:
             host.stop_if_interrupted()
-        _forget_old(folder)
         loaded = host.same_weights(self.model, result.trained)
+        told = save(loaded, prefix)
+        _set_aside(folder)
+        self.say(told)
         curve = [value for values in (losses or {stage: result.losses}).values() for value in values]
         model, clip = apply(onto[0], onto[1], loaded)
-        return io.NodeOutput(loaded, {"loss": curve}, model, *([clip] if clip is not None else []))
+        parts = (loaded, {"loss": curve}, model, *([clip] if clip is not None else []))
+        return io.NodeOutput(*parts, ui=ui.PreviewText(told))
 
 
 def state_folder(name: str, mark: str) -> Path:
-    """Where a run keeps its state: by its name for people, by its mark for itself."""
+    """Where a run keeps its state: by its name for people, by its mark for itself. One set aside is brought back."""
     plain = re.sub(r"[^\w-]+", "", name).strip("-_") or "run"
     root = host.output_folder(STATES)
     root.mkdir(parents=True, exist_ok=True)
-    return inside(root, f"{plain}-{mark[:12]}")
+    folder = inside(root, f"{plain}-{mark[:12]}")
+    done = host.temporary_folder(STATES) / folder.name
+    if done.is_dir() and not folder.exists():
+        shutil.move(done, folder)
+    return folder
 
 
-def _forget_old(folder: Path) -> None:
-    """States are large: keep the last few of a name."""
-    stem = folder.name.rpartition("-")[0]
-    same = [path for path in folder.parent.glob(f"{stem}-*") if path.is_dir() and path.name.rpartition("-")[0] == stem]
-    same.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in same[KEPT_STATES:]:
-        with suppress(OSError):
-            shutil.rmtree(old)
+def _set_aside(folder: Path) -> None:
+    """A training that is done can be gone on from while the host runs: its state moves to what the host clears."""
+    aside = host.temporary_folder(STATES)
+    kept = aside / folder.name
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.move(folder, kept)
+        kept.touch()
+        finished = sorted(aside.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError as error:
+        log.warning("DreamVideo: the state of a finished training stays in %s: %s", folder, error)
+        return
+    for old in finished[KEPT_STATES:]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

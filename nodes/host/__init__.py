@@ -11,12 +11,13 @@ from .folders import (
     numbered,
     output_folder,
     register_folders,
+    temporary_folder,
 )
 from .loading import load_clip, load_clip_vision, load_model, load_vae
 from .model import HostUNet, model_of, register, unet_of
 from .progress import Progress, say
 from .sampling import invert, sample
-from .training import Interrupted, OutOfMemory, interrupted, ready_to_train, stop_if_interrupted
+from .training import Interrupted, OutOfMemory, interrupted, loaded_to_train, stop_if_interrupted
 from .video import file_of
 
 __all__ = [
@@ -40,16 +41,17 @@ __all__ = [
     "load_clip_vision",
     "load_model",
     "load_vae",
+    "loaded_to_train",
     "model_of",
     "numbered",
     "output_folder",
-    "ready_to_train",
     "register",
     "register_folders",
     "same_weights",
     "sample",
     "say",
     "stop_if_interrupted",
+    "temporary_folder",
     "unet_of",
     "with_adapter",
     "with_appearance",

@@ -13,23 +13,31 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...dreamvideo.adapter_files import LoadedAdapter, check_fits
-from ...dreamvideo.adapters import Adapter, StackEntry
+from ...dreamvideo.adapters import Adapter, AnyAdapter, StackEntry
+from ...dreamvideo.deltas import WeightDelta
 from ...dreamvideo.fingerprint import same_base
+from .deltas import take_off_deltas, with_deltas
 from .model import APPEARANCE, APPEARANCE_STRENGTH, KEY, model_of
 
 
-def with_adapter(model: Any, loaded: LoadedAdapter, entry: Callable[[Adapter], StackEntry]) -> Any:
+def with_adapter(
+    model: Any, loaded: LoadedAdapter, entry: Callable[[AnyAdapter], StackEntry], other_base: bool = False
+) -> Any:
     """A clone of a MODEL on which the adapter acts; what the model shares with others stays as it is.
 
     entry: adapter -> its place in the stack. A file of learned tokens only, and a strength of 0, change nothing.
+    other_base: take one that was trained on other weights of the same architecture.
     """
     inner = model_of(model)
-    check_fits(loaded.info, inner.diffusion_model.config, inner.fingerprint, same_base=same_base)
+    weights = None if other_base else inner.fingerprint
+    check_fits(loaded.info, inner.diffusion_model.config, weights, same_base=same_base)
     if loaded.adapter is None:
         return model
     placed = entry(loaded.adapter)
     if placed.strength == 0:
         return model
+    if isinstance(loaded.adapter, WeightDelta):
+        return with_deltas(model, placed)
 
     def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **conditions):
         options = dict(transformer_options or {})
@@ -61,6 +69,7 @@ def without_adapters(model: Any) -> Any:
         if key.startswith(f"{KEY}."):
             clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
     clone.remove_additional_models(KEY)
+    take_off_deltas(clone)
     return clone
 
 

@@ -64,6 +64,11 @@ def output_folder(*parts: str) -> Path:
     return Path(folder_paths.get_output_directory(), *parts)
 
 
+def temporary_folder(*parts: str) -> Path:
+    """Below what the host clears when it starts and ends."""
+    return Path(folder_paths.get_temp_directory(), *parts)
+
+
 def numbered(prefix: str, folder: str, suffix: str) -> Path:
     """The next free `<prefix>_00001_<suffix>` below output/<folder>. ValueError for a path that leads out."""
     root = output_folder(folder)

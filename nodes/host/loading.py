@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +26,33 @@ from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ...dreamvideo.unet_files import read_unet
 from ..autoencoder import SmallAutoencoder
 from .model import ModelScopeT2V
+from .paging import is_dynamic, patcher_class
 
 
 def load_model(path: Path, dtype: torch.dtype | None) -> Any:
     """A MODEL from a UNet file of any layout. ValueError where it is no such file."""
     found = read_unet(path)
-    options = {} if dtype is None else {"dtype": dtype}
     if found.layout == "diffusers" or found.config == EMBEDDED_CONFIG:
         # The host's detection runs over the tensor names before it asks us, and these it does not get through.
-        return _patcher_of(dict(found.state.stream("cpu", None)), dtype)
-    return comfy.sd.load_diffusion_model(str(path), model_options=options)
+        return _load_undetected(path, dtype)
+    return comfy.sd.load_diffusion_model(str(path), model_options={} if dtype is None else {"dtype": dtype})
 
 
-def _patcher_of(state: dict[str, Tensor], dtype: torch.dtype | None) -> Any:
-    manage = comfy.model_management
+def _load_undetected(path: Path, dtype: torch.dtype | None, disable_dynamic: bool = False) -> Any:
+    """What the host does behind its detection. disable_dynamic: not paged, as its own loaders have it."""
+    manage, patcher_of = comfy.model_management, patcher_class(disable_dynamic)
+    state = dict(read_unet(path).state.stream("cpu", None))
     config = ModelScopeT2V({})
     device, offload = manage.get_torch_device(), manage.unet_offload_device()
     stored, supported = comfy.utils.weight_dtype(state), list(config.supported_inference_dtypes)
     parameters = comfy.utils.calculate_parameters(state)
-    dtype = dtype or manage.unet_dtype(model_params=parameters, supported_dtypes=supported, weight_dtype=stored)
-    config.set_inference_dtype(dtype, manage.unet_manual_cast(dtype, device, supported))
+    built = dtype or manage.unet_dtype(model_params=parameters, supported_dtypes=supported, weight_dtype=stored)
+    config.set_inference_dtype(built, manage.unet_manual_cast(built, device, supported))
     model = config.get_model(state, "").to(offload)
-    model.load_model_weights(state, "")
-    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    patcher = patcher_of(model, load_device=device, offload_device=offload)
+    model.load_model_weights(state, "", **({"assign": True} if is_dynamic(patcher) else {}))
+    patcher.cached_patcher_init = (_load_undetected, (path, dtype))  # how the host loads it again, for another device
+    return patcher
 
 
 def load_clip(path: Path) -> Any:
@@ -55,7 +61,18 @@ def load_clip(path: Path) -> Any:
     folders = folder_paths.get_folder_paths("embeddings")
     if config["text_cfg"]["width"] == 1024:
         return comfy.sd.load_clip([str(path)], embedding_directory=folders)
-    text = config["text_cfg"]
+    clip = _small_clip(state, config["text_cfg"], folders)
+    clip.patcher.cached_patcher_init = (_small_clip_patcher, (path,))
+    return clip
+
+
+def _small_clip_patcher(path: Path, disable_dynamic: bool = False) -> Any:
+    state, config = open_clip_file(path)
+    options = {"disable_dynamic": True} if disable_dynamic else {}
+    return _small_clip(state, config["text_cfg"], folder_paths.get_folder_paths("embeddings"), **options).patcher
+
+
+def _small_clip(state: Any, text: Mapping[str, Any], folders: list[str], **placed: Any) -> Any:
     options = {
         "num_hidden_layers": text["layers"],
         "hidden_size": text["width"],
@@ -98,9 +115,12 @@ def load_clip(path: Path) -> Any:
             super().__init__(embedding_directory, tokenizer_data or {}, clip_name="h", tokenizer=Words)
 
     target = comfy.supported_models_base.ClipTarget(Tokenizer, Model)
-    clip = comfy.sd.CLIP(target, embedding_directory=folders)
     weights = {key: tensor for key, tensor in _floats(state).items() if not key.startswith("visual.")}
-    clip.load_sd(comfy.utils.clip_text_transformers_convert(weights, "", ""))
+    weights = comfy.utils.clip_text_transformers_convert(weights, "", "")
+    if "state_dict" in inspect.signature(comfy.sd.CLIP).parameters:  # before the host moves it, where it asks for that
+        return comfy.sd.CLIP(target, embedding_directory=folders, state_dict=[weights], **placed)
+    clip = comfy.sd.CLIP(target, embedding_directory=folders)
+    clip.load_sd(weights)
     return clip
 
 
@@ -147,7 +167,7 @@ def load_vae(path: Path) -> Any:
     network = SmallAutoencoder(config)
     network.load_state_dict(_floats(state))
     vae.first_stage_model = network.eval().requires_grad_(False).to(vae.vae_dtype)
-    vae.patcher = type(vae.patcher)(
+    vae.patcher = comfy.model_patcher.ModelPatcher(  # its plain layers would not be paged
         vae.first_stage_model, load_device=vae.device, offload_device=vae.patcher.offload_device
     )
     return vae

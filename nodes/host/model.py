@@ -6,6 +6,7 @@ In the host the frames of a video are the batch: latents are [F, 4, h, w], and a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ...dreamvideo.unet import UNet, UNetConfig
 from ...dreamvideo.unet_layouts import infer_config, original_shapes
 
+log = logging.getLogger(__name__)
+
 KEY = "dreamvideo"  # of what we put into the host's dictionaries
 ANCHORS = ("input_blocks.0.1.transformer_blocks.0.attn1.to_q.weight", "input_blocks.1.0.temopral_conv.conv1.0.weight")
 APPEARANCE, APPEARANCE_STRENGTH = "dreamvideo_appearance", "dreamvideo_appearance_strength"
@@ -35,7 +38,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The host's attention on [batch, heads, length, head_dim]; some kernels have no gradient, some suit no CPU."""
     plain = torch.is_grad_enabled() or q.device.type == "cpu"
     kernel = attention_pytorch if plain else optimized_attention
-    return kernel(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
+    found = kernel(q, k, v, q.shape[1], skip_reshape=True)  # [batch, length, C]; not every kernel can leave heads apart
+    return found.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)  # [batch, heads, length, head_dim]
 
 
 class HostUNet(UNet):
@@ -44,16 +48,14 @@ class HostUNet(UNet):
     def __init__(self, config: UNetConfig, dtype=None, device=None, operations=None) -> None:
         layers = economical(operations)
         super().__init__(config, operations=layers, attention=_attention, device=device, dtype=dtype)
+        # Kept, not read off a layer: where the host pages weights a layer has none until it is used.
+        self.weight_dtype: torch.dtype = dtype or torch.get_default_dtype()
         self.compute_dtype: torch.dtype | None = None  # where the host casts the weights in every operation
 
     @property
     def dtype(self) -> torch.dtype:
         """In which inputs come."""
         return self.compute_dtype or self.weight_dtype
-
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        return self.time_embed[0].weight.dtype
 
     def forward(
         self, x, timesteps, context=None, control=None, transformer_options=None, adapters=None, **conditions
@@ -132,13 +134,21 @@ class ModelScopeT2V(comfy.supported_models_base.BASE):
     memory_usage_factor = 2.0
 
     @classmethod
-    def matches(cls, unet_config, state_dict=None) -> bool:
+    def matches(cls, unet_config, state_dict=None, *_, **__) -> bool:
+        """Asked before any other model's file is loaded, so with whatever a host may add to the question in time."""
         return state_dict is not None and all(any(key.endswith(anchor) for key in state_dict) for anchor in ANCHORS)
 
     def get_model(self, state_dict, prefix="", device=None):
         state = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
         self.unet_config = {"config": _config_of(state), "dtype": self.unet_config.get("dtype")}
         return T2VModel(self, device, fingerprint({key: state[key] for key in original_shapes(_config_of(state))}))
+
+    def process_unet_state_dict(self, state_dict):
+        """In the precision that the network is built with: some of a host's layers take over whatever the file has."""
+        dtype = self.unet_config["dtype"]
+        if dtype is None or getattr(self, "quant_config", None) is not None:
+            return state_dict
+        return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state_dict.items()}
 
 
 def _config_of(state: Mapping[str, Tensor]) -> UNetConfig:
@@ -150,10 +160,16 @@ def _config_of(state: Mapping[str, Tensor]) -> UNetConfig:
 
 
 def register() -> None:
-    """Make the host know the model, once: a reloaded pack takes the place of its former self."""
-    known = comfy.supported_models.models
-    known[:] = [config for config in known if config.__name__ != ModelScopeT2V.__name__]
-    known.insert(0, ModelScopeT2V)
+    """Make the host know the model, once: a reloaded pack takes the place of its former self.
+
+    A host that keeps no such list is left as it is: Load ModelScope T2V works without.
+    """
+    try:
+        known = comfy.supported_models.models
+        others = [config for config in known if config.__name__ != ModelScopeT2V.__name__]
+        known[:] = [ModelScopeT2V, *others]
+    except (AttributeError, TypeError) as error:
+        log.warning("DreamVideo: this ComfyUI's own loaders will not know ModelScope's files (%s).", error)
 
 
 def model_of(model: Any) -> T2VModel:
@@ -168,4 +184,5 @@ def model_of(model: Any) -> T2VModel:
 
 
 def unet_of(model: Any) -> HostUNet:
+    """The network of this very MODEL: a clone of it may hold another one (see `training.loaded_to_train`)."""
     return model_of(model).diffusion_model

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
 import torch
 from torch import nn
 
-from .model import HostUNet, unet_of
+from ...dreamvideo.base import Base
+from ...dreamvideo.encoders import Encoders
+from .encoders import HostText
+from .model import unet_of
+from .paging import static_clone
 
 try:
     from comfy.model_management import InterruptProcessingException
@@ -39,27 +43,29 @@ def heal(module: nn.Module) -> None:
 
 
 @contextmanager
-def ready_to_train(model: Any, clip: Any) -> Iterator[tuple[HostUNet, Callable[[], None]]]:
-    """The UNet of a MODEL, loaded whole, for the engine to train on; and what to call when others were loaded since.
+def loaded_to_train(model: Any, clip: Any, encoders: Encoders) -> Iterator[tuple[Base, Callable[[], None]]]:
+    """The one handle for what training runs on: UNet and text encoder that the host has loaded whole and that stay.
 
-    Leaves inference mode. LoRAs and other weight patches of the MODEL count as its weights, adapters do not act.
+    Where the host pages weights these are not the networks of `model` and `clip` but second ones of the same files: a
+    backward pass would read pages that are gone. LoRAs and other weight patches count as weights, adapters do not act.
+    encoders: of the same CLIP; their image encoder and autoencoder are taken as they are. Also gives what to call when
+    others were loaded since. Leaves inference mode. Raises ValueError where the host cannot load a second network.
     """
-    static = "disable_dynamic" in inspect.signature(type(model).clone).parameters  # newer hosts page weights in and out
-    patcher = model.clone(disable_dynamic=True) if static else model.clone()
-    unet, text = unet_of(model), clip.cond_stage_model
-
-    def load() -> None:
-        comfy.model_management.load_models_gpu(
-            [patcher, clip.patcher], memory_required=EVERYTHING, force_full_load=True
-        )
-        heal(unet)
-        heal(text)
-
     with torch.inference_mode(False):
+        kept, words = static_clone(model), static_text(clip)
+        unet, text = unet_of(kept), words.cond_stage_model
         text.requires_grad_(False)
+
+        def load() -> None:
+            comfy.model_management.load_models_gpu(
+                [kept, words.patcher], memory_required=EVERYTHING, force_full_load=True
+            )
+            heal(unet)
+            heal(text)
+
         load()
         try:
-            yield unet, load
+            yield Base(unet, replace(encoders, text=HostText(words)), kept.load_device, unet.dtype), load
         except OutOfMemory as error:
             raise type(error)(
                 "Training ran out of memory: set gradient_checkpointing to on, use fewer frames, a smaller size or "
@@ -68,6 +74,14 @@ def ready_to_train(model: Any, clip: Any) -> Iterator[tuple[HostUNet, Callable[[
         finally:
             gc.collect()
             comfy.model_management.soft_empty_cache()
+
+
+def static_text(clip: Any) -> Any:
+    """A clone of a CLIP around the text encoder of a static clone, which the host's own clone leaves out."""
+    clone = clip.clone()
+    clone.patcher = static_clone(clip.patcher)
+    clone.cond_stage_model = clone.patcher.model
+    return clone
 
 
 def interrupted() -> bool:

@@ -4,13 +4,14 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import paging  # noqa: E402
 from harness import Host, find_comfyui  # noqa: E402
 
 FOUND = find_comfyui()
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory):
+def booted(tmp_path_factory):
     if FOUND is None:
         pytest.skip("NO COMFYUI HERE: set COMFYUI_PATH to a checkout; the node pack is NOT tested without one.")
     try:
@@ -20,3 +21,18 @@ def host(tmp_path_factory):
             f"COMFYUI LACKS {error.name} HERE: install {FOUND / 'requirements.txt'} beside this package; "
             "the node pack is NOT tested without it."
         )
+
+
+@pytest.fixture(scope="session", params=["static", "paged"])
+def host(booted, request):
+    """The host as it is on a CPU, and as it is on most cards: with weights that are paged in as they are used."""
+    if request.param == "static":
+        booted.forget_models()
+        yield booted
+        return
+    if not paging.supported():
+        pytest.skip("This ComfyUI has no dynamic VRAM.")
+    with paging.paging():
+        booted.forget_models()
+        yield booted
+        booted.forget_models()

@@ -200,6 +200,13 @@ class Host:
 
         getattr(folder_paths, "filename_list_cache", {}).clear()
 
+    def forget_models(self) -> None:
+        """As if the host had just been started."""
+        self.executor = self._executor()
+        self.management.unload_all_models()
+        shutil.rmtree(self.base / "temp", ignore_errors=True)
+        (self.base / "temp").mkdir()
+
     def _executor(self):
         try:
             return self.execution.PromptExecutor(self.server, cache_type=False, cache_size=None)

@@ -1,5 +1,7 @@
 """Training inside the host: every stage, cancelling and resuming, and what it leaves behind."""
 
+import shutil
+
 import pytest
 import torch
 from graphs import base, give, pictures, prompts, random_adapter, stock_sample
@@ -42,6 +44,12 @@ def train_motion(host, graph, common, loader, steps=3, caption="a ball rolls", *
 
 PHOTOS = pictures(2)
 CLIP = pictures(6, seed=1)
+STATES = "dreamvideo_training"
+
+
+def forget_states(host):
+    for root in ("output", "temp"):
+        shutil.rmtree(host.base / root / STATES, ignore_errors=True)
 
 
 def same(a, b) -> bool:
@@ -125,10 +133,8 @@ def test_motion_with_preview_leaves_the_base_alone(host):
 def test_cancel_keeps_what_was_learned_and_the_next_run_goes_on(host):
     graph, loader, common = start(host)
     whole = host.run_with_probe(graph, [train_motion(host, graph, common, loader, 6, seed=21), 0])[0]
-    states = host.base / "output" / "dreamvideo_training"
-    for folder in states.glob("motion-*"):
-        for file in folder.iterdir():
-            file.unlink()
+    forget_states(host)
+    states = host.base / "output" / STATES
 
     graph, loader, common = start(host)
     train = train_motion(host, graph, common, loader, 6, seed=21, batch_size=1, text_drop=0.5)
