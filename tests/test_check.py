@@ -14,6 +14,7 @@ from tiny_base import write_tiny_base
 
 from dreamvideo import defaults
 from dreamvideo.check import agreement, check, report
+from dreamvideo.check.networks import checksums
 from dreamvideo.check.report import Finding, nameless
 from dreamvideo.cli import main
 from dreamvideo.commands import check as command
@@ -144,6 +145,17 @@ def test_a_part_of_an_adapter_without_gradient_is_named():
     assert section(checked(base(unet)), "Training: identity")["learned"].verdict == "ok"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float8_e4m3fn])
+@pytest.mark.parametrize("count", [1, 7, 16])
+def test_a_checksum_sees_one_bit_of_any_precision(dtype, count):
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.full((count + 1,), float("nan")).to(dtype)[1:], requires_grad=False)
+    before = checksums({"UNet": module})
+    assert checksums({"UNet": module}) == before and list(before) == ["UNet.weight"]
+    module.weight.view(torch.uint8)[-1] ^= 1
+    assert checksums({"UNet": module}) != before
+
+
 def test_a_token_without_gradient_is_named():
     text = fake_encoders().text
     encode = text.encode
@@ -154,7 +166,11 @@ def test_a_token_without_gradient_is_named():
 
 def test_a_base_that_changes_in_training_is_named():
     unet = tiny_unet()
-    unet.register_forward_hook(lambda *_: unet.out[2].bias.data.add_(1e-3) and None)
+
+    def change(*_):
+        unet.out[2].bias.data += 1e-3
+
+    unet.register_forward_hook(change)
     assert "1 (UNet.out.2.bias) changed" in section(checked(base(unet)), "Training: motion")["base"].advice
 
 
@@ -181,10 +197,14 @@ def test_an_error_is_relative_and_not_a_number_is_never_right(factor, verdict):
     assert agreement.judged("x", factor * exact, exact, torch.float32).verdict == verdict
 
 
-def test_encoders_agree_with_themselves():
-    here, there = agreement.embedded_encoders(CPU), agreement.embedded_encoders(CPU)
-    assert list(here) == ["text", "image feature", "latents", "decoded"]
-    assert all(torch.equal(found, there[name]) for name, found in here.items())
+def test_encoders_are_compared_by_all_that_they_make():
+    found = agreement.embedded_encoders(CPU)
+    assert {name: list(made.shape) for name, made in found.items()} == {
+        "text": [1, 77, 64],
+        "image feature": [1, 64],
+        "latents": [1, 4, 8, 8],
+        "decoded": [1, 3, 64, 64],
+    }
 
 
 # ------------------------------------------------------------------------------------------- errors end nothing

@@ -49,8 +49,8 @@ def agree(session: Session) -> Iterator[Finding]:
 
 def judged(name: str, found: Tensor, exact: Tensor, dtype: torch.dtype) -> Finding:
     """The relative error of what was found, and whether rounding to `dtype` explains it; NaN never is."""
-    exact = exact.double().cpu()
-    error = ((found.double().cpu() - exact).norm() / exact.norm()).item()
+    exact = exact.cpu().double()
+    error = ((found.cpu().double() - exact).norm() / exact.norm()).item()
     limit = ROUNDING.get(dtype, max(ROUNDING.values()))
     advice = f"Rounding explains at most {limit:g}: the device computes something else. Update its driver and PyTorch."
     return Finding(name, f"{error:.2g}", "" if error <= limit else advice)

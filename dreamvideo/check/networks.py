@@ -156,7 +156,7 @@ def _note(seen: dict[str, Place], layer: str) -> Callable[[nn.Module, Any, Any],
 
 
 def checksums(networks: Mapping[str, nn.Module]) -> dict[str, int]:
-    """A sum over the bits of every weight, which is exact whatever they hold."""
+    """A sum over the bits of every weight, modulo 2^64: exact whatever they hold."""
     return {
         f"{name}.{key}": int(_bits(tensor).sum(dtype=torch.int64))
         for name, module in networks.items()
@@ -166,7 +166,11 @@ def checksums(networks: Mapping[str, nn.Module]) -> dict[str, int]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(BITS[tensor.element_size()])
+    """As integers, of eight bytes where they come out even: a CPU sums those several times faster."""
+    flat = tensor.detach().reshape(-1)
+    size = flat.element_size()
+    even = not (flat.numel() * size % 8 or flat.storage_offset() * size % 8)
+    return flat.view(torch.int64 if even else BITS[size])
 
 
 def not_finite(module: nn.Module) -> list[str]:

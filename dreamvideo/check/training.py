@@ -92,7 +92,7 @@ def train_stage(session: Session, stage: str) -> Iterator[Finding]:
     yield from _learned(session, watch, result)
     yield _unchanged(before, checksums(networks))
     height, width = session.size
-    yield Finding("loss", f"{result.losses[0]:.4f} to {result.losses[-1]:.4f}")
+    yield Finding("loss", f"{result.losses[0]:.4f} in the first step, {result.losses[-1]:.4f} in the last")
     yield Finding("speed", f"{pace(watch.laps, 'step')}, {_sample(stage, _settings(session, stage), height, width)}")
     yield Finding("peak memory", most)
     yield from (Finding("checkpointing", sentence) for sentence in watch.said)
