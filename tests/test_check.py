@@ -17,7 +17,6 @@ from dreamvideo.check import agreement, check, report
 from dreamvideo.check.networks import checksums
 from dreamvideo.check.report import Finding, nameless
 from dreamvideo.cli import main
-from dreamvideo.commands import check as command
 
 CPU = torch.device("cpu")
 TITLES = ["Versions", "Devices", "Base", "Attention kernels", "Encoders", "Training: textual inversion",
@@ -280,7 +279,7 @@ def test_of_paths_the_last_part_is_left(text, left):
 
 def test_the_command_prints_and_writes_a_report_without_folders(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(command, "run_check", functools.partial(check, seconds=0))
+    monkeypatch.setattr("dreamvideo.check.check", functools.partial(check, seconds=0))
     folder = write_tiny_base(tmp_path / "annabelle" / "base")
     out = tmp_path / "report.txt"
     assert main(["check", "--base", str(folder), "--device", "cpu", "--out", str(out)]) == 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..base import Base
-from ..check import check as run_check
 from ..files import write_text
 from .common import open_for, writable
 from .terminal import Terminal
 
 
 def check(args: Namespace, terminal: Terminal) -> None:
+    from ..check import check as run_check  # no other command waits for it
+
     if args.out:
         writable(args.out, (".txt", ".md", ""))
 
