@@ -124,7 +124,7 @@ def train_method(
         learned = TokenLearner(text, tokens) if method.token == "learned" else None
     if learned is None:
         data = with_text(data, text, tokens)
-    about = _about(method, unet, data, settings, next(iter(tokens), ""), class_word)
+    about = _about(method, unet, data, settings, next(iter(tokens), ""), class_word if tokens else "")
     features = data.features if method.data == "images" else None
 
     def package(step: int) -> LoadedAdapter:

@@ -27,7 +27,7 @@ from dreamvideo.methods import (
     motion_method,
 )
 from dreamvideo.sampling import SamplingSettings, customize, generate
-from dreamvideo.stages import train_identity, train_motion, train_textual_inversion
+from dreamvideo.stages import train_identity, train_method, train_motion, train_textual_inversion
 from dreamvideo.training import Callbacks, LossScale, TrainingError, TrainingSettings, draw_batch, train
 from dreamvideo.training_data import TrainingData, TrainingItem, digest, encode_clips, encode_photos, with_text
 
@@ -168,6 +168,12 @@ def test_adapter_files_tell_how_they_were_made(unet, tmp_path):
     token_run(unet).save(tmp_path / "token.safetensors")
     token = load_adapter(tmp_path / "token.safetensors")
     assert token.adapter is None and token.tokens["<toy>"].shape == (1, CONFIG.context_dim)
+
+
+def test_a_class_word_is_told_only_where_there_is_a_token(unet):
+    settings = TrainingSettings.for_method(MOTION, steps=1)
+    result = train_method(unet, FakeText(), clip_data(), MOTION, class_word="moving", settings=settings)
+    assert result.trained.info.class_word == "" and str(result.trained.info) == "motion adapter, 1 steps"
 
 
 def test_learned_tokens_begin_from_the_class_word(unet):
