@@ -18,11 +18,11 @@ from torch import Tensor
 from .base import Base
 from .defaults import Defaults
 from .files import write_json
-from .media import Photo, load_clips, load_images, write_animation, write_png, write_video
+from .media import Photo, caption_of, find_clips, load_images, read_motion, write_animation, write_png, write_video
 from .nano import rules, world
 from .pictures import contact_sheet, loss_plot
 from .sampling import NOTHING, customize, generate
-from .stages import SubjectResult, motion_frames, train_motion, train_subject
+from .stages import SubjectResult, train_motion, train_subject
 from .training import Callbacks, TrainingResult, TrainingSettings
 from .training_data import encode_clips
 
@@ -81,16 +81,16 @@ def own_material(
 ) -> Material:
     """Photographs of a folder and the first stretch of a clip, cropped to the base's size."""
     size = (defaults.height, defaults.width)
-    clip = load_clips(video, size)[0]
-    pixels, note = motion_frames(clip, defaults.frames, defaults.fps)
+    path = find_clips(video, defaults.frames)[0]
+    clip = read_motion(path, size, defaults.frames, defaults.fps)
     return Material(
         photos=load_images(images, size),
-        clip=pixels[: defaults.frames],
+        clip=clip.pixels(range(defaults.frames)),
         placeholder=placeholder,
         class_word=class_word,
-        motion_caption=clip.caption or motion_caption,
+        motion_caption=caption_of(path) or motion_caption,
         prompt=prompt,
-        note=note,
+        note=clip.note,
     )
 
 

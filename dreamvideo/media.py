@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,13 @@ from torch import Tensor
 from .files import atomic_path
 from .media_files import (
     DEFAULT_FRAME_SECONDS,
+    Frame,
     PathLike,
     animation_frames,
     existing_file,
     picture_tensor,
     read_picture,
+    source_name,
     video_frames,
 )
 
@@ -42,7 +46,7 @@ VIDEO_SUFFIXES = ANIMATION_SUFFIXES | frozenset(
 )
 
 SHORTEST_SIDE = 16
-# uint8 pixels of one clip in memory: about three minutes at 256x256 and 30 frames a second.
+# uint8 pixels of one clip in memory: about eleven minutes at 256x256 and 8 frames a second.
 MAX_CLIP_BYTES = 1 << 30
 
 
@@ -196,8 +200,7 @@ def read_clip(path: PathLike, size: Size | None = None) -> Clip:
     frames: list[Tensor] = []
     times: list[float] = []
     damaged, cut, left = False, False, MAX_CLIP_BYTES
-    pillow = path.suffix.lower() in ANIMATION_SUFFIXES | PHOTO_SUFFIXES
-    reader = animation_frames(path) if pillow else video_frames(path)
+    reader = _frames_of(path)
     for frame, seconds in reader:
         if frame is None:
             damaged = True
@@ -205,7 +208,7 @@ def read_clip(path: PathLike, size: Size | None = None) -> Clip:
         if frames and left < frames[0].numel():
             cut = True
             break
-        frames.append(frame if size is None else cover_crop(frame, *size))
+        frames.append(frame() if size is None else cover_crop(frame(), *size))
         times.append(seconds)
         left -= frames[-1].numel()
     reader.close()
@@ -213,21 +216,77 @@ def read_clip(path: PathLike, size: Size | None = None) -> Clip:
         raise ValueError(f"{path} has no frames that can be read.")
     if len({frame.shape for frame in frames}) > 1:  # a stream may change its size midway
         frames = [cover_crop(frame, *frames[0].shape[-2:]) for frame in frames]
-    note = ""
-    if damaged:
-        note = f"{path.name} is damaged: {len(frames)} frames of it can be read and are used."
-    if cut:
-        note = f"Only the first {len(frames)} frames of {path.name} are used: the rest would take too much memory."
     appear, fps = _frame_times(times)
-    return Clip(torch.stack(frames), appear, fps, _caption(path), path, note)
+    note = _reading_note(path.name, len(frames), damaged, cut)
+    return Clip(torch.stack(frames), appear, fps, caption_of(path), path, note)
 
 
-def load_clips(source: PathLike | Sequence[PathLike], size: Size | None = None) -> list[Clip]:
-    """Clips of a folder, or the files given, in order, each with the caption from the `.txt` beside it.
+def find_clips(source: PathLike | Sequence[PathLike], frames: int = 1) -> list[Path]:
+    """The clips of a folder, or the files given, in order, of which two frames, or one, were found to decode.
 
-    Raises ValueError when there are none and for unusable files, as `read_clip` does.
+    What is to be read for an hour is looked at first. Raises ValueError when there are none, for files that
+    `read_clip` would refuse, and for a single frame where several are to be taken.
     """
-    return [read_clip(path, size) for path in _media_files(source, VIDEO_SUFFIXES, "videos")]
+    paths = _media_files(source, VIDEO_SUFFIXES, "videos")
+    for path in paths:
+        reader = _frames_of(existing_file(path))
+        found = sum(1 for _ in islice((frame for frame, _ in reader if frame is not None), 2))
+        reader.close()
+        if not found:
+            raise ValueError(f"{path} has no frames that can be read.")
+        if found < min(frames, 2):
+            raise ValueError(f"{path} holds a single frame, which shows no motion; give a video.")
+    return paths
+
+
+def read_motion(
+    source: PathLike | BytesIO,
+    size: Size,
+    frames: int,
+    fps: float,
+    *,
+    start: float = 0.0,
+    seconds: float | None = None,
+) -> Clip:
+    """What training takes of a clip: all of it at `fps` frames a second, at least `frames`, cropped to `size`.
+
+    source: as for `read_clip`, or a video's bytes. start, seconds: a stretch of a video, None to its end. The file is
+    gone through twice, first for its times alone: no frame that `thin_out` leaves out is ever turned into pixels.
+    Of more than 1 GiB of pixels the first are taken; `note` says so, and what had to give in thinning out. The caption
+    is left to `caption_of`. Raises ValueError as `read_clip` and `choose_frames` do.
+    """
+    path = None if isinstance(source, BytesIO) else existing_file(source)
+    stretch, name = (path or source, start, seconds), source_name(path or source)
+    seen = [None if frame is None else appears for frame, appears in _frames_of(*stretch)]
+    times = [appears for appears in seen if appears is not None]
+    if not times:
+        raise ValueError(f"{name} has no frames that can be read.")
+    appear, _ = _frame_times(times)
+    choice = thin_out(appear, frames, fps)
+    kept, places = choice.indices.unique(return_inverse=True)
+    while len(kept) > (most := max(1, MAX_CLIP_BYTES // (3 * size[0] * size[1]))):
+        appear = appear[: kept[most]]
+        choice = thin_out(appear, frames, fps)
+        kept, places = choice.indices.unique(return_inverse=True)
+    pixels = _pixels_at(_frames_of(*stretch), kept, size)
+    read = _reading_note(Path(name).name, len(appear), len(times) < len(seen), len(appear) < len(times))
+    return Clip(
+        pixels if len(kept) == len(places) else pixels[places],
+        torch.arange(len(places), dtype=torch.float64) / choice.fps,
+        choice.fps,
+        path=path,
+        note=" ".join(note for note in (read, choice.note) if note),
+    )
+
+
+def thin_out(times: Tensor, frames: int, fps: float) -> FrameChoice:
+    """All of a clip at `fps` frames a second, at least `frames`, given the seconds [F] at which its frames appear.
+
+    Raises ValueError as `choose_frames` does.
+    """
+    own = _mean_rate(times)
+    whole = int(len(times) / own * min(fps, own) + 1e-6)
+    return choose_frames(times, max(frames, whole), fps, start=0.0)
 
 
 def choose_frames(
@@ -362,7 +421,8 @@ def _media_files(source: PathLike | Sequence[PathLike], suffixes: frozenset[str]
     return paths
 
 
-def _caption(path: Path) -> str | None:
+def caption_of(path: Path) -> str | None:
+    """The text of the `.txt` beside a photograph or a clip, in one line; None where there is none."""
     file = path.with_suffix(".txt")
     if not file.is_file() or file == path:
         return None
@@ -389,7 +449,7 @@ def _load_photo(path: Path, mask_path: Path | None, size: Size | None) -> Photo:
             mask = (cover_crop(mask, *size) > 0.5).float()
             if not mask.any():
                 raise ValueError(f"The mask {mask_path} is empty after the centre crop to {size[1]}x{size[0]}.")
-    return Photo(image, mask, _caption(path), path)
+    return Photo(image, mask, caption_of(path), path)
 
 
 def _frame_times(seconds: list[float]) -> tuple[Tensor, float]:
@@ -400,7 +460,37 @@ def _frame_times(seconds: list[float]) -> tuple[Tensor, float]:
         forward = steps[steps > 0]
         period = float(forward.median()) if len(forward) else DEFAULT_FRAME_SECONDS
         times = torch.arange(len(seconds), dtype=torch.float64) * period
-    return times, (len(seconds) - 1) / float(times[-1]) if len(seconds) > 1 else 1.0 / DEFAULT_FRAME_SECONDS
+    return times, _mean_rate(times)
+
+
+def _mean_rate(times: Tensor) -> float:
+    return (len(times) - 1) / float(times[-1]) if len(times) > 1 else 1.0 / DEFAULT_FRAME_SECONDS
+
+
+def _frames_of(
+    source: Path | BytesIO, start: float = 0.0, seconds: float | None = None
+) -> Iterator[tuple[Frame | None, float]]:
+    if isinstance(source, Path) and source.suffix.lower() in ANIMATION_SUFFIXES | PHOTO_SUFFIXES:
+        return animation_frames(source)
+    return video_frames(source, start, seconds)
+
+
+def _pixels_at(reader: Iterator[tuple[Frame | None, float]], wanted: Tensor, size: Size) -> Tensor:
+    """The good frames of these rising indices, cropped, in uint8: [len(wanted), 3, height, width]."""
+    good = (frame for frame, _ in reader if frame is not None)
+    pixels = torch.empty(len(wanted), 3, *size, dtype=torch.uint8)
+    before = -1
+    for place, index in enumerate(wanted.tolist()):
+        pixels[place] = cover_crop(next(islice(good, index - before - 1, None))(), *size)
+        before = index
+    reader.close()
+    return pixels
+
+
+def _reading_note(name: str, frames: int, damaged: bool, cut: bool) -> str:
+    if cut:
+        return f"Only the first {frames} frames of {name} are used: the rest would take too much memory."
+    return f"{name} is damaged: {frames} frames of it can be read and are used." if damaged else ""
 
 
 def _output(path: PathLike, frames: Tensor, fps: float, suffixes: tuple[str, ...]) -> tuple[Path, np.ndarray]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 PathLike = str | os.PathLike[str]
+Frame = Callable[[], Tensor]
+"""Gives the pixels of a decoded frame, uint8 [3, H, W], until the next one is asked for."""
 
 # No base was trained beyond 576 pixels: larger photographs are reduced while they are decoded.
 LONGEST_SIDE = 2048
@@ -118,36 +123,45 @@ def picture_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def animation_frames(path: Path) -> Iterator[tuple[Tensor | None, float]]:
-    """Frames uint8 [3, H, W] of an animated picture and the seconds at which they appear; None for a damaged one."""
+def animation_frames(path: Path) -> Iterator[tuple[Frame | None, float]]:
+    """Frames of an animated picture and the seconds at which they appear; None for a damaged one."""
     with _open_picture(path) as picture:
         seconds = 0.0
         for index in range(getattr(picture, "n_frames", 1)):
             try:
                 picture.seek(index)
-                frame = picture.convert("RGBA")
+                picture.load()
             except Exception:  # as in read_picture; what came before is good
                 yield None, 0.0
                 return
-            yield picture_tensor(frame), seconds
+            yield lambda: picture_tensor(picture.convert("RGBA")), seconds
             seconds += picture.info.get("duration", 0) / 1000 or DEFAULT_FRAME_SECONDS
 
 
-def video_frames(path: Path) -> Iterator[tuple[Tensor | None, float]]:
-    """Frames uint8 [3, H, W] of a video and the seconds at which they appear; None for a damaged one.
+def video_frames(
+    source: Path | BytesIO, start: float = 0.0, seconds: float | None = None
+) -> Iterator[tuple[Frame | None, float]]:
+    """Frames of a video and the seconds at which they appear; None for a damaged one.
 
-    Raises ValueError for a file that cannot be opened and for one without a picture track.
+    With `start` and `seconds` those of that stretch alone. Raises ValueError for a file that cannot be opened and for
+    one without a picture track.
     """
     import av
 
+    name = source_name(source)
+    if isinstance(source, BytesIO):
+        source.seek(0)
     try:
-        container = av.open(str(path))
+        container = av.open(source if isinstance(source, BytesIO) else str(source))
     except av.error.FFmpegError as error:
-        raise ValueError(f"{path} is not a video that can be read, or is damaged.") from error
+        raise ValueError(f"{name} is not a video that can be read, or is damaged.") from error
     with container:
         if not container.streams.video:
-            raise ValueError(f"{path} has no picture track that can be read.")
+            raise ValueError(f"{name} has no picture track that can be read.")
         stream = container.streams.video[0]
+        first, last = _ticks(stream, start, seconds)
+        if first > 0:
+            container.seek(first, stream=stream)
         period = 1.0 / float(stream.average_rate or 1.0 / DEFAULT_FRAME_SECONDS)
         packets, count = container.demux(stream), 0
         while True:
@@ -160,8 +174,25 @@ def video_frames(path: Path) -> Iterator[tuple[Tensor | None, float]]:
             if packet is None:
                 return
             for frame in decoded:
-                yield (None if frame.is_corrupt else _upright(frame, stream)), _seconds(frame, count * period)
+                if frame.pts is not None and frame.pts < first:
+                    continue
+                if frame.pts is not None and frame.pts >= last:
+                    return
+                yield (None if frame.is_corrupt else partial(_upright, frame, stream)), _seconds(frame, count * period)
                 count += 1
+
+
+def source_name(source: Path | BytesIO) -> str:
+    """What messages call it."""
+    return "The video" if isinstance(source, BytesIO) else str(source)
+
+
+def _ticks(stream: Any, start: float, seconds: float | None) -> tuple[float, float]:
+    """A stretch in the stream's own units: the first that belongs to it, and the first after it."""
+    if not start and seconds is None:
+        return -math.inf, math.inf
+    first = int(start / stream.time_base)
+    return first, math.inf if seconds is None else int((start + seconds) / stream.time_base)
 
 
 def _seconds(frame: Any, fallback: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9
 Row = tuple[str, Sequence[Tensor]]
 
 
-def contact_sheet(rows: Sequence[Row], title: str = "", tile: int = 128) -> Tensor:
+def contact_sheet(rows: Iterable[Row], title: str = "", tile: int = 128) -> Tensor:
     """Rows of pictures below their labels, dark on white: [3, H, W] in 0..1.
 
     rows: (label, images), each image [3, h, w] in 0..1 of any size and shape; all are drawn `tile` pixels high.

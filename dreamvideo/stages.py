@@ -18,7 +18,6 @@ from .adapter_files import AdapterInfo, LoadedAdapter
 from .adapters import AdapterConfig, AnyAdapter, build_adapter
 from .encoders import Encoders, TextEncoder, check_matches
 from .fingerprint import fingerprint
-from .media import Clip, choose_frames
 from .methods import (
     IDENTITY,
     TEXTUAL_INVERSION,
@@ -125,7 +124,7 @@ def train_method(
         learned = TokenLearner(text, tokens) if method.token == "learned" else None
     if learned is None:
         data = with_text(data, text, tokens)
-    about = _about(method, unet, data, settings, next(iter(tokens), ""), class_word)
+    about = _about(method, unet, data, settings, next(iter(tokens), ""), class_word if tokens else "")
     features = data.features if method.data == "images" else None
 
     def package(step: int) -> LoadedAdapter:
@@ -284,14 +283,3 @@ def train_subject(
         if done[row.trains].stopped:
             break
     return SubjectResult(done, method.trains)
-
-
-def motion_frames(clip: Clip, frames: int, fps: float) -> tuple[Tensor, str]:
-    """All of a clip at `fps` frames a second, for `encode_clips`: pixels [N, 3, H, W], N at least `frames`.
-
-    The text says what had to give where the clip is short or slow, and what was left out while it was read.
-    """
-    seconds = len(clip.times) / clip.fps
-    whole = int(seconds * min(fps, clip.fps) + 1e-6)
-    choice = choose_frames(clip.times, max(frames, whole), fps, start=0.0)
-    return clip.pixels(choice.indices), " ".join(note for note in (clip.note, choice.note) if note)

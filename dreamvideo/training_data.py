@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import length_hint
 
 import torch
 from torch import Tensor
@@ -52,24 +53,7 @@ class TrainingData:
         if not self.items:
             raise ValueError("There is nothing to train on: give at least one photograph or clip.")
         for index, item in enumerate(self.items, start=1):
-            frames = item.mean.shape[1]
-            if frames < self.frames:
-                raise ValueError(
-                    f"Item {index} has {frames} frames and {self.frames} make a sample: "
-                    f"ask for {frames} frames or fewer, or give a longer clip."
-                )
-            if item.mean.shape[2:] != self.items[0].mean.shape[2:]:
-                sizes = [" x ".join(str(8 * n) for n in other.mean.shape[2:]) for other in (self.items[0], item)]
-                raise ValueError(
-                    f"All items must be of one size: the first has {sizes[0]} pixels, number {index} {sizes[1]}."
-                )
-            for name in ("mean", "std", "features"):
-                tensor = getattr(item, name)
-                if tensor is not None and not torch.isfinite(tensor).all():
-                    raise ValueError(
-                        f"The encoded {name} of item {index} holds NaN or infinity: "
-                        "the encoder's weights are broken or its precision is too low."
-                    )
+            _check(item, index, self.items[0], self.frames)
         if not self.digest:
             object.__setattr__(self, "digest", digest(_contents(self)))
 
@@ -96,17 +80,18 @@ def encode_photos(
     is none. Raises ValueError for sizes that differ and for a mask that is black.
     """
     clips = [photo[None] for photo in photos]  # [1, 3, H, W]
-    return _encode(clips, captions, encoders, list(masks) if masks is not None else [None] * len(clips), frames=1)
+    return _encode(clips, captions, encoders, masks, frames=1)
 
 
 def encode_clips(
-    clips: Sequence[Tensor], captions: str | Sequence[str], encoders: Encoders, frames: int = 32
+    clips: Iterable[Tensor], captions: str | Sequence[str], encoders: Encoders, frames: int = 32
 ) -> TrainingData:
     """Clips, each [N, 3, H, W] in 0..1 at the frame rate to be learned, with one caption for all or one each.
 
+    A clip is asked for when the one before it is encoded and let go, so that a generator holds one in memory.
     `frames` make one sample; of a longer clip every step takes another stretch. Raises ValueError for a shorter one.
     """
-    return _encode(clips, captions, encoders, [None] * len(clips), frames)
+    return _encode(clips, captions, encoders, None, frames)
 
 
 def with_text(data: TrainingData, text: TextEncoder, tokens: Mapping[str, Tensor] | None = None) -> TrainingData:
@@ -122,33 +107,83 @@ def with_text(data: TrainingData, text: TextEncoder, tokens: Mapping[str, Tensor
 
 def digest(parts: Iterable[str | Tensor]) -> str:
     """A fingerprint of texts and tensors: equal for equal bytes, on any machine."""
-    found = hashlib.blake2b(digest_size=16)
+    found = _new_digest()
     for part in parts:
-        if isinstance(part, Tensor):
-            part = part.detach().cpu().contiguous()
-            found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            found.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            found.update(f"text {len(part)} {part}".encode())
+        _digest_part(found, part)
     return found.hexdigest()
 
 
+def _new_digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _digest_part(found: hashlib.blake2b, part: str | Tensor) -> None:
+    if isinstance(part, Tensor):
+        part = part.detach().cpu().contiguous()
+        found.update(f"{part.dtype}{tuple(part.shape)}".encode())
+        found.update(part.reshape(-1).view(torch.uint8).numpy())
+    else:
+        found.update(f"text {len(part)} {part}".encode())
+
+
+def _check(item: TrainingItem, index: int, first: TrainingItem, least: int) -> None:
+    frames = item.mean.shape[1]
+    if frames < least:
+        raise ValueError(
+            f"Item {index} has {frames} frames and {least} make a sample: "
+            f"ask for {frames} frames or fewer, or give a longer clip."
+        )
+    if item.mean.shape[2:] != first.mean.shape[2:]:
+        sizes = [" x ".join(str(8 * n) for n in other.mean.shape[2:]) for other in (first, item)]
+        raise ValueError(f"All items must be of one size: the first has {sizes[0]} pixels, number {index} {sizes[1]}.")
+    for name in ("mean", "std", "features"):
+        tensor = getattr(item, name)
+        if tensor is not None and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"The encoded {name} of item {index} holds NaN or infinity: "
+                "the encoder's weights are broken or its precision is too low."
+            )
+
+
 def _encode(
-    clips: Sequence[Tensor], captions: str | Sequence[str], encoders: Encoders, masks: list[Tensor | None], frames: int
+    clips: Iterable[Tensor],
+    captions: str | Sequence[str],
+    encoders: Encoders,
+    masks: Sequence[Tensor | None] | None,
+    frames: int,
 ) -> TrainingData:
-    captions = [captions] * len(clips) if isinstance(captions, str) else list(captions)
+    expected = length_hint(clips, 0 if isinstance(captions, str) else len(captions))
+    _check_counts(expected, captions, masks)
+    items: list[TrainingItem] = []
+    found = _new_digest()
+    _digest_part(found, str(frames))
+    for clip in clips:  # not zipped: that would keep a clip alive while the next is read
+        index = len(items)
+        _check_counts(max(expected, index + 1), captions, masks)
+        caption = captions if isinstance(captions, str) else captions[index]
+        mask = None if masks is None else masks[index]
+        item = _encoded(clip, caption, mask, encoders, index + 1)
+        _check(item, index + 1, items[0] if items else item, frames)
+        items.append(item)
+        _digest_pixels(found, clip, caption, mask)
+        del clip
+    _check_counts(len(items), captions, masks)
+    return TrainingData(tuple(items), frames, digest=found.hexdigest())
+
+
+def _check_counts(count: int, captions: str | Sequence[str], masks: Sequence[Tensor | None] | None) -> None:
     for name, entries in (("captions", captions), ("masks", masks)):
-        if len(entries) != len(clips):
-            raise ValueError(f"Got {len(entries)} {name} for {len(clips)} photographs or clips; give one each.")
-    items = []
-    with torch.no_grad():
-        for index, (clip, caption, mask) in enumerate(zip(clips, captions, masks, strict=True), start=1):
-            moments = encoders.vae.encode(clip)  # [N, 4, h, w]
-            mean, std = (part.float().cpu().transpose(0, 1) for part in (moments.mean, moments.std))  # [4, N, h, w]
-            features = torch.cat([encoders.image.encode(part).float().cpu() for part in clip.split(IMAGES_AT_ONCE)])
-            latent_mask = None if mask is None else _latent_mask(mask, clip, mean, index)
-            items.append(TrainingItem(mean, std, caption, latent_mask, features))
-    return TrainingData(tuple(items), frames, digest=digest(_pixels(clips, captions, masks, frames)))
+        if entries is not None and not isinstance(entries, str) and len(entries) != count:
+            raise ValueError(f"Got {len(entries)} {name} for {count} photographs or clips; give one each.")
+
+
+@torch.no_grad()
+def _encoded(clip: Tensor, caption: str, mask: Tensor | None, encoders: Encoders, number: int) -> TrainingItem:
+    moments = encoders.vae.encode(clip)  # [N, 4, h, w]
+    mean, std = (part.float().cpu().transpose(0, 1) for part in (moments.mean, moments.std))  # [4, N, h, w]
+    features = torch.cat([encoders.image.encode(part).float().cpu() for part in clip.split(IMAGES_AT_ONCE)])
+    latent_mask = None if mask is None else _latent_mask(mask, clip, mean, number)
+    return TrainingItem(mean, std, caption, latent_mask, features)
 
 
 def _latent_mask(mask: Tensor, photo: Tensor, mean: Tensor, index: int) -> Tensor:
@@ -160,13 +195,11 @@ def _latent_mask(mask: Tensor, photo: Tensor, mean: Tensor, index: int) -> Tenso
     return mask_to_latent(mask.reshape(1, 1, *mask.shape[-2:]).cpu(), *mean.shape[-2:])  # [1, 1, h, w]
 
 
-def _pixels(clips: Sequence[Tensor], captions: list[str], masks: list[Tensor | None], frames: int) -> Iterable:
+def _digest_pixels(found: hashlib.blake2b, clip: Tensor, caption: str, mask: Tensor | None) -> None:
     # Of the pixels rather than of the latents: an accelerator does not encode the same picture to the same bits twice.
-    yield str(frames)
-    for clip, caption, mask in zip(clips, captions, masks, strict=True):
-        yield caption
-        yield (clip * 255).round().to(torch.uint8)
-        yield "no mask" if mask is None else mask > 0.5
+    _digest_part(found, caption)
+    _digest_part(found, torch.cat([(part * 255).round().to(torch.uint8) for part in clip.split(IMAGES_AT_ONCE)]))
+    _digest_part(found, "no mask" if mask is None else mask > 0.5)
 
 
 def _contents(data: TrainingData) -> Iterable:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import chain
 
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..dreamvideo.demo import toy_material
-from ..dreamvideo.media import Clip, cover_crop
+from ..dreamvideo.media import Clip, cover_crop, read_motion, thin_out
 from ..dreamvideo.pictures import contact_sheet
-from ..dreamvideo.stages import motion_frames
+from . import host
 from .fields import (
     MAX_FRAMES,
     TRAINING,
+    check_images,
     engine_images,
     host_images,
     one,
@@ -22,6 +24,8 @@ from .fields import (
     strip,
     subject_masks,
 )
+
+FRAMES_AT_ONCE = 4  # of a full size that may be large
 
 
 class ToyMedia(io.ComfyNode):
@@ -184,39 +188,50 @@ class MotionClips(io.ComfyNode):
         cls, caption, frames, fps, width, height, images_fps, video=None, images=None, more_clips=None,
         more_captions=None,
     ) -> io.NodeOutput:  # fmt: skip
-        count, rate, size = one(frames), one(fps), (one(height), one(width))
-        sources = [_of_video(each, size) for each in video or []]
-        sources += [_of_images(each, one(images_fps), size) for each in images or []]
+        videos, batches = video or [], images or []
+        sources = len(videos) + len(batches)
         if not sources:
             raise ValueError("There is no clip: connect a VIDEO or a batch of IMAGE frames.")
-        texts = caption if len(caption) == len(sources) else [one(caption)] * len(sources)
+        texts = caption if len(caption) == sources else [one(caption)] * sources
         if not all(text.strip() for text in texts):
             raise ValueError("The clip has no caption: say in a few words what happens in it.")
         clips, captions, notes = [each[..., :3] for each in more_clips or []], list(more_captions or []), []
         if len(clips) != len(captions):
             raise ValueError(f"Got {len(captions)} more captions for {len(clips)} more clips: connect both.")
-        for source, text in zip(sources, texts, strict=True):
-            chosen, note = motion_frames(source, count, rate)
-            clips.append(host_images(chosen))
+        wanted = {"size": (one(height), one(width)), "frames": one(frames), "fps": one(fps)}
+        found = chain(
+            (_of_video(each, **wanted) for each in videos),
+            (_of_images(each, one(images_fps), **wanted) for each in batches),
+        )
+        for clip, text in zip(found, texts, strict=True):
+            clips.append(clip.frames.movedim(1, -1).contiguous().float().div_(255))  # [N, H, W, 3], no second copy
             captions.append(text.strip())
-            notes += [note] if note else []
-        rows = [(text, strip(clip.movedim(-1, 1))) for text, clip in zip(captions, clips, strict=True)]
+            notes += [clip.note] if clip.note else []
+        rows = ((text, strip(clip.movedim(-1, 1))) for text, clip in zip(captions, clips, strict=True))
         sheet = contact_sheet(rows, title=" ".join(dict.fromkeys(notes)))
-        return io.NodeOutput(clips, captions, count, float(rate), ui=ui.PreviewImage(host_images(sheet[None]), cls=cls))
+        return io.NodeOutput(
+            clips, captions, one(frames), float(one(fps)), ui=ui.PreviewImage(host_images(sheet[None]), cls=cls)
+        )
 
 
-def _of_images(images: Tensor, fps: float, size: tuple[int, int]) -> Clip:
-    pixels = engine_images(images)
-    if len(pixels) < 2:
+def _of_images(images: Tensor, own_fps: float, *, size: tuple[int, int], frames: int, fps: float) -> Clip:
+    """What training takes of IMAGE frames [N, H, W, C]; those that are left out are never copied."""
+    check_images(images)
+    if len(images) < 2:
         raise ValueError("A clip needs at least two frames, and this IMAGE has one: connect all frames as one batch.")
-    parts = [cover_crop((part * 255).round().to(torch.uint8), *size) for part in pixels.split(16)]
-    times = torch.arange(len(pixels), dtype=torch.float64) / fps
-    return Clip(torch.cat(parts), times, fps)
+    times = torch.arange(len(images), dtype=torch.float64) / own_fps
+    choice = thin_out(times, frames, fps)
+    parts = (engine_images(images[part.to(images.device)]) for part in choice.indices.split(FRAMES_AT_ONCE))
+    pixels = torch.cat([cover_crop((part * 255).round().to(torch.uint8), *size) for part in parts])
+    return Clip(pixels, torch.arange(len(pixels), dtype=torch.float64) / choice.fps, choice.fps, note=choice.note)
 
 
-def _of_video(video, size: tuple[int, int]) -> Clip:
+def _of_video(video, *, size: tuple[int, int], frames: int, fps: float) -> Clip:
+    file = host.file_of(video)
+    if file is not None:
+        return read_motion(file.source, size, frames, fps, start=file.start, seconds=file.seconds)
     found = video.get_components()
-    return _of_images(found.images, float(Fraction(found.frame_rate)), size)
+    return _of_images(found.images, float(Fraction(found.frame_rate)), size=size, frames=frames, fps=fps)
 
 
 NODES = [ToyMedia, SubjectImages, MotionClips]

@@ -61,9 +61,13 @@ def other_base_input() -> io.Boolean.Input:
 
 def engine_images(images: Tensor) -> Tensor:
     """IMAGE [N, H, W, C] -> [N, 3, H, W] on the CPU, without alpha."""
+    check_images(images)
+    return images[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu().contiguous()
+
+
+def check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[-1] < 3 or not images.numel():
         raise ValueError(f"IMAGE holds no pictures that can be used: its shape is {list(images.shape)}.")
-    return images[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu().contiguous()
 
 
 def host_images(images: Tensor) -> Tensor:

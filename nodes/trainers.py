@@ -41,6 +41,7 @@ from .fields import (
     MAX_STEPS,
     TRAINING,
     Adapter,
+    check_images,
     check_size,
     clip_input,
     engine_images,
@@ -425,10 +426,11 @@ class TrainMotion(io.ComfyNode):
         job = _Job.of(cls, model, clip, vae, clip_vision)
         if len(captions) != len(clips):
             raise ValueError(f"Got {len(captions)} captions for {len(clips)} clips: connect both of Motion Clips.")
-        pixels = [engine_images(each) for each in clips]
-        check_size(job.config, pixels[0].shape[-1], pixels[0].shape[-2])
-        data = encode_clips(pixels, captions, job.encoders, frames)
-        method = fitted(for_clips(MOTION_METHODS[run["method"]], len(pixels)), job.config)
+        for each in clips:
+            check_images(each)
+            check_size(job.config, each.shape[2], each.shape[1])
+        data = encode_clips((engine_images(each) for each in clips), captions, job.encoders, frames)
+        method = fitted(for_clips(MOTION_METHODS[run["method"]], len(clips)), job.config)
         image_drop = {"automatic": None, "half": 0.5, "never": 0.0}[run["image_drop"]]
         text_drop = run["text_drop"] if method.p_text_drop else None
         settings = job.settings(method, run, p_text_drop=text_drop, p_image_drop=image_drop)

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -14,12 +15,12 @@ from fakes import pictures
 from PIL import Image
 from tiny_base import SIDE, write_tiny_base
 
-from dreamvideo import defaults, stages
+from dreamvideo import defaults
 from dreamvideo.adapter_files import load_adapter
 from dreamvideo.cli import main
-from dreamvideo.commands import common
+from dreamvideo.commands import common, train
 from dreamvideo.commands.terminal import Terminal, duration
-from dreamvideo.media import read_clip, write_animation, write_png
+from dreamvideo.media import Clip, read_clip, read_motion, write_animation, write_png
 
 SIZE = ["--height", str(SIDE), "--width", str(SIDE)]
 SHORT = ["--steps", "3", "--lr", "0.1", "--batch", "1", *SIZE]
@@ -96,6 +97,24 @@ def test_a_short_clip_is_told(folder, capsys):
 def test_previews_are_written_on_the_way(folder):
     assert main(motion(folder, "turn.gif", "--frames", "1", "--preview-every", "2", out="seen.safetensors")) == 0
     assert [path.name for path in folder.glob("seen.*.gif")] == ["seen.motion-00002.gif"]
+
+
+def test_many_clips_are_never_in_memory_together(folder, tmp_path, monkeypatch):
+    for index in range(6):
+        write_animation(tmp_path / f"{index}.gif", pictures(4, seed=index), 8.0)
+    alive, most, pixels = weakref.WeakSet(), [], Clip.pixels
+
+    def counted(clip, indices=None):
+        found = pixels(clip, indices)
+        alive.add(found)
+        most.append(len(alive))
+        return found
+
+    monkeypatch.setattr(Clip, "pixels", counted)
+    command = motion(folder, None, "--frames", "2", "--caption", "a dog", out="many.safetensors")
+    command[2] = str(tmp_path)
+    assert main(command) == 0
+    assert most == [1] * 6
 
 
 def test_masks_count_unless_told_otherwise(folder, monkeypatch):
@@ -233,7 +252,7 @@ def test_wrong_arguments_name_the_help(capsys):
 
 
 @pytest.mark.parametrize("command", ["", "demo", "train subject", "train motion", "sample", "inspect", "convert",
-                                     "nano train", "nano evaluate"])  # fmt: skip
+                                     "nano train", "nano evaluate", "check"])  # fmt: skip
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
@@ -320,6 +339,16 @@ def test_unusable_clips_and_captions(folder, tmp_path, capsys):
     assert not (folder / "never.safetensors").exists()
 
 
+def test_the_last_of_many_clips_is_tried_before_the_first_is_encoded(folder, tmp_path, capsys, monkeypatch):
+    for name in "abc":
+        write_animation(tmp_path / f"{name}.gif", pictures(4), 8.0)
+    command = motion(folder, None, "--frames", "2", "--caption", "a dog", out="never.safetensors")
+    command[2] = str(tmp_path)
+    monkeypatch.setattr(train, "encode_clips", lambda *_: pytest.fail("Encoded before all were tried."))
+    (tmp_path / "c.gif").write_bytes(b"no picture")
+    assert "c.gif is not a picture" in refused(capsys, command)
+
+
 def test_unusable_settings(folder, capsys):
     assert "ordinary word" in refused(capsys, subject(folder, "--placeholder", "dog"))
     assert "nearest valid" in refused(capsys, subject(folder, "--height", "20"))
@@ -396,8 +425,8 @@ def test_durations():
 
 def test_long_clips_are_learned_whole_at_the_rate_asked(tmp_path):
     write_animation(tmp_path / "long.gif", pictures(40, side=16), 20.0)
-    pixels, note = stages.motion_frames(read_clip(tmp_path / "long.gif"), 4, 5.0)
-    assert len(pixels) == 10 and note == ""
+    clip = read_motion(tmp_path / "long.gif", (16, 16), 4, 5.0)
+    assert len(clip.frames) == 10 and clip.note == ""
 
 
 # --------------------------------------------------------------------------------------------- other methods' rows

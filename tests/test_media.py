@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import struct
 import wave
+import weakref
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamvideo import media
+from dreamvideo import media, media_files
 
 SHARED = Path(__file__).parents[2] / "shared" / "media"
 
@@ -249,7 +251,7 @@ def test_folders_without_use_get_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="no photographs in"):
         media.load_images(tmp_path)
     with pytest.raises(ValueError, match="no videos in"):
-        media.load_clips(tmp_path)
+        media.find_clips(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         media.load_images(tmp_path / "none")
     with pytest.raises(ValueError, match="No photographs were given"):
@@ -304,7 +306,8 @@ def test_video_comes_back_as_written(tmp_path):
     frames = moving_square()
     media.write_video(tmp_path / "clip.mp4", frames, fps=8)
     (tmp_path / "clip.txt").write_text("a square moves right")
-    (clip,) = media.load_clips(tmp_path)
+    (path,) = media.find_clips(tmp_path)
+    clip = media.read_clip(path)
     assert clip.frames.dtype == torch.uint8 and clip.frames.shape == (12, 3, 32, 48)
     assert clip.fps == pytest.approx(8) and clip.caption == "a square moves right" and clip.note == ""
     torch.testing.assert_close(clip.times, torch.arange(12, dtype=torch.float64) / 8)
@@ -419,6 +422,87 @@ def test_videos_of_no_use_get_one_sentence(tmp_path):
         with pytest.raises(ValueError, match=sentence) as caught:
             media.read_clip(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- clips thinned out while they are read ---------------------------------------------------------------------------
+
+
+def write_clip(folder, kind: str) -> Path:
+    frames = torch.rand((40, 3, 24, 40), generator=torch.Generator().manual_seed(0))
+    path = folder / ("clip.gif" if kind == "animation" else "clip.mp4")
+    if kind == "animation":
+        media.write_animation(path, frames, fps=20)
+    elif kind == "variable":
+        encode(path, frames, [40 * k + 25 * (k % 3 == 1) for k in range(40)])
+    else:
+        media.write_video(path, frames[: 5 if kind == "short" else 40], fps=30)
+    if kind == "damaged":
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["even", "variable", "short", "damaged", "animation"])
+@pytest.mark.parametrize(("frames", "fps"), [(2, 8.0), (12, 8.0), (4, 60.0)])
+def test_thinning_while_reading_gives_the_frames_that_thinning_afterwards_gives(tmp_path, kind, frames, fps):
+    path = write_clip(tmp_path, kind)
+    whole = media.read_clip(path, (16, 24))
+    choice = media.thin_out(whole.times, frames, fps)
+    clip = media.read_motion(path, (16, 24), frames, fps)
+    assert torch.equal(clip.frames, whole.frames[choice.indices]) and clip.fps == choice.fps
+    assert clip.note == " ".join(note for note in (whole.note, choice.note) if note)
+    assert len(clip.times) == len(clip.frames) >= frames
+
+
+def test_frames_that_are_left_out_never_become_pixels(tmp_path, monkeypatch):
+    media.write_video(tmp_path / "clip.mp4", moving_square(60), fps=30)
+    alive, upright = weakref.WeakSet(), media_files._upright
+    seen = []
+
+    def counted(frame, stream):
+        pixels = upright(frame, stream)
+        alive.add(pixels)
+        seen.append(len(alive))
+        return pixels
+
+    monkeypatch.setattr(media_files, "_upright", counted)
+    clip = media.read_motion(tmp_path / "clip.mp4", (16, 24), 4, 8.0)
+    assert len(seen) == len(clip.frames) == 16 and max(seen) <= 2
+
+
+def test_a_stretch_of_a_video_and_its_bytes_are_read(tmp_path):
+    path = tmp_path / "clip.mp4"
+    media.write_video(path, moving_square(30), fps=10)
+    whole, size = media.read_clip(path).frames, (32, 48)
+    for start, seconds, frames in ((0.0, None, range(30)), (1.0, None, range(10, 30)), (1.5, 0.7, range(15, 22))):
+        for source in (path, str(path), BytesIO(path.read_bytes())):
+            clip = media.read_motion(source, size, 2, 10.0, start=start, seconds=seconds)
+            assert torch.equal(clip.frames, whole[list(frames)]) and clip.note == ""
+    with pytest.raises(ValueError, match=r"clip\.mp4 has no frames"):
+        media.read_motion(path, size, 2, 10.0, start=9.0)
+    with pytest.raises(ValueError, match="The video is not a video"):
+        media.read_motion(BytesIO(b"nothing" * 100), size, 2, 10.0)
+
+
+def test_only_frames_that_are_kept_count_as_memory(tmp_path, monkeypatch):
+    media.write_video(tmp_path / "clip.mp4", moving_square(40), fps=20)
+    monkeypatch.setattr(media, "MAX_CLIP_BYTES", 11 * 3 * 32 * 48)
+    assert media.read_motion(tmp_path / "clip.mp4", (32, 48), 2, 5.0).note == ""  # 10 of the 40
+    clip = media.read_motion(tmp_path / "clip.mp4", (32, 48), 2, 10.0)
+    assert len(clip.frames) == 11 and clip.note.startswith("Only the first 22 frames of clip.mp4")
+
+
+def test_clips_are_tried_before_any_is_read_whole(tmp_path):
+    media.write_video(tmp_path / "a.mp4", moving_square(4))
+    media.write_animation(tmp_path / "b.gif", moving_square(1))
+    assert [path.name for path in media.find_clips(tmp_path)] == ["a.mp4", "b.gif"]
+    with pytest.raises(ValueError, match=r"b\.gif holds a single frame"):
+        media.find_clips(tmp_path, frames=8)
+    (tmp_path / "b.gif").write_text("no picture")
+    with pytest.raises(ValueError, match=r"b\.gif is not a picture"):
+        media.find_clips(tmp_path, frames=8)
+    with pytest.raises(ValueError, match=r"c\.mp4 does not exist"):
+        media.find_clips([tmp_path / "a.mp4", tmp_path / "c.mp4"])
 
 
 # --- choosing frames -------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -25,9 +27,9 @@ from dreamvideo.methods import (
     motion_method,
 )
 from dreamvideo.sampling import SamplingSettings, customize, generate
-from dreamvideo.stages import train_identity, train_motion, train_textual_inversion
+from dreamvideo.stages import train_identity, train_method, train_motion, train_textual_inversion
 from dreamvideo.training import Callbacks, LossScale, TrainingError, TrainingSettings, draw_batch, train
-from dreamvideo.training_data import TrainingData, TrainingItem, encode_clips, encode_photos, with_text
+from dreamvideo.training_data import TrainingData, TrainingItem, digest, encode_clips, encode_photos, with_text
 
 SETTINGS = TrainingSettings(steps=8, learning_rate=1e-3, batch_size=2, warmup=2, seed=3, save_every=3)
 TOKENS = {"<toy>": torch.linspace(-1, 1, CONFIG.context_dim)[None]}
@@ -166,6 +168,12 @@ def test_adapter_files_tell_how_they_were_made(unet, tmp_path):
     token_run(unet).save(tmp_path / "token.safetensors")
     token = load_adapter(tmp_path / "token.safetensors")
     assert token.adapter is None and token.tokens["<toy>"].shape == (1, CONFIG.context_dim)
+
+
+def test_a_class_word_is_told_only_where_there_is_a_token(unet):
+    settings = TrainingSettings.for_method(MOTION, steps=1)
+    result = train_method(unet, FakeText(), clip_data(), MOTION, class_word="moving", settings=settings)
+    assert result.trained.info.class_word == "" and str(result.trained.info) == "motion adapter, 1 steps"
 
 
 def test_learned_tokens_begin_from_the_class_word(unet):
@@ -588,6 +596,46 @@ def test_half_precision_scales_its_loss_and_recovers_from_overflow():
     plain = LossScale(torch.bfloat16)
     plain.after(True)
     assert plain.factor == 1 and not plain.may_shrink
+
+
+def one_by_one(count: int, alive: list[int], frames: int = 4, side: int = 32):
+    """Clips of a generator that notes how many of the earlier ones are still there."""
+    given = weakref.WeakSet()
+    for index in range(count):
+        alive.append(len(given))
+        clip = pictures(frames, index, side)
+        given.add(clip)
+        yield clip
+        del clip
+
+
+def test_clips_are_encoded_one_by_one_and_let_go():
+    alive: list[int] = []
+    captions = [f"a car turns {index}" for index in range(5)]
+    data = encode_clips(one_by_one(5, alive), captions, fake_encoders(), 3)
+    assert alive == [0] * 5 and data.captions == tuple(captions)
+    clips = [pictures(4, index) for index in range(5)]
+    at_once = encode_clips(clips, captions, fake_encoders(), 3)
+    assert data.digest == at_once.digest
+    for mine, other in zip(data.items, at_once.items, strict=True):
+        assert torch.equal(mine.mean, other.mean) and torch.equal(mine.features, other.features)
+    bytes_of = [
+        (caption, (clip * 255).round().byte(), "no mask") for caption, clip in zip(captions, clips, strict=True)
+    ]
+    assert data.digest == digest(["3", *(part for each in bytes_of for part in each)])
+
+
+def test_no_clip_is_asked_for_after_one_of_no_use():
+    for side, captions, words in (
+        (32, ["a"] * 4, "number 2 64"),
+        (64, ["a"], "Got 1 captions for 2"),
+        (64, ["a"] * 9, "Got 9 captions for 4"),
+    ):
+        alive: list[int] = []
+        clips = itertools.chain([pictures(4, side=side)], one_by_one(3, alive, side=64))
+        with pytest.raises(ValueError, match=words):
+            encode_clips(clips, captions, fake_encoders(), 3)
+        assert len(alive) == (3 if len(captions) == 9 else 1)
 
 
 def test_bad_data_are_refused_in_a_sentence(unet):

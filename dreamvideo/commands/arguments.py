@@ -13,7 +13,7 @@ from ..base import EMBEDDED_FOLDER
 from ..checkpoints import LAYOUTS
 from ..defaults import EMBEDDED, FULL_SIZE
 from ..methods import MOTION_METHODS, MOTION_WORD, SUBJECT_METHODS, Method
-from . import analyze, embedded, evaluate, files, sample, train
+from . import analyze, check, embedded, evaluate, files, sample, train
 from .common import DTYPES
 
 DESCRIPTION = """\
@@ -83,6 +83,16 @@ examples:
   dreamvideo convert unet.safetensors my-pipeline --layout diffusers
   dreamvideo convert my-dog.safetensors my-dog.pth
 """
+CHECK = """\
+Trains every stage for a few steps, samples a short video and compares the device with the CPU: two minutes on a card.
+Prints a report fit for a bug report: versions, devices, precisions, what ran where, speeds, peak memory, agreement. It
+names no folder and no user, writes nothing else, and tells what needs attention.
+"""
+CHECK_EXAMPLES = """\
+examples:
+  dreamvideo check
+  dreamvideo check --base models/modelscope --out check.txt
+"""
 ANALYZE = """\
 Fine-tunes all spatial weights on a subject and all temporal weights on a motion, and plots by how much each kind of
 layer changed: where an adapter has most to do (the paper's Figure 4). With your own media: --images and --video.
@@ -129,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     _inspect(_add(group, "inspect", files.inspect, "tell what a file or a base's folder is", INSPECT))
     _convert(_add(group, "convert", files.convert, "write another format", CONVERT, CONVERT_EXAMPLES))
     _evaluate(_add(group, "evaluate", evaluate.evaluate, "measure methods or videos", EVALUATE, EVALUATE_EXAMPLES))
+    _check(_add(group, "check", check.check, "report on this machine and base", CHECK, CHECK_EXAMPLES))
     _analyze(_add(group, "analyze", analyze.analyze, "show which layers fine-tuning changes", ANALYZE))
     kinds = _group(group, "nano", "train or measure the embedded base")
     _nano_train(_add(kinds, "train", embedded.nano_train, "as it was trained", NANO_TRAIN))
@@ -258,6 +269,11 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("target", type=Path, metavar="DST", help="its suffix chooses the format")
     parser.add_argument("--layout", choices=LAYOUTS, help="of a UNet (default: original)")
     parser.add_argument("--dtype", choices=DTYPES, help="of a UNet (default: the source's)")
+
+
+def _check(parser: Parser) -> None:
+    _option(parser, "--out", "FILE", "write the report there, too", Path)
+    _base(parser)
 
 
 def _evaluate(parser: Parser) -> None:

@@ -8,15 +8,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..adapter_files import LoadedAdapter
 from ..base import Base
 from ..defaults import fitted
 from ..files import write_text
-from ..media import load_clips, load_images, write_animation, write_png
+from ..media import caption_of, find_clips, load_images, read_motion, write_animation, write_png
 from ..methods import MOTION_METHODS, SUBJECT_METHODS, for_clips
 from ..pictures import loss_plot
 from ..sampling import customize, generate
-from ..stages import motion_frames, train_method, train_subject
+from ..stages import train_method, train_subject
 from ..training import Callbacks
 from ..training_data import encode_clips
 from .common import ADAPTER, OUTPUT, file_name, one_or_many, open_for, placeholder_of, training_size, writable
@@ -66,28 +68,20 @@ def motion(args: Namespace, terminal: Terminal) -> None:
     base = open_for(args, terminal)
     size = training_size(args, base)
     frames, fps = args.frames or base.defaults.frames, args.fps or base.defaults.fps
-    clips = load_clips(source, size)
+    clips = find_clips(source, frames)
     method = fitted(for_clips(MOTION_METHODS[args.method], len(clips)), base.unet.config)
-    related = load_clips(args.related, size) if args.related else []
-    captions, pixels = [], []
-    for index, clip in enumerate((*clips, *related)):
-        captions.append(clip.caption or (args.caption if index < len(clips) else None))
-        if not captions[-1]:
-            raise ValueError(f"{clip.path} has no caption; say what happens there with --caption or a .txt beside it.")
-        chosen, note = motion_frames(clip, frames, fps)
-        pixels.append(chosen)
-        if note:
-            terminal.say(f"{clip.path.name}: {note}")
+    related = find_clips(args.related, frames) if args.related else []
+    captions = [_caption(path, args.caption) for path in clips] + [_caption(path) for path in related]
     settings = base.defaults.settings_for(
         method, **_overrides(args), p_text_drop=args.p_text_drop, p_image_drop=args.p_image_drop
     )
-    sources = f"{len(clips)} clips" if len(clips) > 1 else clips[0].path.name
+    sources = f"{len(clips)} clips" if len(clips) > 1 else clips[0].name
     terminal.say(f"Learning a motion from {sources}, {frames} frames at {fps:g} a second.")
     with _resumable(out, args.restart) as states:
         result = train_method(
             base.unet,
             base.encoders.text,
-            encode_clips(pixels, captions, base.encoders, frames),
+            encode_clips(_one_by_one([*clips, *related], size, frames, fps, terminal), captions, base.encoders, frames),
             method,
             placeholder=args.placeholder,
             class_word=args.class_word,
@@ -101,6 +95,24 @@ def motion(args: Namespace, terminal: Terminal) -> None:
             raise KeyboardInterrupt
         result.save(out)
     terminal.say(f'Wrote {out}; try: dreamvideo sample "{captions[0]}" --adapter {out}')
+
+
+def _caption(path: Path, otherwise: str | None = None) -> str:
+    caption = caption_of(path) or otherwise
+    if not caption:
+        raise ValueError(f"{path} has no caption; say what happens there with --caption or a .txt beside it.")
+    return caption
+
+
+def _one_by_one(
+    paths: Sequence[Path], size: tuple[int, int], frames: int, fps: float, terminal: Terminal
+) -> Iterator[Tensor]:
+    """The pixels [N, 3, H, W] of each clip, read when they are asked for."""
+    for path in paths:
+        clip = read_motion(path, size, frames, fps)
+        if clip.note:
+            terminal.say(f"{path.name}: {clip.note}")
+        yield clip.pixels()
 
 
 @contextmanager

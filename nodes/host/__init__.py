@@ -18,6 +18,7 @@ from .model import HostUNet, model_of, register, unet_of
 from .progress import Progress, say
 from .sampling import invert, sample
 from .training import Interrupted, OutOfMemory, interrupted, loaded_to_train, stop_if_interrupted
+from .video import file_of
 
 __all__ = [
     "ADAPTERS_FOLDER",
@@ -31,6 +32,7 @@ __all__ = [
     "Progress",
     "encoders_of",
     "file_in",
+    "file_of",
     "files_in",
     "folders_of",
     "interrupted",

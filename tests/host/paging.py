@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-PAGES = 3  # that are kept
+PAGES = 1  # that are kept
 
 
 def supported() -> bool:

@@ -10,6 +10,8 @@ from graphs import SIZE, base, give, our_sample, pictures, prompts, random_adapt
 from harness import WINDOW, Cancelled, Graph, HostError
 from safetensors import safe_open
 
+pytestmark = pytest.mark.parametrize("host", ["static"], indirect=True)
+
 
 @pytest.fixture
 def graph(host):

@@ -1,0 +1,91 @@
+"""The pack beside everything else a host loads: every stock model is still recognised, and no host is broken by us."""
+
+import inspect
+import logging
+
+import pytest
+import torch
+from graphs import base
+from harness import Graph
+
+pytestmark = pytest.mark.parametrize("host", ["static"], indirect=True)
+PREFIX = "model.diffusion_model."
+SD15 = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "use_linear_in_transformer": False,
+    "context_dim": 768, "num_heads": 8, "use_spatial_transformer": True, "legacy": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def ours(host):
+    return host.module("nodes.host.model").ModelScopeT2V
+
+
+def recognised(config, state):
+    import comfy.model_detection
+
+    ask = comfy.model_detection.model_config_from_unet_config
+    newer = {"unet_key_prefix": PREFIX} if "unet_key_prefix" in inspect.signature(ask).parameters else {}
+    return type(ask(config, state, **newer))
+
+
+def test_every_stock_model_is_recognised_as_without_us(host, ours, monkeypatch):
+    import comfy.supported_models
+
+    listed = list(comfy.supported_models.models)
+    stock = [model for model in listed if model is not ours]
+    assert ours in listed and len(stock) > 10
+    for model in stock:
+        state = {key.format(PREFIX): torch.zeros(1) for key in model.required_keys}
+        found = []
+        for models in (listed, stock):
+            monkeypatch.setattr(comfy.supported_models, "models", models)
+            found.append(recognised(dict(model.unet_config), state))
+        assert found[0] is found[1]
+
+
+def test_a_stable_diffusion_checkpoint_is_one(host):
+    import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
+    import comfy.model_detection
+    import comfy.ops
+
+    unet = openaimodel.UNetModel(**SD15, device="meta", operations=comfy.ops.disable_weight_init)
+    state = {f"{PREFIX}{key}": torch.zeros(1).expand(tensor.shape) for key, tensor in unet.state_dict().items()}
+    assert type(comfy.model_detection.model_config_from_unet(state, PREFIX)).__name__ == "SD15"
+
+
+def test_whatever_a_host_asks_beside_is_taken(ours):
+    anchors = {key: torch.zeros(1) for key in inspect.getmodule(ours).ANCHORS}
+    prefixed = {f"{PREFIX}{key}": tensor for key, tensor in anchors.items()}
+    for state, known in ((anchors, True), (prefixed, True), ({}, False), (None, False)):
+        assert ours.matches({}, state) is known
+        assert ours.matches({}, state, unet_key_prefix=PREFIX, something_new=1) is known
+        assert ours.matches({}, state, PREFIX, object()) is known
+
+
+@pytest.mark.parametrize("models", [None, (1, 2)], ids=["no list", "a tuple"])
+def test_a_host_without_the_list_is_left_alone(host, monkeypatch, caplog, models):
+    import comfy.supported_models
+
+    if models is None:
+        monkeypatch.delattr(comfy.supported_models, "models")
+    else:
+        monkeypatch.setattr(comfy.supported_models, "models", models)
+    with caplog.at_level(logging.WARNING):
+        host.module("nodes.host").register()
+    assert len(caplog.records) == 1 and "will not know ModelScope's files" in caplog.text
+    assert getattr(comfy.supported_models, "models", None) == models
+    monkeypatch.undo()
+    graph = Graph()
+    assert host.run_with_probe(graph, [base(graph), 0])[0].model is not None
+
+
+def test_registering_again_leaves_one(host, ours):
+    import comfy.supported_models
+
+    before = list(comfy.supported_models.models)
+    host.module("nodes.host").register()
+    assert comfy.supported_models.models == before
+    assert [model.__name__ for model in before].count(ours.__name__) == 1
