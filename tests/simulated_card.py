@@ -23,15 +23,16 @@ from dreamvideo.diffusion import SCHEDULE
 
 aten = torch.ops.aten
 READS = (aten._local_scalar_dense.default, aten.equal.default)
+SHAPED_BY_VALUES = (aten._unique2.default,)
 JOINS = (aten.stack.default, aten.cat.default)  # which take no number of the CPU's beside a card's tensors
 POOLS = (aten._adaptive_avg_pool2d.default, aten.adaptive_avg_pool2d.default)
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 class Mode(FakeTensorMode):
-    def __init__(self, card: torch.device) -> None:
+    def __init__(self, card: str) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self.card = card
+        self.card = torch.device(card)
         self.inside = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
@@ -39,12 +40,15 @@ class Mode(FakeTensorMode):
         if func is torch.ops.prim.device.default:  # C++ asks; its autograd would look for the card's driver
             device = args[0].device
             return device if device.type == "cpu" else META
-        if kwargs.get("device") == META and torch._C._current_graph_task_id() != -1:  # what autograd was told above
+        told = torch._C._current_graph_task_id() != -1 or any(isinstance(leaf, Tensor) for leaf in tree_leaves(args))
+        if told and kwargs.get("device") == META:  # C++ repeats what it was told above
             kwargs = {**kwargs, "device": self.card}
         if self.inside:
             return super().__torch_dispatch__(func, types, args, kwargs)
         if func in READS:
             return self._computed(func, args, kwargs)
+        if func in SHAPED_BY_VALUES:
+            return tuple(self._claiming(args[0].device, value) for value in self._computed(func, args, kwargs))
         _refuse_as_cards_do(func, args, kwargs)
         self.inside = True
         try:
@@ -56,6 +60,12 @@ class Mode(FakeTensorMode):
                 if isinstance(fake, FakeTensor):
                     fake.value = value
         return fakes
+
+    def _claiming(self, device: torch.device, value: Tensor) -> FakeTensor:
+        with self:
+            fake = torch.empty(value.shape, dtype=value.dtype, device=device)
+        fake.value = value
+        return fake
 
     def _computed(self, func, args: tuple, kwargs: dict) -> Any:
         given = tree_map_only(FakeTensor, value_of, (args, kwargs))
@@ -82,24 +92,24 @@ def value_of(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def simulated_card(name: str = "cuda:0") -> Iterator[torch.device]:
+def simulated_card(mode: Mode) -> Iterator[torch.device]:
     """The device. Within, new tensors are simulated, on it and on the CPU, where real tensors count as lying."""
-    card = torch.device(name)
     SCHEDULE.alphas_cumprod  # noqa: B018, cached: to be made outside
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "_apply", _replace_tensors)
         patch.setattr(FakeTensor, "__deepcopy__", _copy, raising=False)
         patch.setattr(FakeTensor, "data", property(Tensor.detach, _become), raising=False)
+        patch.setattr(FakeTensor, "is_meta", property(lambda self: self.device == META), raising=False)
         patch.setattr(FakeTensor, "numpy", lambda self: _outside(Tensor.numpy, self), raising=False)
         patch.setattr(FakeTensor, "tolist", lambda self: _outside(Tensor.tolist, self))
-        with Mode(card):
-            yield card
+        with mode:
+            yield mode.card
 
 
 @torch.no_grad()
-def _replace_tensors(module: nn.Module, change) -> nn.Module:
+def _replace_tensors(module: nn.Module, change, recurse: bool = True) -> nn.Module:
     """`nn.Module._apply`, which cannot change a simulated tensor in its place."""
-    for child in module.children():
+    for child in module.children() if recurse else ():
         child._apply(change)
     for name, parameter in module._parameters.items():
         if parameter is not None:
