@@ -177,7 +177,7 @@ def merge(unet: UNet, deltas: list[tuple[WeightDelta, float]]) -> UNet:
     """The UNet with W + sum of strength * delta for its weights; everything else is shared with `unet`, not copied.
 
     Differentiable in the deltas. Sums are formed in float32 or better where the weight lies, and rounded once to the
-    dtype that the UNet computes in: an eight-bit one that weights are stored in would swallow differences and gradients.
+    dtype the UNet computes in: an eight-bit one that weights are stored in would swallow differences and gradients.
     Raises ValueError when a delta is for another UNet, and for a UNet that would compute in eight bits.
     """
     if unet.dtype.itemsize < 2:
