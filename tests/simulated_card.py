@@ -99,6 +99,7 @@ def simulated_card(mode: Mode) -> Iterator[torch.device]:
         patch.setattr(nn.Module, "_apply", _replace_tensors)
         patch.setattr(FakeTensor, "__deepcopy__", _copy, raising=False)
         patch.setattr(FakeTensor, "data", property(Tensor.detach, _become), raising=False)
+        patch.setattr(FakeTensor, "__getitem__", _item, raising=False)
         patch.setattr(FakeTensor, "is_meta", property(lambda self: self.device == META), raising=False)
         patch.setattr(FakeTensor, "numpy", lambda self: _outside(Tensor.numpy, self), raising=False)
         patch.setattr(FakeTensor, "tolist", lambda self: _outside(Tensor.tolist, self))
@@ -116,8 +117,13 @@ def _replace_tensors(module: nn.Module, change, recurse: bool = True) -> nn.Modu
             module._parameters[name] = nn.Parameter(change(parameter.detach()), parameter.requires_grad)
     for name, buffer in module._buffers.items():
         if buffer is not None:
-            module._buffers[name] = change(buffer)
+            module._buffers[name] = change(buffer.detach())
     return module
+
+
+def _item(tensor: FakeTensor, index: Any) -> Tensor:
+    """Indexing, whose lists C++ would make tensors of where it was told that the tensor lies."""
+    return Tensor.__getitem__(tensor, torch.tensor(index) if isinstance(index, list) else index)
 
 
 def _outside(read, tensor: FakeTensor) -> Any:

@@ -61,6 +61,16 @@ def test_every_method_takes_its_first_step(encoders, there, row):
     assert found.losses == pytest.approx(expected.losses, rel=1e-4)
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if row.token == "learned"], ids=lambda row: row.name)
+def test_a_token_from_a_parked_encoder_is_learned_on_the_card(encoders, there, row):
+    expected = train(BASE, encoders.text, row)
+    with simulated_card(CARD) as card:
+        clip = copied_to(encoders.text.clip, "cpu")
+        parked = park(Encoders(OpenClipText(clip), OpenClipImage(clip), encoders.vae), card)
+        found = train(there.unet, parked.text, row)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+
+
 # --- sampling ---------------------------------------------------------------------------------------------------
 
 
