@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dreamvideo.adapters import AdapterConfig, AdapterStack, StackEntry, build_adapter
 from dreamvideo.deltas import DeltaConfig
 from dreamvideo.encoders import Encoders, KLAutoencoder, OpenClipImage, OpenClipText
+from dreamvideo.fingerprint import fingerprint
 from dreamvideo.methods import Method
 from dreamvideo.parking import park
 from dreamvideo.sampling import Customization, SamplingSettings, generate, sample_latents
@@ -169,3 +170,10 @@ def test_a_prompt_becomes_frames_wherever_the_encoders_lie(encoders, there, park
         if parked:
             assert all(parameter.device.type == "cpu" for parameter in (*clip.parameters(), *vae.parameters()))
     torch.testing.assert_close(value_of(found), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_mps_is_asked_for_neither_float64_nor_uneven_pooling():
+    with simulated_card(MPS) as card:
+        unet = copied_to(BASE, card)
+        assert fingerprint(unet) == fingerprint(BASE)
+        sampled(unet, STACKS["mask"])
