@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deltas import DeltaConfig, WeightDelta, attach, merge
+from .resizing import area_average
 from .unet import UNet, UNetConfig, transformer_sites
 
 # Sublayer of a transformer block -> name of its adapter in the authors' files.
@@ -106,12 +107,15 @@ class Bottleneck(nn.Module):
         """What an image feature [B, F or 1, D] adds inside the bottleneck: [B, F or 1, hidden], never token-sized.
 
         down is linear, so down(x + lam * cond(e)) = down(x) + down.weight @ (lam * cond(e)). strength (lam): [B, 1, 1].
+        Computed where the feature lies, in the weights' dtype.
         """
-        condition = self.condition_linear(feature.to(self.condition_linear.weight))  # [B, F or 1, width]
-        return F.linear(condition * strength.to(condition), self.down_linear.weight)
+        weight, bias = self.condition_linear.weight, self.condition_linear.bias
+        feature = feature.to(weight.dtype)
+        condition = F.linear(feature, weight.to(feature), bias.to(feature))  # [B, F or 1, width]
+        return F.linear(condition * strength.to(condition), self.down_linear.weight.to(condition))
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """x [..., width] -> residual of the same shape, computed in x's dtype whatever the weights' own."""
+        """x [..., width] -> residual of the same shape, computed where and as x is, whatever the weights are."""
         down, up = self.down_linear, self.up_linear
         h = F.linear(x, down.weight.to(x), down.bias.to(x))
         kept = torch.is_grad_enabled()  # else nobody else has h, and it is changed where it lies
@@ -317,9 +321,9 @@ def _version(tensor: Tensor) -> int:
 
 
 def _moved(adapter: AnyAdapter, device: torch.device | str | None, dtype: torch.dtype | None) -> AnyAdapter:
-    parameter = next(adapter.parameters())
-    probe = torch.empty(0, device=parameter.device, dtype=parameter.dtype).to(device=device, dtype=dtype)
-    if (probe.device, probe.dtype) == (parameter.device, parameter.dtype):
+    found = {(parameter.device, parameter.dtype) for parameter in adapter.parameters()}  # a host offloads by parts
+    probes = [torch.empty(0, device=place, dtype=kind).to(device=device, dtype=dtype) for place, kind in found]
+    if found == {(probe.device, probe.dtype) for probe in probes}:
         return adapter
     return copy.deepcopy(adapter).to(device=device, dtype=dtype)
 
@@ -372,9 +376,9 @@ class BoundStack:
         if self.feature.shape[1] not in (1, frames):
             raise ValueError(f"Got image features for {self.feature.shape[1]} frames, but the video has {frames}.")
         if torch.is_grad_enabled():
-            shift = bottleneck.shift(self.feature, self.strength)  # [B, F or 1, hidden]
+            shift = bottleneck.shift(self.feature.to(x.device), self.strength)  # [B, F or 1, hidden]
         elif (shift := self.shifts.get(bottleneck)) is None:
-            shift = self.shifts[bottleneck] = bottleneck.shift(self.feature, self.strength)
+            shift = self.shifts[bottleneck] = bottleneck.shift(self.feature.to(x.device), self.strength)
         return shift.unsqueeze(1 if temporal else 2)
 
 
@@ -392,5 +396,5 @@ def _mask_at(mask: Tensor, frames: int, size: tuple[int, int], temporal: bool) -
     mask = mask.float().reshape(1, -1, *mask.shape[-2:])  # [1, F or 1, H, W]
     if mask.shape[1] not in (1, frames):
         raise ValueError(f"An adapter's mask has {mask.shape[1]} frames, but the video has {frames}.")
-    level = F.interpolate(mask, size, mode="area").flatten(2).unsqueeze(3)  # [1, F or 1, N, 1]
+    level = area_average(mask, size).flatten(2).unsqueeze(3)  # [1, F or 1, N, 1]
     return level.transpose(1, 2) if temporal else level

@@ -83,6 +83,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _device(name: str | torch.device) -> torch.device:
+    """The device of that name; of a cuda card with its index, which not every call of PyTorch can do without."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -94,4 +95,5 @@ def _device(name: str | torch.device) -> torch.device:
     }
     if not usable.get(device.type, False):
         raise ValueError(f"PyTorch finds no device {device} on this machine; take another or leave the choice to it.")
-    return device
+    unnumbered = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if unnumbered else device

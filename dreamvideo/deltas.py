@@ -115,7 +115,7 @@ class LowRank(nn.Module):
         self.down.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def forward(self) -> Tensor:
-        return self.up @ self.down
+        return self.up @ self.down.to(self.up.device)  # a host may have offloaded one of them
 
 
 class WeightDelta(nn.Module):
@@ -176,28 +176,39 @@ def attach(root: nn.Module, path: str, module: nn.Module) -> None:
 def merge(unet: UNet, deltas: list[tuple[WeightDelta, float]]) -> UNet:
     """The UNet with W + sum of strength * delta for its weights; everything else is shared with `unet`, not copied.
 
-    Differentiable in the deltas. Sums are formed in float32 or better and rounded to the weight's dtype once.
-    Raises ValueError when a delta is for another UNet.
+    Differentiable in the deltas. Sums are formed in float32 or better where the weight lies, and rounded once to the
+    dtype the UNet computes in: an eight-bit one that weights are stored in would swallow differences and gradients.
+    Raises ValueError when a delta is for another UNet, and for a UNet that would compute in eight bits.
     """
-    sums: dict[str, Tensor] = {}
+    if unet.dtype.itemsize < 2:
+        raise ValueError(
+            f"Weight deltas cannot act in {str(unet.dtype).removeprefix('torch.')}, which swallows them: "
+            "load the UNet in float32, bfloat16 or float16."
+        )
+    changes: dict[str, list[tuple[Tensor, float]]] = {}
     for delta, strength in deltas:
         for name, change in delta.changes().items():
-            scaled = change if strength == 1 else strength * change
-            sums[name] = sums[name] + scaled if name in sums else scaled
-    return overlay(unet, {name: _sum(unet, name, change) for name, change in sums.items()})
+            changes.setdefault(name, []).append((change, strength))
+    return overlay(unet, {name: _sum(unet, name, terms) for name, terms in changes.items()})
 
 
-def _sum(unet: UNet, name: str, change: Tensor) -> Tensor:
+def _sum(unet: UNet, name: str, changes: list[tuple[Tensor, float]]) -> Tensor:
+    """A weight of the UNet + sum of strength * change, in the UNet's dtype."""
     module, _, leaf = name.rpartition(".")
     try:
         weight = getattr(unet.get_submodule(module), leaf)
-        fits = weight.shape == change.shape
     except AttributeError:
-        fits = False
-    if not fits:
-        raise ValueError(f"These weight deltas are for another UNet: this one has no {name} of {list(change.shape)}.")
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    return (weight.to(exact) + change.to(weight.device, exact)).to(weight.dtype)
+        weight = None
+    for change, _ in changes:
+        if weight is None or weight.shape != change.shape:
+            raise ValueError(
+                f"These weight deltas are for another UNet: this one has no {name} of {list(change.shape)}."
+            )
+    exact = torch.promote_types(unet.dtype, torch.float32)
+    total = weight.to(exact)
+    for change, strength in changes:
+        total = torch.add(total, change.to(total), alpha=strength)
+    return total.to(unet.dtype)
 
 
 def overlay(module: Module, weights: Mapping[str, Tensor]) -> Module:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .resizing import area_average
+
 if TYPE_CHECKING:
     from .checkpoints import BaseFiles
 
@@ -246,9 +248,9 @@ def _put_in(x: Tensor, slots: Sequence[Sequence[tuple[str, int]]], vectors: Mapp
     if not places:
         return x
     batch, position, names, rows = zip(*places, strict=True)
-    found = torch.stack([vectors[name][row] for name, row in zip(names, rows, strict=True)])  # [places, D]
+    found = torch.stack([vectors[name][row].to(x) for name, row in zip(names, rows, strict=True)])  # [places, D]
     index = (torch.tensor(batch, device=x.device), torch.tensor(position, device=x.device))
-    return x.index_put(index, found.to(x))
+    return x.index_put(index, found)
 
 
 class OpenClipImage:
@@ -296,13 +298,11 @@ def clip_pixels(images: Tensor, size: int) -> Tensor:
 
 def _centre_square(images: Tensor, side: int) -> Tensor:
     """Scale images [B, 3, H, W] so that they just cover side x side, and keep the centre."""
-    from kornia.geometry import resize
-
     images = _centre_crop(images, 2 * min(images.shape[-2:]))  # or a 1 x 20,000 image would be scaled to millions
     height, width = images.shape[-2:]
     scale = min(height, width) / side
     if scale != 1:
-        images = resize(images, (int(height / scale), int(width / scale)), interpolation="area")
+        images = area_average(images, (int(height / scale), int(width / scale)))
     return _centre_crop(images, side)
 
 

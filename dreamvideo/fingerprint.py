@@ -59,7 +59,7 @@ def _ordered(names: Mapping[str, object], ending: str) -> list[str]:
 
 
 def _projection(tensor: Tensor, seed: int) -> float:
-    values = tensor.detach().to("cpu", torch.float64).reshape(-1)
+    values = tensor.detach().cpu().to(torch.float64).reshape(-1)  # mps has no float64
     norm = values.norm().item()
     return (values @ _signs(values.numel(), seed)).item() / norm if norm else 0.0
 

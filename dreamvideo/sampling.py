@@ -108,9 +108,9 @@ def _saw_dropped_images(motion: LoadedAdapter) -> bool:
 
 
 def choose_device() -> torch.device:
-    """The fastest device of this machine: cuda, mps or cpu."""
+    """The fastest device of this machine: cuda (with its index, as tensors there have it), mps or cpu."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -121,7 +121,10 @@ def train_method(
     settings = settings or TrainingSettings.for_method(method)
     with torch.inference_mode(False):  # weights are made outside a host's
         adapter = _fresh(method, unet, data, settings.seed)
-        learned = TokenLearner(text, tokens) if method.token == "learned" else None
+        learned = None
+        if method.token == "learned":  # where the adapter lies too: one optimiser updates both
+            place = next(unet.parameters()).device
+            learned = TokenLearner(text, {name: rows.to(place) for name, rows in tokens.items()})
     if learned is None:
         data = with_text(data, text, tokens)
     about = _about(method, unet, data, settings, next(iter(tokens), ""), class_word if tokens else "")

@@ -483,13 +483,16 @@ def _adamw(tensors: list[Tensor], learning_rate: float) -> torch.optim.AdamW:
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The norm of all of them together, not finite where one number is not: a scalar that is still on its way."""
+    """The norm of all of them together, not finite where one number is not: a scalar that is still on its way.
+
+    It lies where the first of them does; the others may lie elsewhere.
+    """
     found = torch._foreach_norm([tensor.detach() for tensor in tensors])
-    return torch.stack([norm.float() for norm in found]).norm()
+    return torch.stack([norm.to(found[0].device, torch.float32) for norm in found]).norm()
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
-    return math.isfinite(_norm(tensors).item())
+    return all(tensor.detach().float().isfinite().all() for tensor in tensors)  # float: nothing asks eight-bit numbers
 
 
 def _checkpoints(run: _Run, callbacks: Callbacks) -> bool:

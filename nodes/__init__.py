@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import adapters, data, host, loaders, sampling, trainers
+from . import adapters, check, data, host, loaders, sampling, trainers
 
 host.register()
 host.register_folders()
 
-NODES: list[type[io.ComfyNode]] = [*loaders.NODES, *data.NODES, *trainers.NODES, *adapters.NODES, *sampling.NODES]
+TOPICS = (loaders, data, trainers, adapters, sampling, check)
+NODES: list[type[io.ComfyNode]] = [node for topic in TOPICS for node in topic.NODES]
 
 
 class DreamVideoExtension(ComfyExtension):

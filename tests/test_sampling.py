@@ -248,6 +248,7 @@ def test_device_and_precision_suit_the_machine(monkeypatch):
     for bf16, wanted in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, bf16=bf16, **named: bf16)
         assert choose_dtype(torch.device("cuda", 0)) == wanted
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     for cuda, mps, wanted in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)

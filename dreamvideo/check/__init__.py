@@ -43,13 +43,15 @@ def check(
     memory: float | None = None,
     seconds: float = SECONDS,
     progress: Callable[[int, int, str], None] = lambda done, total, title: None,
+    ends: tuple[type[Exception], ...] = (),
 ) -> Report:
     """Check the base that `open_base` gives, and the machine. What goes wrong is a finding and ends nothing.
 
     facts: what a host tells of itself, by name, a section of its own. networks: modules to look into, the UNet's name
     being "UNet"; by default those that the engine loaded. paged: a host moves weights by itself, so where they lie is
     told and not judged. memory: GiB that a training step may take. seconds: for the steps of each of three trainings
-    and of sampling. progress: (sections done, of how many, title of the next); what it raises ends the check.
+    and of sampling. progress: (sections done, of how many, title of the next); what it raises ends the check,
+    and so does what is one of `ends`, a host's Cancel.
     """
     opened: list[Session] = []
 
@@ -74,7 +76,7 @@ def check(
 
     def run(title: str, job: Job) -> None:
         progress(len(sections), len(before) + len(after), title)
-        sections.append(_section(title, job))
+        sections.append(_section(title, job, ends))
 
     for title, job in before.items():
         run(title, job)
@@ -88,11 +90,13 @@ def _kernels(session: Session) -> Iterable[Finding]:
     return attention_kernels(base.device, base.unet.dtype, base.unet.config.head_dim)
 
 
-def _section(title: str, job: Job) -> Section:
+def _section(title: str, job: Job, ends: tuple[type[Exception], ...]) -> Section:
     began = time.monotonic()
     findings: list[Finding] = []
     try:
         findings.extend(job())
+    except ends:
+        raise
     except Exception as error:
         findings.append(_failure(error))
     if findings and findings[-1].name in (FAILED, SHORT):

@@ -1,7 +1,8 @@
 """The only package that touches ComfyUI's internals, by topic; what the nodes need of the host stands here."""
 
+from .about import about
 from .adapters import same_weights, with_adapter, with_appearance
-from .encoders import HostImage, HostText, HostVAE, encoders_of, with_tokens
+from .encoders import HostImage, HostText, HostVAE, encoders_of, networks_of, with_tokens
 from .folders import (
     ADAPTERS_FOLDER,
     BASES_FOLDER,
@@ -15,6 +16,7 @@ from .folders import (
 )
 from .loading import load_clip, load_clip_vision, load_model, load_vae
 from .model import HostUNet, model_of, register, unet_of
+from .paging import is_dynamic
 from .progress import Progress, say
 from .sampling import invert, sample
 from .training import Interrupted, OutOfMemory, interrupted, loaded_to_train, stop_if_interrupted
@@ -30,6 +32,7 @@ __all__ = [
     "Interrupted",
     "OutOfMemory",
     "Progress",
+    "about",
     "encoders_of",
     "file_in",
     "file_of",
@@ -37,12 +40,14 @@ __all__ = [
     "folders_of",
     "interrupted",
     "invert",
+    "is_dynamic",
     "load_clip",
     "load_clip_vision",
     "load_model",
     "load_vae",
     "loaded_to_train",
     "model_of",
+    "networks_of",
     "numbered",
     "output_folder",
     "register",

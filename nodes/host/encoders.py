@@ -13,6 +13,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
+from ...dreamvideo.base import Base
 from ...dreamvideo.encoders import LATENT_SCALE, Encoders, Moments, check_placeholder, clip_pixels
 from ..placeholders import PlaceholderTokenizer
 
@@ -138,6 +139,16 @@ class HostVAE:
     @torch.no_grad()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
         return self.vae.decode(latents / LATENT_SCALE).movedim(-1, 1).float()
+
+
+def networks_of(base: Base, vae: Any, vision: Any) -> dict[str, nn.Module]:
+    """The networks behind a base whose encoders are the host's, by what people call them."""
+    return {
+        "UNet": base.unet,
+        "CLIP": base.encoders.text.clip.cond_stage_model,
+        "CLIP vision": vision.model,
+        "VAE": vae.first_stage_model,
+    }
 
 
 def encoders_of(clip: Any, vae: Any, vision: Any | None) -> Encoders:

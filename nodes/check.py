@@ -1,0 +1,56 @@
+"""Check DreamVideo: whether everything does on this machine what it should, as a text for a bug report."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..dreamvideo.check import check
+from . import host
+from .fields import CATEGORY, clip_input, model_input, vae_input
+
+
+class Check(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamVideoCheck",
+            display_name="Check DreamVideo",
+            category=CATEGORY,
+            description=(
+                "Trains and samples for a few steps on the loaded model, about two minutes, and tells what ran where, "
+                "how fast, and whether the card agrees with the CPU: a text to paste into a bug report."
+            ),
+            inputs=[
+                model_input(),
+                clip_input(),
+                vae_input(),
+                io.ClipVision.Input("clip_vision", tooltip="The image encoder of the same base."),
+            ],
+            outputs=[io.String.Output(display_name="report", tooltip="The report, as shown on the node.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, clip_vision) -> io.NodeOutput:
+        host.model_of(model)
+        shown: list[host.Progress] = []
+
+        def progress(done: int, total: int, title: str) -> None:
+            shown[:] = shown or [host.Progress(cls.hidden.unique_id, total)]
+            shown[0](done, total, title)
+
+        encoders = host.encoders_of(clip, vae, clip_vision)
+        with host.loaded_to_train(model, clip, encoders) as (base, _):
+            report = check(
+                lambda: base,
+                facts=host.about(model),
+                networks=host.networks_of(base, vae, clip_vision),
+                paged=host.is_dynamic(model),
+                progress=progress,
+                ends=(host.Interrupted,),
+            )
+        return io.NodeOutput(report.text, ui=ui.PreviewText(report.text))
+
+
+NODES = [Check]
