@@ -19,10 +19,13 @@ PAGES = 1  # that are kept
 
 def supported() -> bool:
     """As it is since 0.16; before, it was another thing, opted in to."""
-    import comfy.memory_management
     import comfy.model_patcher
 
-    return hasattr(comfy.model_patcher, "CoreModelPatcher") and hasattr(comfy.memory_management, "aimdo_enabled")
+    if not hasattr(comfy.model_patcher, "CoreModelPatcher"):
+        return False
+    import comfy.memory_management
+
+    return hasattr(comfy.memory_management, "aimdo_enabled")
 
 
 class Pages:
