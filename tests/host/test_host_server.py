@@ -52,7 +52,8 @@ def server(base):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base),
+    start = ["main.py"] if (FOUND / "nodes.py").is_file() else ["-m", "comfy.cmd.main"]  # the fork that is a package
+    command = [sys.executable, *start, "--cpu", "--port", str(port), "--base-directory", str(base),
                "--database-url", "sqlite:///:memory:", "--disable-auto-launch"]  # fmt: skip
     log = base / "log.txt"
     with open(log, "wb") as output:
