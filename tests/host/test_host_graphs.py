@@ -23,7 +23,7 @@ def copied(graph):
 
 
 def test_all_nodes_are_there(host):
-    assert len(host.ours) == 15 and all(name.startswith("DreamVideo") for name in host.ours)
+    assert len(host.ours) == 16 and all(name.startswith("DreamVideo") for name in host.ours)
 
 
 def test_stock_nodes_sample_and_decode_a_video(host, start):

@@ -85,7 +85,7 @@ def _await(server, process, log) -> None:
 
 
 def test_all_nodes_help_and_templates_are_served(server):
-    assert len([name for name in server.classes if name.startswith("DreamVideo")]) == 15
+    assert len([name for name in server.classes if name.startswith("DreamVideo")]) == 16
     assert set(server.ask("/workflow_templates")[NAME]) == set(ALL)
     assert server.ask("/i18n")["zh"]["nodeDefs"]["DreamVideoSampler"]["display_name"]
 
