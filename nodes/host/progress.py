@@ -14,10 +14,11 @@ from .training import stop_if_interrupted
 
 
 def say(node_id: str | None, text: str) -> None:
-    """Put text onto a node, where the host can."""
+    """Put text onto a node, in the browser window that queued it: others may show another node of the same id."""
     running = getattr(server.PromptServer, "instance", None)
-    if running is not None and node_id is not None and hasattr(running, "send_progress_text"):
-        running.send_progress_text(text, node_id)
+    window = getattr(running, "client_id", None)
+    if window is not None and node_id is not None and hasattr(running, "send_progress_text"):
+        running.send_progress_text(text, node_id, window)
 
 
 class Progress:

@@ -1,13 +1,15 @@
 """Looks at the templates, the nodes, a help page and a translation in a real browser, and takes their pictures.
 
-    python tests/host/browser.py http://127.0.0.1:8188 OUT [templates|run|nodes|help|browse]... [--only NAME] [--zh]
+    python tests/host/browser.py http://127.0.0.1:8188 OUT [templates|run|nodes|help|browse]...
+        [--only NAME] [--zh] [--new-design]
 
 Needs a running ComfyUI with this pack in its custom_nodes, Debian's chromium, and `pip install playwright` (its own
 browser is not used). Start the server with `--base-directory B` and {"Comfy.TutorialCompleted": true} in
 B/user/default/comfy.settings.json, or the first visit shows a tour over everything.
 
 templates: loads every workflows/*.json and prints what is wrong with it: missing nodes, nodes that ComfyUI marks as
-bad, nodes that overlap, notes that do not show their whole text, errors of the browser's console.
+bad, nodes and groups that overlap, notes that do not show their whole text, values that would be queued and are not
+the template's, errors of the browser's console. --new-design: with "Nodes 2.0", whose nodes are parts of the page.
 run: the same, but runs each template first (--only NAME) on the embedded base, so that previews show; with few steps
 unless --full.
 nodes: one picture of every node into OUT/nodes, as docs/nodes.md shows them. help: the help page of a node.
@@ -20,9 +22,12 @@ import argparse
 import io
 import json
 import sys
+from itertools import combinations
 from pathlib import Path
 
 from harness import PACK
+from litegraph import to_api
+from over_http import Server
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
@@ -38,16 +43,24 @@ TOY = {"base": "embedded", "width": 64, "height": 64, "frames": 8, "learning_rat
 # For pictures: text at every zoom, no map in the corner.
 PLAIN = {"LiteGraph.Canvas.MinFontSizeForLOD": 0, "Comfy.Minimap.Visible": False}
 BOXES = """() => app.graph._nodes.map(node => {
-    const box = node.getBounding();
     const title = LiteGraph.NODE_TITLE_HEIGHT;
     const text = node.widgets?.map(w => w.element).find(e => e?.classList?.contains('comfy-markdown')
         || e?.querySelector?.('.comfy-markdown-content'));
     const page = text?.querySelector('.comfy-markdown-content') ?? text;
-    return {id: node.id, type: node.type, title: node.title,
-        bad: !!node.has_errors || !LiteGraph.registered_node_types[node.type],
-        box: [node.pos[0], node.pos[1] - title, node.size[0], node.size[1] + title],
+    let box = [node.pos[0], node.pos[1] - title, node.size[0], node.size[1] + title];
+    const part = document.querySelector(`[data-node-id="${node.id}"]`);
+    if (part) {
+        const seen = part.getBoundingClientRect(), whole = app.canvas.canvas.getBoundingClientRect();
+        const ds = app.canvas.ds;
+        box = [(seen.left - whole.left) / ds.scale - ds.offset[0], (seen.top - whole.top) / ds.scale - ds.offset[1],
+            seen.width / ds.scale, seen.height / ds.scale];
+    }
+    return {id: node.id, type: node.type, title: node.title, part: !!part,
+        bad: !!node.has_errors || !LiteGraph.registered_node_types[node.type], box,
         least: node.computeSize(), hidden: page ? page.scrollHeight - page.clientHeight : 0};
 })"""
+GROUPS = "() => app.graph._groups.map(group => [...group._bounding])"
+QUEUED = "async () => (await app.graphToPrompt()).output"
 
 
 def messages_of(page: Page) -> list[str]:
@@ -58,13 +71,13 @@ def messages_of(page: Page) -> list[str]:
     return heard
 
 
-def open_page(browser, server: str, language: str) -> Page:
+def open_page(browser, server: str, language: str, new_design: bool = False) -> Page:
     page = browser.new_page(viewport={"width": 1920, "height": 1080}, device_scale_factor=1)
     page.set_default_timeout(300_000)
     page.goto(server)
     page.wait_for_function("window.app?.graph && Object.keys(LiteGraph.registered_node_types).length > 100")
     page.wait_for_timeout(2500)
-    for name, value in PLAIN.items():
+    for name, value in (PLAIN | {"Comfy.VueNodes.Enabled": new_design}).items():
         page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
     now = page.evaluate("() => app.extensionManager.setting.get('Comfy.Locale')")
     if now != language:
@@ -104,9 +117,14 @@ def fit(page: Page, margin: int = 30) -> None:
     page.wait_for_timeout(1500)
 
 
+def overlap(one: list[float], other: list[float]) -> bool:
+    (x, y, width, height), (u, v, wide, high) = one, other
+    return x < u + wide and u < x + width and y < v + high and v < y + height
+
+
 def faults(page: Page) -> list[str]:
     """What is wrong with the graph that is shown."""
-    nodes, found = page.evaluate(BOXES), []
+    nodes, groups, found = page.evaluate(BOXES), page.evaluate(GROUPS), []
     for node in nodes:
         x, y, width, height = node["box"]
         name = f"{node['title']} ({node['type']})"
@@ -114,14 +132,28 @@ def faults(page: Page) -> list[str]:
             found.append(f"{name} is missing or marked as bad")
         if node["hidden"] > 2:
             found.append(f"{name} hides {node['hidden']} pixels of its text")
-        if node["least"][1] > height - 29 and "Note" not in node["type"]:
+        if node["least"][1] > height - 29 and "Note" not in node["type"] and not node["part"]:
             found.append(f"{name} is {height - 30:.0f} high and needs {node['least'][1]:.0f}")
-        for other in nodes:
-            if other["id"] <= node["id"]:
-                continue
-            u, v, wide, high = other["box"]
-            if x < u + wide and u < x + width and y < v + high and v < y + height:
-                found.append(f"{name} overlaps {other['title']} ({other['type']})")
+        if not any(u < x and v < y and x + width < u + wide and y + height < v + high for u, v, wide, high in groups):
+            found.append(f"{name} sticks out of its group")
+        found += [
+            f"{name} overlaps {other['title']} ({other['type']})"
+            for other in nodes
+            if other["id"] > node["id"] and overlap(node["box"], other["box"])
+        ]
+    return found + ["two groups overlap" for one, other in combinations(groups, 2) if overlap(one, other)]
+
+
+def not_queued(page: Page, workflow: dict, server: Server) -> list[str]:
+    """Values and links of a template that the frontend would not queue."""
+    queued, found = page.evaluate(QUEUED), []
+    for number, node in to_api(workflow, server.classes).items():
+        got = queued.get(number, {"inputs": {}})["inputs"]
+        found += [
+            f"{node['class_type']} would get {name} {got.get(name)!r} in place of {value!r}"
+            for name, value in node["inputs"].items()
+            if got.get(name) != value
+        ]
     return found
 
 
@@ -144,13 +176,17 @@ def run_graph(page: Page, limit: int, values: dict) -> list[str]:
     return page.evaluate("() => [...window.failed, ...Object.values(app.lastNodeErrors ?? {}).map(JSON.stringify)]")
 
 
-def look_at_templates(page: Page, heard: list[str], out: Path, only: str, values: dict | None, limit: int) -> int:
+def look_at_templates(
+    page: Page, server: Server, heard: list[str], out: Path, only: str, values: dict | None, limit: int
+) -> int:
     """values: widget values to run each template with; None for not running it."""
     wrong = 0
     for path in sorted((PACK / "workflows").glob(f"{only}*.json")):
         heard.clear()
-        show(page, json.loads(path.read_text(encoding="utf-8")))
-        told = [] if values is None else run_graph(page, limit, values)
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        show(page, workflow)
+        told = not_queued(page, workflow, server)
+        told += [] if values is None else run_graph(page, limit, values)
         fit(page)
         told += faults(page) + [text for text in heard if not any(word in text for word in QUIET)]
         name = path.stem if values is None else f"{path.stem}-ran"
@@ -217,19 +253,20 @@ def main() -> int:
     asked.add_argument("what", nargs="*", default=["templates"])
     asked.add_argument("--only", default="", help="beginning of a template's name")
     asked.add_argument("--zh", action="store_true", help="in Chinese")
+    asked.add_argument("--new-design", action="store_true", help="with Nodes 2.0")
     asked.add_argument("--full", action="store_true", help="run with the template's own steps; quickstart only")
     asked.add_argument("--limit", type=int, default=900, help="seconds that a run may take")
     given = asked.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    wrong = 0
+    wrong, server = 0, Server(given.server)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = open_page(browser, given.server, "zh" if given.zh else "en")
+        page = open_page(browser, given.server, "zh" if given.zh else "en", given.new_design)
         heard = messages_of(page)
         for what in given.what:
             if what in ("templates", "run"):
                 values = None if what == "templates" else {} if given.full else TOY | FEW
-                wrong += look_at_templates(page, heard, given.out, given.only, values, given.limit)
+                wrong += look_at_templates(page, server, heard, given.out, given.only, values, given.limit)
             else:
                 wrong += {"nodes": picture_nodes, "help": picture_help, "browse": picture_browse}[what](page, given.out)
         browser.close()

@@ -20,6 +20,8 @@ PACK = Path(__file__).parents[2]
 EXTRAS = ("nodes_custom_sampler", "nodes_model_advanced", "nodes_video", "nodes_train", "nodes_images", "nodes_mask",
           "nodes_context_windows")  # fmt: skip
 
+WINDOW = "the window that queued"
+
 
 def find_comfyui() -> Path | None:
     """COMFYUI_PATH, the ComfyUI whose custom_nodes this pack lies in, or ~/comfy/ComfyUI."""
@@ -81,13 +83,14 @@ class Probe:
 class _Server:
     """As much of the host's server as its executor asks for."""
 
-    client_id = None
+    client_id: str | None = None  # the executor sets it, to what a graph was queued with
     last_node_id = None
     last_prompt_id = None
     receive_all_progress_notifications = True  # the fork that is an installable package asks
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.text_windows: set[str | None] = set()  # None is all of them
         self.supports = ["custom_nodes_from_web"]
         self.sockets_metadata: dict = {}
         self.routes = types.SimpleNamespace(
@@ -103,6 +106,7 @@ class _Server:
 
     def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
         self.texts.append(text)
+        self.text_windows.add(sid)
 
 
 class Host:
@@ -204,8 +208,9 @@ class Host:
         """As if the host had just been started."""
         self.executor = self._executor()
         self.management.unload_all_models()
-        shutil.rmtree(self.base / "temp", ignore_errors=True)
-        (self.base / "temp").mkdir()
+        for name in ("temp", "output"):
+            shutil.rmtree(self.base / name, ignore_errors=True)
+            (self.base / name).mkdir()
 
     def _executor(self):
         try:
@@ -226,12 +231,15 @@ class Host:
         """A module of the pack as the host has loaded it, e.g. "nodes.host"."""
         return sys.modules[f"{self.package}.{name}"]
 
-    def run(self, graph: Graph) -> dict[str, dict[str, Any]]:
-        """Execute a graph; what each probe got. Raises HostError with the user's message, or Cancelled."""
+    def run(self, graph: Graph, window: bool = True) -> dict[str, dict[str, Any]]:
+        """Execute a graph; what each probe got. Raises HostError with the user's message, or Cancelled.
+
+        window: it is queued from a browser window; else by a program that does not tell who it is.
+        """
         Probe.seen.clear()
         self.progress.clear()
         self.previews.clear()
-        return asyncio.run(self._run(graph))
+        return asyncio.run(self._run(graph, window))
 
     def run_with_probe(self, graph: Graph, *links: Any) -> list[Any]:
         """What these links carry."""
@@ -239,12 +247,12 @@ class Host:
         got = self.run(graph)[probe]
         return [got[f"value_{index}"][0] for index in range(len(links))]
 
-    async def _run(self, graph: Graph) -> dict[str, dict[str, Any]]:
+    async def _run(self, graph: Graph, window: bool) -> dict[str, dict[str, Any]]:
         name = str(uuid.uuid4())
         valid = await self.execution.validate_prompt(name, graph, None)
         if not valid[0] or valid[3]:
             raise HostError(f"{valid[1]} {valid[3]}")
-        await self.executor.execute_async(graph, name, {}, valid[2])
+        await self.executor.execute_async(graph, name, {"client_id": WINDOW} if window else {}, valid[2])
         for event, data in self.executor.status_messages:
             if event == "execution_error":
                 raise HostError(data["exception_message"].splitlines()[0])

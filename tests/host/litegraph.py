@@ -10,12 +10,14 @@ from typing import Any
 
 from harness import Graph
 
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings widgets of its own
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 NOTES = ("MarkdownNote", "Note")
 
-# The frontend's measures, in its pixels, and ours.
+# The frontend's measures, in its pixels, and ours. NODE_GAP, below every node: the new node design hangs two footers of
+# 26 pixels under it, the name of its pack and "Issues".
 NODE_TITLE, SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 30, 20, 24, 110
-WIDTH, NODE_GAP, COLUMN_GAP, GROUP_GAP, PADDING, GROUP_TITLE = 330, 24, 50, 50, 20, 50
+WIDTH, NODE_GAP, COLUMN_GAP, GROUP_GAP, PADDING, GROUP_TITLE = 330, 56, 50, 50, 20, 50
 WINDOW, LEAST_SCALE = (1760, 930), 0.62  # what a full-HD browser shows of a graph; below 0.6 it draws no text
 
 
@@ -25,7 +27,10 @@ def sockets(node_class: type) -> list[tuple[str, str, dict]]:
     found = []
     for group in ("required", "optional"):
         for name, (kind, *rest) in types.get(group, {}).items():
-            found.append((name, "COMBO" if isinstance(kind, list) else kind, rest[0] if rest else {}))
+            options = dict(rest[0]) if rest else {}
+            found.append(
+                (name, "COMBO", options | {"options": kind}) if isinstance(kind, list) else (name, kind, options)
+            )
     return found
 
 
@@ -35,9 +40,31 @@ def is_widget(kind: str, options: dict) -> bool:
 
 def extra_slots(name: str, kind: str, options: dict) -> list[Any]:
     """What the frontend keeps behind a widget's value."""
-    if kind == "INT" and options.get("control_after_generate", name in ("seed", "noise_seed")):
-        return ["fixed"]
-    return ["image"] if any(options.get(f"{what}_upload") for what in ("image", "video")) else []
+    seed = kind == "INT" and options.get("control_after_generate", name in ("seed", "noise_seed"))
+    return ["fixed"] if seed else []
+
+
+def default(kind: str, options: dict) -> Any:
+    """What the frontend puts into a widget that a workflow has no value for."""
+    first = next(iter(options.get("options", ())), "")
+    return options.get("default", first["key"] if kind == DYNAMIC and first else first)
+
+
+def nested(name: str, options: dict, value: str) -> list[tuple[str, str, dict]]:
+    """The widgets that this value of a dynamic combo brings, as `sockets` tells them."""
+    inputs = next(option["inputs"] for option in options["options"] if option["key"] == value)
+    both = inputs.get("required", {}) | inputs.get("optional", {})
+    return [(f"{name}.{inner}", kind, about) for inner, (kind, about) in both.items()]
+
+
+def rows_of(name: str, kind: str, options: dict, value: Any) -> int:
+    """The widget rows that an input takes with this value."""
+    if options.get("hidden"):
+        return 0
+    inner = nested(name, options, value) if kind == DYNAMIC else ()
+    below = sum(rows_of(*about, default(*about[1:])) for about in inner)
+    button = any(options.get(f"{what}_upload") for what in ("image", "video"))
+    return 1 + button + len(extra_slots(name, kind, options)) + below
 
 
 @dataclass
@@ -54,7 +81,7 @@ class Group:
         left, top = self.x, self.y
         right = max(node["pos"][0] + node["size"][0] for node in self.members)
         bottom = max(node["pos"][1] + node["size"][1] for node in self.members)
-        return [left, top, right - left + PADDING, bottom - top + PADDING]
+        return [left, top, right - left + PADDING, bottom - top + NODE_GAP]
 
 
 class Workflow:
@@ -95,19 +122,24 @@ class Workflow:
         self._append("MarkdownNote", (wide, height), [], [], [text], title)
 
     def add(self, kind: str, wide: int = WIDTH, room: int = 0, title: str | None = None, **given: Any) -> int:
-        """given: widget values, or (node, output) for a link. room: pixels that its preview will need."""
+        """given: widget values, or (node, output) for a link. room: pixels that its preview will need.
+
+        A stock node keeps the values up to the last given one and no more: what stands behind it differs from one
+        ComfyUI to the next, and the frontend fills it in.
+        """
         node_class, inputs, values, links = self.classes[kind], [], [], []
-        heights = 0
+        heights, kept = 0, 0
         for name, type_, options in sockets(node_class):
             value = given.pop(name, None)
             linked = isinstance(value, tuple)
             widget = is_widget(type_, options)
             if widget:
-                combo = options.get("options") or node_class.INPUT_TYPES()["required"].get(name, [None])[0]
-                default = options.get("default", combo[0] if isinstance(combo, list) and combo else "")
-                slots = [default if linked or value is None else value, *extra_slots(name, type_, options)]
-                values += slots
-                heights += TEXT_HEIGHT if options.get("multiline") else WIDGET_HEIGHT * len(slots)
+                shown = default(type_, options) if linked or value is None else value
+                values += [shown, *extra_slots(name, type_, options)]
+                kept = kept if value is None else len(values)
+                heights += (
+                    TEXT_HEIGHT if options.get("multiline") else WIDGET_HEIGHT * rows_of(name, type_, options, shown)
+                )
             if linked or not widget:
                 entry = {"name": name, "type": type_, "link": None}
                 if widget:
@@ -124,7 +156,7 @@ class Workflow:
         ]
         rows = max(sum("widget" not in entry for entry in inputs), len(outputs))
         height = 16 + SLOT_HEIGHT * rows + heights + room
-        node = self._append(kind, (wide, height), inputs, outputs, values, title)
+        node = self._append(kind, (wide, height), inputs, outputs, values if is_ours(kind) else values[:kept], title)
         for slot, (source, output), type_ in links:
             number = len(self.links) + 1
             self.links.append([number, source, output, node, slot, type_])
@@ -162,7 +194,7 @@ class Workflow:
             "revision": 0,
             "last_node_id": len(self.nodes),
             "last_link_id": len(self.links),
-            "nodes": self.nodes,
+            "nodes": [node if is_ours(node["type"]) else _sparse(node) for node in self.nodes],
             "links": self.links,
             "groups": [
                 {
@@ -181,11 +213,24 @@ class Workflow:
         }
 
 
+def is_ours(kind: str) -> bool:
+    return kind.startswith("DreamVideo")
+
+
+def _sparse(node: dict) -> dict:
+    """A stock node without the last sockets, where nothing is connected to them: those, too, differ between hosts."""
+    sockets = {"inputs": list(node["inputs"]), "outputs": list(node["outputs"])}
+    for found, links in ((sockets["inputs"], "link"), (sockets["outputs"], "links")):
+        while found and not found[-1][links]:
+            found.pop()
+    return node | sockets
+
+
 def properties(kind: str) -> dict[str, str]:
     """What tells a ComfyUI without this pack which pack to install."""
     if kind in NOTES:
         return {}
-    pack = "dreamvideo" if kind.startswith("DreamVideo") else "comfy-core"
+    pack = "dreamvideo" if is_ours(kind) else "comfy-core"
     return {"Node name for S&R": kind, "cnr_id": pack}
 
 
@@ -196,14 +241,10 @@ def to_api(workflow: dict, classes: dict[str, type]) -> Graph:
     for node in workflow["nodes"]:
         if node["type"] in NOTES:
             continue
-        values, inputs = list(node["widgets_values"]), {}
         known = sockets(classes[node["type"]])
-        for name, kind, options in known:
-            if is_widget(kind, options):
-                inputs[name] = values.pop(0)
-                del values[: len(extra_slots(name, kind, options))]
-        if values:
-            raise KeyError(f"{node['type']} has values for {len(values)} widgets too many")
+        inputs, left = _widget_values(known, list(node["widgets_values"]))
+        if left:
+            raise KeyError(f"{node['type']} has values for {len(left)} widgets too many")
         for entry in node["inputs"]:
             if entry["name"] not in {name for name, _, _ in known}:
                 raise KeyError(f"{node['type']} has no input {entry['name']}")
@@ -212,3 +253,17 @@ def to_api(workflow: dict, classes: dict[str, type]) -> Graph:
                 inputs[entry["name"]] = [str(source), output]
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph
+
+
+def _widget_values(known: list[tuple[str, str, dict]], values: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Widget name -> value, the default where values has no more; then the values that are left."""
+    inputs: dict[str, Any] = {}
+    for name, kind, options in known:
+        if not is_widget(kind, options):
+            continue
+        inputs[name] = values[0] if values else default(kind, options)
+        values = values[1 + len(extra_slots(name, kind, options)) :]
+        if kind == DYNAMIC:
+            inner, values = _widget_values(nested(name, options, inputs[name]), values)
+            inputs |= inner
+    return inputs, values

@@ -18,7 +18,7 @@ from typing import Any
 from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
 
-PICTURE, VIDEO, TOLD = 260, 340, 70  # pixels that a preview needs, and a text that a node tells
+PICTURE, VIDEO = 260, 340  # pixels that a preview needs
 BELOW_TEXT = 190  # a preview below a text box, which gives some of its own
 TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"
@@ -131,17 +131,16 @@ def quickstart(flow: Workflow) -> None:
     with flow.group("2 · Learn the subject: a word and its looks"):
         subject = flow.add("DreamVideoTrainSubject", model=(base, 0), clip=(base, 1), vae=(base, 2),
                            clip_vision=(base, 3), images=(media, 0), masks=(media, 1), placeholder="<my-toy>",
-                           class_word="toy", captions="a <my-toy>", preview_every=200,
+                           class_word="toy", captions="a <my-toy>", preview_every=200, filename_prefix="my-toy",
                            room=BELOW_TEXT, **subject_widgets(True))  # fmt: skip
         flow.beside()
-        flow.add("DreamVideoSaveAdapter", adapter=(subject, 0), filename_prefix="my-toy", room=TOLD)
         flow.add("LossGraphNode", loss=(subject, 1), filename_prefix="loss-my-toy", room=PICTURE)
     with flow.group("3 · Learn the motion"):
         motion = flow.add("DreamVideoTrainMotion", model=(base, 0), clip=(base, 1), vae=(base, 2),
                           clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
-                          preview_every=200, room=PICTURE, **widgets("motion", True))  # fmt: skip
+                          preview_every=200, filename_prefix="circling", room=PICTURE,
+                          **widgets("motion", True))  # fmt: skip
         flow.beside()
-        flow.add("DreamVideoSaveAdapter", adapter=(motion, 0), filename_prefix="circling", room=TOLD)
         flow.add("LossGraphNode", loss=(motion, 1), filename_prefix="loss-circling", room=PICTURE)
     flow.right()
     with flow.group("4 · Put them together"):
@@ -179,15 +178,13 @@ def train_subject(flow: Workflow) -> None:
     with flow.group("3 · Learn a word and its looks"):
         trained = flow.add("DreamVideoTrainSubject", model=(base, 0), clip=(base, 1), vae=(base, 2),
                            clip_vision=(base, 3), images=(gathered, 0), masks=(gathered, 1), placeholder="<my-dog>",
-                           class_word="dog", captions="a <my-dog>", preview_every=200,
+                           class_word="dog", captions="a <my-dog>", preview_every=200, filename_prefix="my-dog",
                            room=BELOW_TEXT, **subject_widgets(False))  # fmt: skip
         flow.beside()
-        flow.add(
-            "DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="my-dog", save_embedding=True, room=TOLD
-        )
         flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-my-dog", room=PICTURE)
         flow.note("Training", "`class_word` says plainly what it is. Too unlike: more `steps`. Every video looks like "
-                  "the photographs: fewer. Cancel keeps what was learned, Run goes on.", 90)  # fmt: skip
+                  "the photographs: fewer. Cancel keeps what was learned, Run goes on. *Save DreamVideo Adapter* makes "
+                  "the word an ordinary embedding too.", 110)  # fmt: skip
     flow.right()
     with flow.group("4 · Try it"):
         positive, negative = prompts(flow, (trained, 3), SUBJECT_PROMPT)
@@ -203,17 +200,17 @@ def train_motion(flow: Workflow) -> None:
                   "both nodes, connect `more_clips` and `more_captions`. One clip teaches its own path, several what "
                   "they share. The caption says who does what, where.", 90, 820)  # fmt: skip
         flow.row()
-        video = flow.add("LoadVideo", file=CLIP, room=PICTURE)
+        video = flow.add("LoadVideo", file=CLIP, room=VIDEO)
         flow.beside()
         clips = flow.add("DreamVideoMotionClips", video=(video, 0), caption=CAPTION, wide=440, room=BELOW_TEXT)
     flow.right()
     with flow.group("3 · Learn the motion"):
         trained = flow.add("DreamVideoTrainMotion", model=(base, 0), clip=(base, 1), vae=(base, 2),
                            clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
-                           preview_every=200, gradient_checkpointing="automatic", room=PICTURE,
+                           preview_every=200, gradient_checkpointing="automatic",
+                           filename_prefix="playing-guitar", room=PICTURE,
                            **widgets("motion", False))  # fmt: skip
         flow.beside()
-        flow.add("DreamVideoSaveAdapter", adapter=(trained, 0), filename_prefix="playing-guitar", room=TOLD)
         flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-playing-guitar", room=PICTURE)
         flow.note("Training", "Nothing moves: more `steps`. Out of memory: 16 frames in *Motion Clips*. "
                   "Several clips: `batch_size` 2.", 90)  # fmt: skip

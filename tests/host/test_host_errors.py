@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from graphs import SIZE, base, give, our_sample, pictures, prompts, random_adapter, stock_sample
-from harness import Cancelled, Graph, HostError
+from harness import WINDOW, Cancelled, Graph, HostError
 from safetensors import safe_open
 
 pytestmark = pytest.mark.parametrize("host", ["static"], indirect=True)
@@ -135,6 +135,17 @@ def test_a_deleted_adapters_folder_leaves_the_loader(host, graph):
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         host.forget_file_lists()
+
+
+@pytest.mark.parametrize("window, told_to", [(True, {WINDOW}), (False, set())])
+def test_text_goes_to_the_window_that_queued(host, window, told_to):
+    """To all windows it would stand on whatever node has the same id there."""
+    graph = Graph()
+    adapter = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
+    graph.add("DreamVideoSaveAdapter", adapter=adapter, filename_prefix="told", save_embedding=False)
+    host.server.text_windows.clear()
+    host.run(graph, window)
+    assert host.server.text_windows == told_to
 
 
 @pytest.mark.parametrize(
