@@ -26,6 +26,7 @@ from ...dreamvideo.layers import economical
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ...dreamvideo.unet import UNet, UNetConfig
 from ...dreamvideo.unet_layouts import infer_config, original_shapes
+from .paging import switched_on
 
 log = logging.getLogger(__name__)
 
@@ -144,9 +145,9 @@ class ModelScopeT2V(comfy.supported_models_base.BASE):
         return T2VModel(self, device, fingerprint({key: state[key] for key in original_shapes(_config_of(state))}))
 
     def process_unet_state_dict(self, state_dict):
-        """In the precision that the network is built with: some of a host's layers take over whatever the file has."""
+        """In the precision that the network is built with, which a layer that takes over a tensor would not keep."""
         dtype = self.unet_config["dtype"]
-        if dtype is None or getattr(self, "quant_config", None) is not None:
+        if dtype is None or not switched_on() or getattr(self, "quant_config", None) is not None:
             return state_dict
         return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state_dict.items()}
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import comfy
 import comfy.model_patcher
+
+
+def switched_on() -> bool:
+    """Whether this host pages. Its linear layers then have no weight until they take over what a file has, as it is."""
+    return bool(getattr(getattr(comfy, "memory_management", None), "aimdo_enabled", False))
 
 
 def is_dynamic(patcher: Any) -> bool:

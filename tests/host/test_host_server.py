@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import aiohttp
@@ -26,9 +27,18 @@ BOOT_SECONDS = 900  # on a busy machine; a server that ends is noticed at once
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A base directory with the pack, two adapters and a picture in it."""
+PAGED = f"""import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from paging import paging
+switched_on = paging()
+switched_on.__enter__()
+NODE_CLASS_MAPPINGS = {{}}
+"""
+
+
+@pytest.fixture(scope="module", params=["static", "paged"])
+def base(tmp_path_factory, request):
+    """A base directory with the pack, two adapters and a picture in it; paged: a pack beside ours simulates it."""
     if FOUND is None:
         pytest.skip("NO COMFYUI HERE: set COMFYUI_PATH to a checkout; the node pack is NOT tested without one.")
     from PIL import Image
@@ -37,6 +47,10 @@ def base(tmp_path_factory):
     for name in ("custom_nodes", "input", "output/dreamvideo"):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / NAME).symlink_to(PACK)
+    if request.param == "paged":
+        if "class ModelPatcherDynamic" not in (FOUND / "comfy" / "model_patcher.py").read_text(encoding="utf-8"):
+            pytest.skip("This ComfyUI has no dynamic VRAM.")
+        (base / "custom_nodes" / "simulated_paging.py").write_text(PAGED)
     Image.new("RGB", (80, 64), "red").save(base / "input" / "example.png")
     engine = SimpleNamespace(module=importlib.import_module)
     for name, kind in ((SUBJECT_FILE, "identity"), (MOTION_FILE, "motion")):
