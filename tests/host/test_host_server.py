@@ -48,7 +48,8 @@ def base(tmp_path_factory, request):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / NAME).symlink_to(PACK)
     if request.param == "paged":
-        if "class ModelPatcherDynamic" not in (FOUND / "comfy" / "model_patcher.py").read_text(encoding="utf-8"):
+        paged = FOUND / "comfy" / "memory_management.py"
+        if not paged.is_file() or "aimdo_enabled" not in paged.read_text(encoding="utf-8"):
             pytest.skip("This ComfyUI has no dynamic VRAM.")
         (base / "custom_nodes" / "simulated_paging.py").write_text(PAGED)
     Image.new("RGB", (80, 64), "red").save(base / "input" / "example.png")
