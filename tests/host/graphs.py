@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from harness import Graph
 
@@ -91,3 +92,29 @@ def random_adapter(host, kind: str, seed: int = 0, condition: bool = True):
     tokens = {"<thing>": torch.randn(1, 64, generator=generator) * 0.1} if kind == "identity" else {}
     features = torch.randn(2, 64, generator=generator) if kind == "identity" else None
     return files.LoadedAdapter(adapter.requires_grad_(False), info, tokens, features)
+
+
+def with_lora(model):
+    """A clone of the tiny base's MODEL with a LoRA of the host on one of its weights."""
+    import comfy.sd
+
+    name = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+    generator = torch.Generator().manual_seed(3)
+    width = model.model.diffusion_model.get_submodule(name).weight.shape[0]
+    up, down = (torch.randn(shape, generator=generator) for shape in ((width, 4), (4, width)))
+    lora = {f"diffusion_model.{name}.lora_up.weight": up, f"diffusion_model.{name}.lora_down.weight": down}
+    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+
+
+def need_weight_patches(host, model) -> None:
+    """Skip where the host leaves a LoRA out, too: one fork does for a clone that is older than its model's loading."""
+    if host.module("nodes.host.paging").is_dynamic(model):
+        return
+    weight = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+    patched = with_lora(model)
+    found = []
+    for each in (model, patched):
+        host.management.load_models_gpu([each])
+        found.append(model.model.diffusion_model.get_submodule(weight).weight.clone())
+    if torch.equal(*found):
+        pytest.skip("This ComfyUI leaves out patches of weights, a LoRA's too.")

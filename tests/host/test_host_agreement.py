@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graphs import base, give, our_sample, pictures, prompts, random_adapter
+from graphs import base, give, need_weight_patches, our_sample, pictures, prompts, random_adapter
 from harness import Graph
 
 
@@ -67,6 +67,8 @@ def test_autoencoder(host, parts):
 def test_sampler(host, parts, kinds):
     """DreamVideo Sampler and the engine's sampling, from the same noise."""
     (model, clip, *_), unet, engine = parts
+    if "weights" in kinds:
+        need_weight_patches(host, model)
     adapters, sampling = host.module("dreamvideo.adapters"), host.module("dreamvideo.sampling")
     loaded = [random_adapter(host, kind) for kind in kinds]
     feature = torch.randn(1, 64, generator=torch.Generator().manual_seed(5))

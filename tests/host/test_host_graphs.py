@@ -5,7 +5,7 @@ import json
 import graphs
 import pytest
 import torch
-from graphs import SIZE, base, give, our_sample, pictures, prompts, random_adapter, stock_sample
+from graphs import SIZE, base, give, our_sample, pictures, prompts, random_adapter, stock_sample, with_lora
 from harness import PACK, Graph
 
 
@@ -114,20 +114,13 @@ def test_window_and_mask(host, start):
 
 
 def test_lora_works_beside_adapters_in_both_orders(host, start):
-    import comfy.sd
-
     graph, loader, positive, negative = start
     model = host.run_with_probe(copied(graph), [loader, 0])[0]
-    name = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
-    width = model.model.diffusion_model.get_submodule(name).weight.shape[0]
-    generator = torch.Generator().manual_seed(3)
-    up, down = (torch.randn(shape, generator=generator) for shape in ((width, 4), (4, width)))
-    lora = {f"diffusion_model.{name}.lora_up.weight": up, f"diffusion_model.{name}.lora_down.weight": down}
     apply = host.module("nodes.adapters").apply
     adapter = random_adapter(host, "identity")
-    first = comfy.sd.load_lora_for_models(apply(model, None, adapter)[0], None, dict(lora), 1.0, 0.0)[0]
-    second = apply(comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0.0)[0], None, adapter)[0]
-    plain = comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0.0)[0]
+    first = with_lora(apply(model, None, adapter)[0])
+    second = apply(with_lora(model), None, adapter)[0]
+    plain = with_lora(model)
 
     graph = copied(graph)
     videos = []

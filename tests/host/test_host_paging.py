@@ -4,12 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from graphs import base, give, our_sample, prompts, random_adapter, stock_sample
+from graphs import (
+    base,
+    give,
+    need_weight_patches,
+    our_sample,
+    prompts,
+    random_adapter,
+    stock_sample,
+    with_lora,
+)
 from harness import Cancelled, Graph
 from test_host_agreement import close
 from test_host_training import STATES, forget_states, start, train_motion
-
-NAME = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture
@@ -21,16 +28,6 @@ def loaded(host):
 
 def is_dynamic(host, patcher):
     return host.module("nodes.host.paging").is_dynamic(patcher)
-
-
-def with_lora(model, scale=1.0):
-    import comfy.sd
-
-    generator = torch.Generator().manual_seed(3)
-    width = model.model.diffusion_model.get_submodule(NAME).weight.shape[0]
-    up, down = (torch.randn(shape, generator=generator) for shape in ((width, 4), (4, width)))
-    lora = {f"diffusion_model.{NAME}.lora_up.weight": scale * up, f"diffusion_model.{NAME}.lora_down.weight": down}
-    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
 
 
 def test_models_are_paged_where_the_host_pages(host, loaded, request):
@@ -58,6 +55,7 @@ def test_a_base_keeps_the_precision_it_is_loaded_with(host, precision):
 def test_the_network_that_trains_is_the_one_that_is_loaded(host, loaded, monkeypatch):
     """Forwards and previews run on it alone, its weights lie still, and the MODEL's LoRA counts among them."""
     model = loaded[0]
+    need_weight_patches(host, model)
     ran, unet_class = set(), host.module("nodes.host.model").HostUNet
     whole = unet_class.forward
 
@@ -113,6 +111,7 @@ def test_a_network_that_cannot_be_loaded_twice_is_told(host, loaded, monkeypatch
 
 def test_deltas_are_the_hosts_patches_and_merged_once(host, loaded, monkeypatch):
     model, clip, *_ = loaded
+    need_weight_patches(host, model)
     deltas = host.module("dreamvideo.deltas")
     monkeypatch.setattr(deltas, "merge", lambda *_: pytest.fail("Weight deltas are merged in a forward."))
     adapter = random_adapter(host, "weights")

@@ -1,10 +1,11 @@
 """Training inside the host: every stage, cancelling and resuming, and what it leaves behind."""
 
+import copy
 import shutil
 
 import pytest
 import torch
-from graphs import base, give, pictures, prompts, random_adapter, stock_sample
+from graphs import base, give, need_weight_patches, pictures, prompts, random_adapter, stock_sample
 from harness import Cancelled, Graph, HostError
 
 RUN = {"batch_size": 2, "seed": 3, "preview_every": 0, "gradient_checkpointing": "off", "resume": True}
@@ -94,6 +95,8 @@ def test_subject_in_one_node_is_both_stages(host):
                                           ("custom_diffusion", "weights"), ("lora", "weights")])  # fmt: skip
 def test_a_subject_by_another_method(host, method, kind):
     graph, loader, common = start(host)
+    if kind == "weights":
+        need_weight_patches(host, host.run_with_probe(copy.deepcopy(graph), [loader, 0])[0])
     photos = give(host, graph, "IMAGE", PHOTOS)
     node = graph.add("DreamVideoTrainSubject", images=photos, token_steps=2, token_learning_rate=0.01, steps=2,
                      learning_rate=0.01, method=method, **common, **RUN, **TOKEN)  # fmt: skip
