@@ -204,7 +204,7 @@ def _look_at(path: Path, frames: int) -> None:
     if not found:
         raise ValueError(f"{path} has no frames that can be read.")
     if found < min(frames, 2):
-        raise NoPictures(f"{path} holds a single frame, which shows no motion; give a video.")
+        raise NoPictures(f"{path} holds a single frame, which shows no motion: that takes a video.")
 
 
 def read_motion(

@@ -253,9 +253,9 @@ def video_frames(
     with _open_video(source) as container:
         stream = _picture_track(container, source_name(source))
         first, last = _ticks(stream, start, seconds)
-        if first > 0:
-            container.seek(first, stream=stream)
         clock, decode = _clock(container, stream), _decoder(stream, tell)
+        if first > 0 and not clock.chunks:  # a count needs its beginning
+            container.seek(first, stream=stream)
         packets, told = container.demux(stream), False
         while True:
             packet = None

@@ -164,12 +164,12 @@ def _clips_in(folder: Path) -> list[Path]:
 
 
 def _is_twin(path: Path, paths: Sequence[Path], say: Say) -> bool:
-    twin = path.stem.casefold().removesuffix("-audio")
-    clip = next((other for other in paths if other.parent == path.parent and other.stem.casefold() == twin), path)
-    if clip == path:
-        return False
-    say(f"{path.name} is left out: it is {clip.name} with sound.")
-    return True
+    stem = path.stem.casefold()
+    beside = {other.stem.casefold(): other.name for other in paths if other.parent == path.parent}
+    clip = beside.get(stem.removesuffix("-audio")) if stem.endswith("-audio") else None
+    if clip:
+        say(f"{path.name} is left out: it is {clip} with sound.")
+    return clip is not None
 
 
 # --- captions --------------------------------------------------------------------------------------------------------
