@@ -123,7 +123,7 @@ def clip_files(source: PathLike | Sequence[PathLike], say: Say = quiet) -> list[
     """
     frames = _frame_folders(source)
     if frames:
-        return frames
+        return [path if path.name.strip(".") else path.resolve() for path in frames]
     paths = _listed(source, VIDEO_SUFFIXES, "videos", say)
     return [path for path in paths if not _is_twin(path, paths, say)]
 
@@ -131,36 +131,27 @@ def clip_files(source: PathLike | Sequence[PathLike], say: Say = quiet) -> list[
 def frame_files(folder: Path) -> list[Path]:
     """The numbered pictures of a folder, by number; none where its pictures are not the frames of one clip."""
     numbered = []
-    for path in _files_in(folder, PHOTO_SUFFIXES):
+    for path in _files_in(folder, PHOTO_SUFFIXES - ANIMATION_SUFFIXES):
         match = re.fullmatch(r"(.*?)(\d+)", path.stem, re.DOTALL)
         if not match or len(match[2]) > 18:
             return []
         numbered.append((match[1], path.suffix.lower(), int(match[2]), path))
-    if len({name for name in ((start, suffix) for start, suffix, *_ in numbered)}) != 1:
+    if len(numbered) < 2 or len({named[:2] for named in numbered}) > 1:
         return []
-    return [path for *_, path in sorted(numbered)] if len(numbered) > 1 else []
+    return [path for *_, path in sorted(numbered)]
 
 
 def _frame_folders(source: PathLike | Sequence[PathLike]) -> list[Path]:
     """Folders of frames: the one given or those in it, those given, or the one whose frames are given."""
     given = [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
-    if given and all(path.is_dir() for path in given):
-        if any(_clips_in(path) for path in given):
-            return []
-        inner = [given[0], *_subfolders(given[0])] if len(given) == 1 else given
-        return [folder for folder in inner if frame_files(folder)][
-            : 1 if frame_files(given[0]) and len(given) == 1 else None
-        ]
-    if len(given) > 1 and not any(path.suffix.lower() in VIDEO_SUFFIXES for path in given):
-        folders = {path.parent for path in given}
-        frames = frame_files(given[0].parent)
-        if len(folders) == 1 and frames and set(frames) <= set(given):
-            return list(folders)
-    return []
-
-
-def _clips_in(folder: Path) -> list[Path]:
-    return [path for path in _files_in(folder, VIDEO_SUFFIXES) if path.suffix.lower() not in PHOTO_SUFFIXES]
+    if len(given) == 1 and given[0].is_dir():
+        folders = given if frame_files(given[0]) else _subfolders(given[0])
+        holders = [given[0], *folders]
+        return [] if any(_files_in(path, VIDEO_SUFFIXES) for path in holders) else list(filter(frame_files, folders))
+    if all(path.is_dir() for path in given):
+        return given if all(frame_files(path) for path in given) else []
+    frames = frame_files(given[0].parent)
+    return [given[0].parent] if len(given) > 1 and frames and set(given) >= set(frames) else []
 
 
 def _is_twin(path: Path, paths: Sequence[Path], say: Say) -> bool:
@@ -216,7 +207,9 @@ def _listed(source: PathLike | Sequence[PathLike], suffixes: frozenset[str], kin
         paths = [Path(path) for path in source]
         if not paths:
             raise ValueError(f"No {kind} were given.")
-        return paths if len(paths) == 1 and not paths[0].is_dir() else _of_kind(paths, suffixes, kind, say)
+        if len(paths) > 1:
+            return _of_kind(paths, suffixes, kind, say)
+        source = paths[0]
     folder = Path(source)
     if not folder.exists():
         raise ValueError(f"{folder} does not exist.")
