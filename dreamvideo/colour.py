@@ -5,6 +5,7 @@ Pillow and FFmpeg give the numbers of a file; without what the file says about t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from typing import Any
@@ -31,6 +32,7 @@ _UNSPECIFIED = 2
 _HDR_WHITE, _HLG_PEAK = 203.0, 1000.0
 _KNEE = 0.75  # of white, in linear light: what is brighter is compressed
 _LEVELS = 65535
+_STRIP_PIXELS = 1 << 19
 
 
 # --- photographs -----------------------------------------------------------------------------------------------------
@@ -85,46 +87,62 @@ def _through_profile(picture: Image.Image, profile: bytes) -> Image.Image:
 # --- clips -----------------------------------------------------------------------------------------------------------
 
 
-def frame_pixels(frame: Any, width: int, height: int) -> np.ndarray:
-    """A decoded frame of PyAV at this size in sRGB, on white where it is transparent: uint8 [height, width, 3]."""
+def frame_pixels(frame: Any, codec: Any, width: int, height: int) -> np.ndarray:
+    """A decoded frame of PyAV at this size in sRGB, on white where it is transparent: uint8 [height, width, 3].
+
+    codec: the stream's context, whose tags count where the frame has none.
+    """
     options: dict[str, Any] = {"width": width, "height": height}
     if not frame.format.is_rgb:
-        options["src_colorspace"] = _matrix(frame)
-    curve, primaries = _tag(frame, "color_trc"), _tag(frame, "color_primaries")
+        options["src_colorspace"] = _matrix(frame, codec)
+    curve, primaries = _tag(frame, codec, "color_trc"), _tag(frame, codec, "color_primaries")
     if curve in (_PQ, _HLG):
-        return _tone_mapped(frame.to_ndarray(format="rgb48le", **options), curve, primaries)
+        pixels = frame.to_ndarray(format="rgb48le", **options)
+        return _by_strips(lambda strip: _tone_mapped(strip, curve, primaries), pixels)
     if any(component.is_alpha for component in frame.format.components):
-        return _on_white(frame.to_ndarray(format="rgba", **options))
+        return _by_strips(_on_white, frame.to_ndarray(format="rgba", **options))
     pixels = frame.to_ndarray(format="rgb24", **options)
     if primaries in _PRIMARIES and primaries != _BT709:
-        light = (pixels / np.float32(255)) ** np.float32(2.4)
-        pixels = (_in_bt709(light, primaries) ** np.float32(1 / 2.4) * 255).round().astype(np.uint8)
+        return _by_strips(lambda strip: _brought_in(strip, primaries), pixels)
     return pixels
 
 
-def frame_note(frame: Any, codec_tag: str = "") -> str:
+def frame_note(frame: Any, codec: Any) -> str:
     """What cannot be done about the colours of a frame; empty where they come out right."""
-    matrix, curve = int(frame.colorspace), _tag(frame, "color_trc")
-    if codec_tag in ("dvh1", "dvhe", "dav1") and curve not in (_PQ, _HLG):
+    matrix, curve = _tag(frame, codec, "colorspace"), _tag(frame, codec, "color_trc")
+    if codec.codec_tag in ("dvh1", "dvhe", "dav1") and curve not in (_PQ, _HLG):
         return "its Dolby Vision colours cannot be converted and come out wrong; export it as SDR"
     if not frame.format.is_rgb and matrix not in _MATRICES and matrix not in (0, _UNSPECIFIED):
         return f"its colours are coded in a way not known here (matrix {matrix}) and may come out wrong"
     return ""
 
 
-def _tag(frame: Any, name: str) -> int:
-    return int(getattr(frame, name, None) or _UNSPECIFIED)
+def _tag(frame: Any, codec: Any, name: str) -> int:
+    found = (int(getattr(source, name, None) or _UNSPECIFIED) for source in (frame, codec))
+    return next((tag for tag in found if tag != _UNSPECIFIED), _UNSPECIFIED)
 
 
-def _matrix(frame: Any) -> int:
+def _matrix(frame: Any, codec: Any) -> int:
     """From YUV to RGB: as tagged, else as players guess it, high definition by BT.709 and less by BT.601."""
-    tagged = _MATRICES.get(int(frame.colorspace))
+    tagged = _MATRICES.get(_tag(frame, codec, "colorspace"))
     if tagged is not None:
         return tagged
-    if _tag(frame, "color_primaries") == _BT2020 or _tag(frame, "color_trc") in (_PQ, _HLG):
+    if _tag(frame, codec, "color_primaries") == _BT2020 or _tag(frame, codec, "color_trc") in (_PQ, _HLG):
         return 9
     high = max(frame.width, frame.height) >= 1280 or min(frame.width, frame.height) > 576
     return 1 if high else 5
+
+
+def _by_strips(convert: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    """The picture converted a few rows at a time: numbers in floating point take many times its memory."""
+    rows = max(1, _STRIP_PIXELS // pixels.shape[1])
+    return np.concatenate([convert(pixels[row : row + rows]) for row in range(0, len(pixels), rows)])
+
+
+def _brought_in(pixels: np.ndarray, primaries: int) -> np.ndarray:
+    """Wide colours, uint8 [H, W, 3], as near as those of BT.709 come."""
+    light = (pixels / np.float32(255)) ** np.float32(2.4)
+    return (_in_bt709(light, primaries) ** np.float32(1 / 2.4) * 255).round().astype(np.uint8)
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -38,8 +39,7 @@ CLIP_FORMATS = (
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _PICTURES = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")
 _VIDEOS = (b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"\x00\x00\x01")
-_CAMERA = ("JPEG", "MPO", "TIFF", "HEIF")
-_EXIF_INTEROPERABILITY = 0xA005  # where cameras that follow DCF say "R03" for Adobe RGB
+_EXIF_INTEROPERABILITY = 0xA005
 
 _ORIENTATIONS = {  # EXIF tag 274 -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,13 +75,20 @@ def read_picture(path: Path, tell: Say = quiet) -> Image.Image:
     Raises ValueError for a missing or damaged file, one that is no picture, and one beyond MAX_PIXELS.
     """
     with _open_picture(path) as picture:
-        camera = picture.getexif().get_ifd(_EXIF_INTEROPERABILITY).get(1, "") if picture.format in _CAMERA else ""
+        adobe_rgb = _says_adobe_rgb(picture)
         profile = picture.info.get("icc_profile") if picture.mode not in ("LAB", "HSV", "YCbCr") else None
         plain = _decoded(picture, path)
-    converted, note = to_srgb(plain, profile, adobe_rgb=str(camera).startswith("R03"))
+    converted, note = to_srgb(plain, profile, adobe_rgb=adobe_rgb)
     if note:
         tell(f"{path.name}: {note}.")
     return converted
+
+
+def _says_adobe_rgb(picture: Image.Image) -> bool:
+    """Cameras that follow DCF name Adobe RGB in their EXIF and embed no profile."""
+    with suppress(Exception):  # what is broken there says nothing
+        return str(picture.getexif().get_ifd(_EXIF_INTEROPERABILITY).get(1)).startswith("R03")
+    return False
 
 
 def read_mask_picture(path: Path) -> Image.Image:
@@ -153,7 +160,8 @@ def _is_heic(beginning: bytes) -> bool:
 
 def _beginning(source: Path | BytesIO) -> bytes:
     if isinstance(source, BytesIO):
-        return source.getvalue()[:12]
+        source.seek(0)
+        return source.read(12)
     with source.open("rb") as file:
         return file.read(12)
 
@@ -280,7 +288,7 @@ def video_frames(
                     return
                 if not told:
                     told = True
-                    if note := frame_note(frame, stream.codec_context.codec_tag):
+                    if note := frame_note(frame, stream.codec_context):
                         tell(f"{Path(source_name(source)).name}: {note}.")
                 yield (None if frame.is_corrupt else partial(_upright, frame, stream)), clock.seconds(ticks)
 
@@ -350,6 +358,6 @@ def _ticks(stream: Any, start: float, seconds: float | None) -> tuple[float, flo
 def _upright(frame: Any, stream: Any) -> Tensor:
     """A decoded frame as uint8 [3, H, W], square pixels, turned as the camera was held."""
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-    pixels = frame_pixels(frame, max(1, round(frame.width * aspect)), frame.height)
+    pixels = frame_pixels(frame, stream.codec_context, max(1, round(frame.width * aspect)), frame.height)
     turns = round(getattr(frame, "rotation", 0) / 90)
     return torch.from_numpy(np.rot90(pixels, turns).copy()).permute(2, 0, 1).contiguous()
