@@ -226,7 +226,8 @@ def animation_frames(
     with _open_picture(source) as picture:
         now, end = 0.0, math.inf if seconds is None else start + seconds
         count = getattr(picture, "n_frames", 1) if picture.format in ANIMATION_FORMATS else 1
-        for index in range(count):
+        hidden = count > 1 and getattr(picture, "default_image", False)  # for programs that do not know APNG
+        for index in range(int(hidden), count):
             try:
                 picture.seek(index)
                 picture.load()

@@ -134,6 +134,12 @@ def test_short_delays_are_those_of_browsers(tmp_path, suffix):
     torch.testing.assert_close(clip.times, torch.tensor([0, 0.1, 0.2, 0.22], dtype=torch.float64))
 
 
+def test_a_picture_that_stands_for_the_animation_is_no_frame_of_it(tmp_path):
+    pictures = [Image.new("RGB", (20, 20), (60 * k, 0, 0)) for k in range(4)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:], duration=100, default_image=True)
+    assert media.read_clip(tmp_path / "a.png").frames[:, 0, 0, 0].tolist() == [60, 120, 180]
+
+
 def test_what_is_written_is_shown_as_fast_as_it_can_be(tmp_path):
     frames = torch.rand((12, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     for name, most in (("a.gif", 50), ("a.webp", 91)):
