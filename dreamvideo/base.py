@@ -12,7 +12,7 @@ from .checkpoints import BaseFiles, find_base, load_unet
 from .defaults import Defaults, defaults_for
 from .encoders import Encoders, check_matches, load_encoders
 from .layers import economical
-from .media_files import PathLike
+from .media_folders import PathLike
 from .memory import crowded, limit, total_bytes
 from .parking import park
 from .sampling import choose_device, choose_dtype

@@ -81,16 +81,17 @@ def own_material(
 ) -> Material:
     """Photographs of a folder and the first stretch of a clip, cropped to the base's size."""
     size = (defaults.height, defaults.width)
-    path = find_clips(video, defaults.frames)[0]
+    notes: list[str] = []
+    path = find_clips(video, defaults.frames, notes.append)[0]
     clip = read_motion(path, size, defaults.frames, defaults.fps)
     return Material(
-        photos=load_images(images, size),
+        photos=load_images(images, size, say=notes.append),
         clip=clip.pixels(range(defaults.frames)),
         placeholder=placeholder,
         class_word=class_word,
         motion_caption=caption_of(path) or motion_caption,
         prompt=prompt,
-        note=clip.note,
+        note=" ".join([*notes, clip.note]).strip(),
     )
 
 

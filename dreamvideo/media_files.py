@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -17,15 +17,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-PathLike = str | os.PathLike[str]
+from .clip_times import DEFAULT_FRAME_SECONDS, StreamClock, animation_delay
+from .colour import frame_note, frame_pixels, to_srgb
+from .media_folders import ANIMATION_SUFFIXES, PHOTO_SUFFIXES, PathLike, Say, frame_files, quiet
+
 Frame = Callable[[], Tensor]
 """Gives the pixels of a decoded frame, uint8 [3, H, W], until the next one is asked for."""
 
 # No base was trained beyond 576 pixels: larger photographs are reduced while they are decoded.
 LONGEST_SIDE = 2048
 MAX_PIXELS = 500_000_000
-# What browsers give a frame of an animation that names no duration.
-DEFAULT_FRAME_SECONDS = 0.1
+# What cameras, phones and programs save photographs in. Pillow knows more, and starts other programs for some.
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "TGA", "PPM", "JPEG2000")
+ANIMATION_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
+# FFmpeg's names of containers that hold a clip themselves; it also knows lists of files and programs that draw.
+CLIP_FORMATS = (
+    *("mov", "matroska", "webm", "avi", "mpeg", "mpegts", "flv", "asf", "ogg", "mxf", "dv", "nut", "ivf", "rm"),
+    *("mpegvideo", "m4v", "h264", "hevc", "obu", "yuv4mpegpipe"),
+    *("wav", "mp3", "flac"),  # sound alone, of which that is said,
+)
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_PICTURES = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")
+_VIDEOS = (b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"\x00\x00\x01")
+_EXIF_INTEROPERABILITY = 0xA005
 
 _ORIENTATIONS = {  # EXIF tag 274 -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,6 +51,10 @@ _ORIENTATIONS = {  # EXIF tag 274 -> what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _PILLOW_LIMIT = threading.Lock()
+
+
+class NoPictures(ValueError):
+    """A file that holds sound or nothing where moving pictures were looked for."""
 
 
 def existing_file(path: PathLike) -> Path:
@@ -51,61 +69,121 @@ def existing_file(path: PathLike) -> Path:
     return path
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The picture in mode RGB or RGBA with 8 bits, upright, its longest side at most LONGEST_SIDE.
+def read_picture(path: Path, tell: Say = quiet) -> Image.Image:
+    """The picture in mode RGB or RGBA with 8 bits, in sRGB, upright, its longest side at most LONGEST_SIDE.
 
     Raises ValueError for a missing or damaged file, one that is no picture, and one beyond MAX_PIXELS.
     """
     with _open_picture(path) as picture:
-        try:
-            orientation = picture.getexif().get(274, 1)
-            scale = min(1.0, LONGEST_SIDE / max(picture.size))
-            size = tuple(max(1, round(side * scale)) for side in picture.size)
-            picture.draft(None, size)  # JPEG decodes at an eighth, a quarter or half of the size where that suffices
-            plain = _eight_bits(picture)
-            if plain.size != size:
-                plain = plain.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
-        except Exception as error:  # a decoder fails in as many ways as there are formats
-            raise _unreadable(path) from error
+        adobe_rgb = _says_adobe_rgb(picture)
+        profile = picture.info.get("icc_profile") if picture.mode not in ("LAB", "HSV", "YCbCr") else None
+        plain = _decoded(picture, path)
+    converted, note = to_srgb(plain, profile, adobe_rgb=adobe_rgb)
+    if note:
+        tell(f"{path.name}: {note}.")
+    return converted
+
+
+def _says_adobe_rgb(picture: Image.Image) -> bool:
+    """Cameras that follow DCF name Adobe RGB in their EXIF and embed no profile."""
+    with suppress(Exception):  # what is broken there says nothing
+        return str(picture.getexif().get_ifd(_EXIF_INTEROPERABILITY).get(1)).startswith("R03")
+    return False
+
+
+def read_mask_picture(path: Path) -> Image.Image:
+    """The picture as `read_picture` gives it, in mode L, LA, RGB, RGBA or CMYK, its levels as the file holds them."""
+    with _open_picture(path) as picture:
+        return _decoded(picture, path)
+
+
+def _decoded(picture: Image.Image, path: Path) -> Image.Image:
+    """Upright and reduced, in 8 bits and the colours of the file."""
+    try:
+        orientation = picture.getexif().get(274, 1)
+        scale = min(1.0, LONGEST_SIDE / max(picture.size))
+        size = tuple(max(1, round(side * scale)) for side in picture.size)
+        picture.draft(None, size)  # JPEG decodes at an eighth, a quarter or half of the size where that suffices
+        plain = _eight_bits(picture)
+        if plain.size != size:
+            plain = plain.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
+    except Exception as error:  # a decoder fails in as many ways as there are formats
+        raise _unreadable(path) from error
     return plain.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else plain
 
 
-def _open_picture(path: Path) -> Image.Image:
-    path = existing_file(path)
+def _open_picture(path: Path | BytesIO) -> Image.Image:
+    if isinstance(path, Path):
+        existing_file(path)
+    else:
+        path.seek(0)
     try:
         # Pillow's own limit is a module variable and below what cameras reach today; ours is asked right after.
         with _PILLOW_LIMIT, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                picture = Image.open(path)
+                picture = _open_heic(path) if _is_heic(_beginning(path)) else Image.open(path, formats=_formats())
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
+    except ImportError as error:
+        raise ValueError(
+            f"{source_name(path)} is a HEIC picture, which needs the package pillow-heif (pip install pillow-heif); "
+            "or save it as JPEG."
+        ) from error
     except Exception as error:
         raise _unreadable(path) from error
     width, height = picture.size
     if width * height > MAX_PIXELS:
         picture.close()
-        raise ValueError(f"{path} is {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down.")
+        raise ValueError(
+            f"{source_name(path)} is {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down."
+        )
     return picture
 
 
-def _unreadable(path: Path) -> ValueError:
-    return ValueError(f"{path} is not a picture that can be read, or is damaged; save it again as PNG or JPEG.")
+def _formats() -> list[str]:
+    """Those of PHOTO_FORMATS that this Pillow can read."""
+    Image.init()
+    return [name for name in PHOTO_FORMATS if name in Image.OPEN]
+
+
+def _open_heic(path: Path | BytesIO) -> Image.Image:
+    from pillow_heif import HeifImageFile  # turns the picture upright itself
+
+    return HeifImageFile(path)
+
+
+def _is_heic(beginning: bytes) -> bool:
+    return beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIC_BRANDS
+
+
+def _beginning(source: Path | BytesIO) -> bytes:
+    if isinstance(source, BytesIO):
+        source.seek(0)
+        return source.read(12)
+    with source.open("rb") as file:
+        return file.read(12)
+
+
+def _unreadable(path: Path | BytesIO) -> ValueError:
+    return ValueError(
+        f"{source_name(path)} is not a picture that can be read, or is damaged; save it again as PNG or JPEG."
+    )
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Any mode -> RGB, or RGBA where something may be transparent."""
+    """Any mode -> L, CMYK or RGB, or LA or RGBA where something may be transparent."""
     mode = picture.mode
     if mode.startswith("I;16"):
         values = np.asarray(picture)
         wide = values.max() > 255  # else a mask or picture of 8 bits that was saved with 16
-        return Image.fromarray((values >> 8 if wide else values).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values >> 8 if wide else values).astype(np.uint8))
     if mode in ("I", "F"):  # nothing says where white is
         values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
         whites = (255.0, 65535.0) if mode == "I" else (1.0, 255.0, 65535.0)
         white = next((white for white in whites if values.max() <= white), values.max())
-        return Image.fromarray((values / white * 255.0).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values / white * 255.0).clip(0, 255).astype(np.uint8))
     if mode == "LAB":
         from PIL import ImageCms
 
@@ -113,7 +191,11 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         return ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
     if mode in ("La", "RGBa"):
         picture = picture.convert(mode.upper())
-    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    if picture.mode in ("LA", "RGBA") or (picture.mode in ("CMYK", "RGB", "L") and not picture.has_transparency_data):
+        return picture.copy()  # the file's own goes with the file
+    if picture.has_transparency_data:
+        return picture.convert("RGBA")
+    return picture.convert("L" if mode == "1" else "RGB")
 
 
 def picture_tensor(picture: Image.Image) -> Tensor:
@@ -123,63 +205,142 @@ def picture_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def animation_frames(path: Path) -> Iterator[tuple[Frame | None, float]]:
-    """Frames of an animated picture and the seconds at which they appear; None for a damaged one."""
-    with _open_picture(path) as picture:
-        seconds = 0.0
-        for index in range(getattr(picture, "n_frames", 1)):
+def is_picture(source: Path | BytesIO) -> bool:
+    """Whether Pillow is to read the frames rather than FFmpeg, by what the file begins with, or by its name."""
+    beginning = _beginning(source)
+    if beginning.startswith(_PICTURES) or (beginning[:4] == b"RIFF" and beginning[8:] == b"WEBP"):
+        return True
+    if beginning[4:8] == b"ftyp":
+        return beginning[8:12] in (*_HEIC_BRANDS, b"avif", b"avis")
+    known = beginning.startswith(_VIDEOS)
+    return isinstance(source, Path) and not known and source.suffix.lower() in ANIMATION_SUFFIXES | PHOTO_SUFFIXES
+
+
+def animation_frames(
+    source: Path | BytesIO, start: float = 0.0, seconds: float | None = None, tell: Say = quiet
+) -> Iterator[tuple[Frame | None, float]]:
+    """Frames of an animated picture and the seconds at which they appear; None for a damaged one.
+
+    With `start` and `seconds` those of that stretch alone.
+    """
+    with _open_picture(source) as picture:
+        now, end = 0.0, math.inf if seconds is None else start + seconds
+        count = getattr(picture, "n_frames", 1) if picture.format in ANIMATION_FORMATS else 1
+        hidden = count > 1 and getattr(picture, "default_image", False)  # for programs that do not know APNG
+        for index in range(int(hidden), count):
             try:
                 picture.seek(index)
                 picture.load()
             except Exception:  # as in read_picture; what came before is good
                 yield None, 0.0
                 return
-            yield lambda: picture_tensor(picture.convert("RGBA")), seconds
-            seconds += picture.info.get("duration", 0) / 1000 or DEFAULT_FRAME_SECONDS
+            if now >= end:
+                return
+            if now >= start:
+                yield lambda: picture_tensor(to_srgb(_eight_bits(picture), picture.info.get("icc_profile"))[0]), now
+            now += animation_delay(picture.info.get("duration") or 0)
+
+
+def folder_frames(folder: Path, fps: float, tell: Say = quiet) -> Iterator[tuple[Frame | None, float]]:
+    """The numbered pictures of a folder as the frames of a clip at this rate."""
+    files = frame_files(folder)
+    tell(f"The {len(files)} pictures of {folder.name} are taken as {fps:g} frames a second.")
+    for index, path in enumerate(files):
+        yield lambda path=path: picture_tensor(read_picture(path)), index / fps
 
 
 def video_frames(
-    source: Path | BytesIO, start: float = 0.0, seconds: float | None = None
+    source: Path | BytesIO, start: float = 0.0, seconds: float | None = None, tell: Say = quiet
 ) -> Iterator[tuple[Frame | None, float]]:
     """Frames of a video and the seconds at which they appear; None for a damaged one.
 
-    With `start` and `seconds` those of that stretch alone. Raises ValueError for a file that cannot be opened and for
-    one without a picture track.
+    With `start` and `seconds` those of that stretch alone. `tell` hears what is wrong with the colours.
+    Raises ValueError for a file that cannot be opened, NoPictures for one without a picture track.
     """
     import av
 
-    name = source_name(source)
-    if isinstance(source, BytesIO):
-        source.seek(0)
-    try:
-        container = av.open(source if isinstance(source, BytesIO) else str(source))
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{name} is not a video that can be read, or is damaged.") from error
-    with container:
-        if not container.streams.video:
-            raise ValueError(f"{name} has no picture track that can be read.")
-        stream = container.streams.video[0]
+    with _open_video(source) as container:
+        stream = _picture_track(container, source_name(source))
         first, last = _ticks(stream, start, seconds)
-        if first > 0:
+        clock, decode = _clock(container, stream), _decoder(stream, tell)
+        if first > 0 and not clock.chunks:  # a count needs its beginning
             container.seek(first, stream=stream)
-        period = 1.0 / float(stream.average_rate or 1.0 / DEFAULT_FRAME_SECONDS)
-        packets, count = container.demux(stream), 0
+        packets, told = container.demux(stream), False
         while True:
+            packet = None
             try:
                 packet = next(packets, None)
-                decoded = [] if packet is None else packet.decode()
+                if packet is None:
+                    return
+                if not packet.size and packet.dts is not None:  # shows the frame before for longer
+                    continue
+                clock.sent(packet.dts)
+                decoded = decode(packet)
             except av.error.FFmpegError:
+                if packet is not None:
+                    clock.lost(packet.dts)
                 yield None, 0.0
                 continue
-            if packet is None:
-                return
             for frame in decoded:
-                if frame.pts is not None and frame.pts < first:
+                ticks = clock.ticks(frame.pts)
+                if ticks < first:
                     continue
-                if frame.pts is not None and frame.pts >= last:
+                if ticks >= last:
                     return
-                yield (None if frame.is_corrupt else partial(_upright, frame, stream)), _seconds(frame, count * period)
-                count += 1
+                if not told:
+                    told = True
+                    if note := frame_note(frame, stream.codec_context):
+                        tell(f"{Path(source_name(source)).name}: {note}.")
+                yield (None if frame.is_corrupt else partial(_upright, frame, stream)), clock.seconds(ticks)
+
+
+def _open_video(source: Path | BytesIO) -> Any:
+    """PyAV's container of a clip. Playlists, patterns of names and other addresses are never followed."""
+    import av
+
+    if isinstance(source, BytesIO):
+        source.seek(0)
+    options = {"format_whitelist": ",".join(CLIP_FORMATS), "protocol_whitelist": "file"}
+    try:
+        return av.open(source if isinstance(source, BytesIO) else f"file:{source}", options=options)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{source_name(source)} is not a video that can be read, or is damaged.") from error
+
+
+def _picture_track(container: Any, name: str) -> Any:
+    """The first track of moving pictures; the cover of a song is none."""
+    import av
+
+    cover = av.stream.Disposition.attached_pic
+    stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+    if stream is None or stream.codec_context is None:
+        raise NoPictures(f"{name} has no picture track that can be read.")
+    return stream
+
+
+def _clock(container: Any, stream: Any) -> StreamClock:
+    rate = stream.guessed_rate or stream.average_rate
+    second = 1.0 / float(stream.time_base)
+    return StreamClock(
+        period=second / float(rate) if rate else second * DEFAULT_FRAME_SECONDS,
+        second=second,
+        chunks=container.format.name == "avi",
+        joins=container.format.name in ("mpeg", "mpegts"),
+    )
+
+
+def _decoder(stream: Any, tell: Say) -> Callable[[Any], list[Any]]:
+    """What gives the frames of a packet. FFmpeg's own VP8 and VP9 leave transparency out; libvpx reads it."""
+    import av
+
+    if stream.metadata.get("alpha_mode") != "1":
+        return lambda packet: packet.decode()
+    try:
+        decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name], "r")
+    except (KeyError, ValueError, av.error.FFmpegError):  # this FFmpeg is without libvpx
+        tell("The clip's transparency cannot be read here, and its ground is the one hidden below.")
+        return lambda packet: packet.decode()
+    return lambda packet: decoder.decode(packet if packet.size else None)
 
 
 def source_name(source: Path | BytesIO) -> str:
@@ -195,13 +356,9 @@ def _ticks(stream: Any, start: float, seconds: float | None) -> tuple[float, flo
     return first, math.inf if seconds is None else int((start + seconds) / stream.time_base)
 
 
-def _seconds(frame: Any, fallback: float) -> float:
-    return fallback if frame.time is None else frame.time
-
-
 def _upright(frame: Any, stream: Any) -> Tensor:
     """A decoded frame as uint8 [3, H, W], square pixels, turned as the camera was held."""
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-    pixels = frame.to_ndarray(format="rgb24", width=max(1, round(frame.width * aspect)), height=frame.height)
+    pixels = frame_pixels(frame, stream.codec_context, max(1, round(frame.width * aspect)), frame.height)
     turns = round(getattr(frame, "rotation", 0) / 90)
     return torch.from_numpy(np.rot90(pixels, turns).copy()).permute(2, 0, 1).contiguous()

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..dreamvideo.demo import toy_material
-from ..dreamvideo.media import Clip, cover_crop, read_motion, thin_out
+from ..dreamvideo.media import Clip, cover_crop, crop_note, crop_subject, read_motion, thin_out
 from ..dreamvideo.pictures import contact_sheet
 from . import host
 from .fields import (
@@ -97,30 +97,37 @@ class SubjectImages(io.ComfyNode):
         cls, images, width, height, invert_masks, masks=None, more_images=None, more_masks=None
     ) -> io.NodeOutput:
         size = (one(height), one(width))
-        photos, kept = _gather(images, masks, size, one(invert_masks, False))
+        photos, kept, notes = _gather(images, masks, size, one(invert_masks, False))
         if more_images:
-            others, others_kept = _gather(more_images, more_masks, size, False)
-            photos, kept = torch.cat([others, photos]), torch.cat([others_kept, kept])
+            others, others_kept, others_notes = _gather(more_images, more_masks, size, False)
+            photos, kept, notes = torch.cat([others, photos]), torch.cat([others_kept, kept]), others_notes + notes
         shaded = photos * (0.35 + 0.65 * kept)  # what the loss does not see is dark
-        sheet = contact_sheet([(f"{len(photos)} photographs of {size[1]} x {size[0]}", list(shaded))])
+        rows = [(f"{len(photos)} photographs of {size[1]} x {size[0]}", list(shaded))]
+        sheet = contact_sheet(rows, title=" ".join(notes))
         return io.NodeOutput(host_images(photos), kept[:, 0], ui=ui.PreviewImage(host_images(sheet[None]), cls=cls))
 
 
-def _gather(images: list[Tensor], masks: list[Tensor] | None, size, invert: bool) -> tuple[Tensor, Tensor]:
-    """Photographs [N, 3, H, W] and masks [N, 1, H, W] of a list of batches."""
+def _gather(images: list[Tensor], masks: list[Tensor] | None, size, invert: bool) -> tuple[Tensor, Tensor, list[str]]:
+    """Photographs [N, 3, H, W] and masks [N, 1, H, W] of a list of batches, and notes on what was cut off."""
     batches = [engine_images(batch) for batch in images]
     given: list[Tensor | None] = list(masks) if masks else [None] * len(batches)
     if len(given) != len(batches):
         raise ValueError(f"Got {len(given)} batches of masks for {len(batches)} of images: connect as many of both.")
-    photos, kept = [], []
+    photos, kept, notes = [], [], []
     for batch, mask in zip(batches, given, strict=True):
         if mask is not None and invert and mask.any():
             mask = 1 - mask
-        for photo, region in zip(batch, subject_masks(mask, batch), strict=True):
-            region = torch.ones_like(photo[:1]) if region is None else region
-            photos.append(cover_crop(photo, *size))
-            kept.append((cover_crop(region, *size) > 0.5).float())
-    return torch.stack(photos), torch.stack(kept)
+        for photo, region in zip(batch, subject_masks(mask, batch, len(photos) + 1), strict=True):
+            number = len(photos) + 1
+            if region is None:
+                photo, region, lost = cover_crop(photo, *size), torch.ones(1, *size), 0.0
+            else:
+                photo, region, lost = crop_subject(photo, region, size, f"of photograph {number}")
+            photos.append(photo)
+            kept.append(region)
+            if note := crop_note(lost, size):
+                notes.append(f"Photograph {number}: {note}")
+    return torch.stack(photos), torch.stack(kept), notes
 
 
 class MotionClips(io.ComfyNode):

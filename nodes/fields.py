@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
+
+from ..dreamvideo.media import fit_mask
 
 CATEGORY = "DreamVideo"
 TRAINING = f"{CATEGORY}/training"
@@ -75,21 +76,20 @@ def host_images(images: Tensor) -> Tensor:
     return images.movedim(1, -1).float().cpu().contiguous()
 
 
-def subject_masks(masks: Tensor | None, images: Tensor) -> list[Tensor | None]:
+def subject_masks(masks: Tensor | None, images: Tensor, first: int = 1) -> list[Tensor | None]:
     """MASK [N or 1, h, w] for images [N, 3, H, W] -> one [1, H, W] of 0 and 1 each; None where nothing is painted.
 
-    Load Image gives a small black MASK for a picture without one. ValueError when there are neither one nor as many.
+    Load Image gives a small black MASK for a picture without one. `first`: what messages call the first photograph.
+    ValueError when there are neither one nor as many, and for a mask of another shape than its photograph.
     """
     count, size = len(images), tuple(images.shape[-2:])
     if masks is None:
         return [None] * count
-    masks = masks.reshape(-1, 1, *masks.shape[-2:]).float().cpu()
+    masks = (masks.reshape(-1, 1, *masks.shape[-2:]).float().cpu() > 0.5).float()
     if len(masks) not in (1, count):
         raise ValueError(f"Got {len(masks)} masks for {count} images: connect one each, in the same order, or none.")
-    if tuple(masks.shape[-2:]) != size:
-        masks = F.interpolate(masks, size=size, mode="nearest-exact")
-    masks = (masks > 0.5).float().expand(count, -1, -1, -1)
-    return [mask if mask.any() else None for mask in masks]
+    named = enumerate(masks.expand(count, -1, -1, -1), start=first)
+    return [fit_mask(mask, size, f"of photograph {number}") if mask.any() else None for number, mask in named]
 
 
 def one(values, default=None):

@@ -42,9 +42,9 @@ examples:
 """
 SUBJECT = """\
 Learns a subject in two stages: its placeholder's token (textual inversion), then an identity adapter. Writes one
-file with both, and beside it the losses as a plot and a table. The mask of photos/00.jpg is photos/masks/00.png, white
-on the subject; its caption is in photos/00.txt and names the placeholder, or is "a <my-dog>" where there is none.
-Stopped or killed, the same command goes on where it was.
+file with both, and beside it the losses as a plot and a table. The mask of photos/00.jpg is photos/masks/00.png or
+photos/00-masklabel.png, white on the subject, and the crop follows it; the caption is in photos/00.txt and names the
+placeholder, or is "a <my-dog>" where there is none. Stopped or killed, the same command goes on where it was.
 """
 SUBJECT_EXAMPLES = """\
 examples:
@@ -199,7 +199,7 @@ def _train_subject(parser: Parser) -> None:
 
 
 def _train_motion(parser: Parser) -> None:
-    parser.add_argument("clips", nargs="+", metavar="CLIPS", help="a folder of clips, or clips")
+    parser.add_argument("clips", nargs="+", metavar="CLIPS", help="a folder of clips or of numbered pictures, or clips")
     _option(parser, "--caption", "TEXT", "what happens in the clips without a .txt beside them")
     _option(parser, "--frames", "N", f"that make one sample ({_of_base('frames')})", _count)
     _option(parser, "--fps", "RATE", f"frames a second to learn at ({_of_base('fps')})", _positive)

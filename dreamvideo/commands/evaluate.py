@@ -54,11 +54,13 @@ def _videos(args: Namespace, terminal: Terminal) -> None:
         raise ValueError("--videos needs --prompts, a file with lines such as: video.mp4|||a dog is dancing")
     prompts = _read_prompts(args.prompts)
     embedders = load_embedders(args.clip_weights, args.dino_weights, args.device or "cpu")
-    targets = _photographs(args.images) if args.images else None
+    targets = _photographs(args.images, terminal) if args.images else None
     scores = {}
     for name, prompt in prompts.items():
-        frames = read_clip(args.videos / name).frames.float() / 255
-        scores[name] = score_video(frames, prompt, targets, embedders)
+        clip = read_clip(args.videos / name)
+        if clip.note:
+            terminal.say(clip.note)
+        scores[name] = score_video(clip.pixels(), prompt, targets, embedders)
         terminal.say(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores[name].items()))
     summary = summarise(list(scores.values()))
     for metric, value in summary.items():
@@ -84,7 +86,7 @@ def _read_prompts(path: Path) -> dict[str, str]:
     return prompts
 
 
-def _photographs(folder: Path) -> torch.Tensor:
+def _photographs(folder: Path, terminal: Terminal) -> torch.Tensor:
     """The subject's photographs as one batch: squares of 512 pixels, of which the metrics see 224."""
-    photos = load_images(str(folder), (512, 512), with_masks=False)
+    photos = load_images(str(folder), (512, 512), with_masks=False, say=terminal.say)
     return torch.stack([photo.image for photo in photos])

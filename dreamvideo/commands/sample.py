@@ -49,13 +49,15 @@ def sample(args: Namespace, terminal: Terminal) -> None:
     prior = None
     if args.prior_clip:
         clip = read_clip(args.prior_clip, (settings.height, settings.width))
+        if clip.note:
+            terminal.say(clip.note)
         prior = clip.pixels(choose_frames(clip.times, settings.frames, settings.fps, start=0.0).indices)
     video = generate(
         base.unet,
         base.encoders,
         settings,
         customization,
-        guidance_image=load_image(args.guidance_image) if args.guidance_image else None,
+        guidance_image=load_image(args.guidance_image, terminal.say) if args.guidance_image else None,
         prior_clip=prior,
         callback=terminal.sampling("sampling"),
     )

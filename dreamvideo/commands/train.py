@@ -30,7 +30,7 @@ def subject(args: Namespace, terminal: Terminal) -> None:
     out = writable(args.out or OUTPUT / f"{file_name(placeholder)}.safetensors", ADAPTER)
     base = open_for(args, terminal)
     size = training_size(args, base)
-    photos = load_images(one_or_many(args.images), size, with_masks=not args.no_masks)
+    photos = load_images(one_or_many(args.images), size, with_masks=not args.no_masks, say=terminal.say)
     captions = [photo.caption or f"a {placeholder}" for photo in photos]
     method = fitted(SUBJECT_METHODS[args.method], base.unet.config)
     shared = _overrides(args)
@@ -68,9 +68,9 @@ def motion(args: Namespace, terminal: Terminal) -> None:
     base = open_for(args, terminal)
     size = training_size(args, base)
     frames, fps = args.frames or base.defaults.frames, args.fps or base.defaults.fps
-    clips = find_clips(source, frames)
+    clips = find_clips(source, frames, terminal.say)
     method = fitted(for_clips(MOTION_METHODS[args.method], len(clips)), base.unet.config)
-    related = find_clips(args.related, frames) if args.related else []
+    related = find_clips(args.related, frames, terminal.say) if args.related else []
     captions = [_caption(path, args.caption) for path in clips] + [_caption(path) for path in related]
     settings = base.defaults.settings_for(
         method, **_overrides(args), p_text_drop=args.p_text_drop, p_image_drop=args.p_image_drop
