@@ -9,6 +9,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 # Of the numbers that people give, by the name that the command line has for them.
@@ -83,6 +84,17 @@ def json_object(what: str, value: object) -> dict[str, Any]:
     return value
 
 
+def check_fields(config: type, values: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `values` has the fields of a configuration that need a value, and none besides."""
+    unknown = sorted(set(values) - {item.name for item in fields(config)})
+    if unknown:
+        raise ValueError(f"{config.__name__} has no field named {', '.join(map(short, unknown[:3]))}")
+    needed = [item.name for item in fields(config) if item.default is MISSING and item.default_factory is MISSING]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ValueError(f"{config.__name__} needs {', '.join(missing)}")
+
+
 def short(value: object) -> str:
     """A value out of a file as it may stand in a sentence: escaped, and cut off where it is long."""
     if isinstance(value, int) and abs(value) >= 10**20:
@@ -92,3 +104,8 @@ def short(value: object) -> str:
     if value is None or isinstance(value, (int, float)):
         return repr(value)
     return f"a {type(value).__name__}"
+
+
+def bare(text: str) -> str:
+    """A tensor's name or a library's words as they may stand in a sentence: `short` without quotes, and longer."""
+    return repr(text if len(text) <= 160 else text[:157] + "...")[1:-1]

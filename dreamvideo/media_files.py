@@ -17,13 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .files import check_readable
+
 PathLike = str | os.PathLike[str]
 Frame = Callable[[], Tensor]
 """Gives the pixels of a decoded frame, uint8 [3, H, W], until the next one is asked for."""
 
 # No base was trained beyond 576 pixels: larger photographs are reduced while they are decoded.
 LONGEST_SIDE = 2048
-MAX_PIXELS = 500_000_000
+MAX_PIXELS = 300_000_000
+# What decoding and converting a picture may take; a pixel takes 8 bytes where its mode is not named.
+MAX_DECODED_BYTES = 700_000_000
+BYTES_A_PIXEL = {"I": 24, "F": 24, "I;16": 11, "I;16B": 11, "I;16L": 11, "I;16N": 11, "1": 6, "L": 6}
 # What browsers give a frame of an animation that names no duration.
 DEFAULT_FRAME_SECONDS = 0.1
 
@@ -41,14 +46,8 @@ _PILLOW_LIMIT = threading.Lock()
 
 def existing_file(path: PathLike) -> Path:
     """The path, of a file that is there and holds something; ValueError else."""
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist.")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty.")
-    return path
+    check_readable(path)
+    return Path(path)
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -61,10 +60,15 @@ def read_picture(path: Path) -> Image.Image:
             orientation = picture.getexif().get(274, 1)
             scale = min(1.0, LONGEST_SIDE / max(picture.size))
             size = tuple(max(1, round(side * scale)) for side in picture.size)
+            whole = picture.size
             picture.draft(None, size)  # JPEG decodes at an eighth, a quarter or half of the size where that suffices
+            # All of a progressive one's coefficients are held before the first pixel is made.
+            _check_memory(path, picture, whole if "progressive" in picture.info else picture.size)
             plain = _eight_bits(picture)
             if plain.size != size:
                 plain = plain.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
+        except _TooLarge:
+            raise
         except Exception as error:  # a decoder fails in as many ways as there are formats
             raise _unreadable(path) from error
     return plain.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else plain
@@ -86,8 +90,22 @@ def _open_picture(path: Path) -> Image.Image:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         picture.close()
-        raise ValueError(f"{path} is {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down.")
+        raise _TooLarge(f"{path} is {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down.")
     return picture
+
+
+class _TooLarge(ValueError):
+    """A picture that is whole and asks for too much."""
+
+
+def _check_memory(path: Path, picture: Image.Image, size: tuple[int, int]) -> None:
+    """Raise ValueError for a picture of which decoding `size` pixels takes too much."""
+    most = MAX_DECODED_BYTES // BYTES_A_PIXEL.get(picture.mode, 8)
+    if size[0] * size[1] > most:
+        kind = f"in a {picture.format} of mode {picture.mode}"
+        raise _TooLarge(
+            f"{path} is {size[0]}x{size[1]} pixels, more than {most // 10**6} million {kind}; scale it down."
+        )
 
 
 def _unreadable(path: Path) -> ValueError:
@@ -130,7 +148,10 @@ def animation_frames(path: Path) -> Iterator[tuple[Frame | None, float]]:
         for index in range(getattr(picture, "n_frames", 1)):
             try:
                 picture.seek(index)
+                _check_memory(path, picture, picture.size)
                 picture.load()
+            except _TooLarge:
+                raise
             except Exception:  # as in read_picture; what came before is good
                 yield None, 0.0
                 return

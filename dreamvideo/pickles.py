@@ -127,11 +127,10 @@ class _Name:
 
 @dataclass(frozen=True)
 class _Storage:
-    """A row of numbers. key: which of the file. numel: of all its numbers, as the pickle says; start: a view's first."""
+    """A row of numbers. key: which of the file; start: the first of them that belongs to a view."""
 
     key: str
     dtype: torch.dtype
-    numel: int
     start: int = 0
 
 
@@ -344,7 +343,7 @@ class _Machine:
         dtype = _STORAGES[storage_class.name.rpartition(".")[2]]
         self.storages[str(key)] = dtype
         start = view[0][1] if view and view[0] is not None else 0
-        return _Storage(str(key), dtype, numel, start)
+        return _Storage(str(key), dtype, start)
 
 
 def _text(value: Any) -> Any:

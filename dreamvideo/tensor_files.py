@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .files import atomic_path, check_readable
-from .limits import short
+from .limits import bare, short
 from .pickles import CodeRefused, PickleError, StoredTensor, TensorSpec, read_contents
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -196,7 +196,8 @@ def is_finite(tensor: Tensor) -> bool:
 def shards(path: Path) -> list[Path]:
     """All files of the sharded checkpoint of which `path` is one; a file that is whole alone gives itself.
 
-    Knows Hugging Face's NAME-00001-of-00003.SUFFIX (.fp16.SUFFIX in a variant's) and VGen's ema_..._rank0000.pth (every n-th tensor a rank).
+    Knows Hugging Face's NAME-00001-of-00003.SUFFIX, or .fp16.SUFFIX, and VGen's ema_..._rank0000.pth (every n-th tensor
+    a rank).
     """
     if part := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})((?:\.\w+)+)", path.name):
         stem, count, suffix = part.groups()
@@ -285,9 +286,7 @@ def unwrap(contents: object) -> dict[str, StoredTensor]:
             break
         inner = [contents[key] for key in WRAPPERS if isinstance(contents.get(key), Mapping)]
         tensors = {
-            name: value
-            for name, value in contents.items()
-            if isinstance(name, str) and isinstance(value, StoredTensor)
+            name: value for name, value in contents.items() if isinstance(name, str) and isinstance(value, StoredTensor)
         }
         if not inner and tensors:
             return tensors
@@ -315,13 +314,13 @@ def open_file(path: str | Path) -> OpenFile:
             return OpenFile(contents if isinstance(contents, Mapping) else {}, {})
     except CodeRefused as error:
         raise CheckpointError(
-            f"{path} carries Python code ({short(str(error))[1:-1]}) beside or instead of tensors; it was refused and "
+            f"{path} carries Python code ({bare(str(error))}) beside or instead of tensors; it was refused and "
             "not run: use a safetensors file or a plain state dict."
         ) from error
     except PickleError as error:
         raise CheckpointError(f"{path} is no usable PyTorch file: {error}; download it again.") from error
     except SafetensorError as error:
-        reason = short(str(error))[1:-1]
+        reason = bare(str(error))
         raise CheckpointError(f"{path} is truncated or damaged ({reason}); download it again.") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .files import write_json
+from .limits import json_object, parsed
 from .tensor_files import CheckpointError, StateDict, TensorFile, TensorSpec, readable, write_tensors
 from .unet import AttentionFunction, UNet, UNetConfig
 from .unet_layouts import (
@@ -179,9 +180,9 @@ def _given_config(file: TensorFile) -> UNetConfig | None:
     if text is None:
         return None
     try:
-        return UNetConfig.from_dict(json.loads(text))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f'its metadata "unet_config" cannot be read ({error})') from error
+        return UNetConfig.from_dict(json_object("unet_config", parsed(text)))
+    except ValueError as error:
+        raise CheckpointError(f"its metadata is damaged: {str(error).rstrip('.')}") from error
 
 
 def _check_complete(
