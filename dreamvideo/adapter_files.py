@@ -220,6 +220,8 @@ def load_adapter(path: str | os.PathLike[str], unet_config: UNetConfig | None = 
     if tokens is not None:
         return _text_embedding(path, tokens)
     state = file.contents.get("state_dict", file.contents)
+    if not file.tensors:
+        raise CheckpointError(f"{path.name} is no adapter: it holds no tensors.")
     if isinstance(state, Mapping) and state and all(isinstance(k, str) and ADAPTER_KEY.fullmatch(k) for k in state):
         return _authors_adapter(path, state, file.contents.get("step"), unet_config or UNetConfig())
     raise CheckpointError(f"{path.name} is no adapter: it holds {_foreign(state)}.")
@@ -368,7 +370,7 @@ def _infer_config(path: Path, kind: str, state: Mapping[str, TensorSpec]) -> Ada
             condition_dim=conditions.pop() if conditions else None,
         )
     except ValueError as error:
-        raise ValueError(f"{path.name} is no usable adapter: {error}") from error
+        raise ValueError(f"{path.name} is no usable adapter: {_without_stop(error)}.") from error
 
 
 def _assemble(path: Path, info: AdapterInfo, state: Mapping[str, StoredTensor]) -> AnyAdapter:
@@ -376,7 +378,7 @@ def _assemble(path: Path, info: AdapterInfo, state: Mapping[str, StoredTensor]) 
     try:
         adapter = build_adapter(info.adapter_config, info.unet_config, device="meta")
     except ValueError as error:
-        raise ValueError(f"{path.name} is no usable adapter: {error}") from error
+        raise ValueError(f"{path.name} is no usable adapter: {_without_stop(error)}.") from error
     wanted = {key: list(value.shape) for key, value in adapter.state_dict().items()}
     found = {key: list(value.shape) for key, value in state.items()}
     if found != wanted:

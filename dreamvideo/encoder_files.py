@@ -18,6 +18,7 @@ from .limits import (
     MOST_LAYERS,
     MOST_LEVELS,
     MOST_VOCABULARY,
+    bare,
     json_object,
     parsed,
     real,
@@ -298,7 +299,7 @@ def _read(
     if missing:
         raise CheckpointError(f"{path} lacks {len(missing)} of {len(wanted)} tensors (such as {missing[0]}).")
     if unknown:
-        raise CheckpointError(f"{path} has tensors of another architecture (such as {min(unknown)}).")
+        raise CheckpointError(f"{path} has tensors of another architecture (such as {bare(min(unknown))}).")
     for name, old in names.items():
         shape = state.shapes[old]
         if flattened and re.search(flattened, name) and shape[2:] == (1, 1):

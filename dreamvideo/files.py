@@ -71,15 +71,15 @@ def check_readable(path: str | os.PathLike[str]) -> None:
             with open(path, "rb"):
                 pass
     except FileNotFoundError as error:
-        raise ValueError(f"There is no file {os.fspath(path)}.") from error
+        raise ValueError(f"{os.fspath(path)} does not exist.") from error
     except OSError as error:
         raise ValueError(f"{os.fspath(path)} cannot be read: {_reason(error)}.") from error
     except ValueError as error:  # a NUL in it
         raise ValueError(f"{os.fspath(path)} is not the name of a file.") from error
     if stat.S_ISDIR(found.st_mode):
-        raise ValueError(f"{os.fspath(path)} is a folder, not a file.")
+        raise ValueError(f"{os.fspath(path)} is not a file but a folder.")
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{os.fspath(path)} is a pipe or a device, not a file.")
+        raise ValueError(f"{os.fspath(path)} is not a file but a pipe or a device.")
     if found.st_size == 0:
         raise ValueError(f"{os.fspath(path)} is empty.")
 

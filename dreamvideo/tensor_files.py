@@ -121,8 +121,10 @@ class TensorFile:
 
     def _not_finite(self, name: str, source: Tensor, value: Tensor) -> str:
         if is_finite(source):
-            return f"{self.path}: {name} has numbers too large for {_short(value.dtype)}; use bfloat16 or float32."
-        return f"{self.path} has NaN or infinite numbers in {name}: it is damaged, or its training diverged."
+            return (
+                f"{self.path}: {bare(name)} has numbers too large for {_short(value.dtype)}; use bfloat16 or float32."
+            )
+        return f"{self.path} has NaN or infinite numbers in {bare(name)}: it is damaged, or its training diverged."
 
 
 class StateDict(Mapping[str, Tensor]):

@@ -551,7 +551,7 @@ def _read_state(path: Path, tensors_too: bool = True) -> tuple[dict[str, Any], d
         file = open_file(path)
         about = parsed(file.metadata.get(STATE_FORMAT, "null"))
         if not isinstance(about, dict) or about.get("format") != STATE_FORMAT:
-            raise ValueError("it is of another kind")
+            raise ValueError("it holds no training state")
         whole("its step", about.get("step"), int(MOST["steps"]), 0)
         json_object("what it tells of its run", about.get("run"))
         tensors = {name: value.read().clone() for name, value in file.tensors.items() if tensors_too}

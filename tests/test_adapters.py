@@ -521,10 +521,10 @@ def test_missing_empty_and_truncated_files(tmp_path):
                 load_adapter(cut, TINY)
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.safetensors").write_text("hello, this is no adapter")
-    for name, reason in [("empty.pth", "is empty"), ("text.safetensors", "neither"), ("none.pth", "There is no file")]:
+    for name, reason in [("empty.pth", "is empty"), ("text.safetensors", "neither"), ("none.pth", "does not exist")]:
         with pytest.raises(ValueError, match=reason):
             load_adapter(tmp_path / name)
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(ValueError, match="but a folder"):
         load_adapter(tmp_path)
 
 
