@@ -104,7 +104,7 @@ class TensorFile:
                 source = self.read(name)
                 value = source.to(device, dtype if source.is_floating_point() else None, copy=True)
                 if not is_finite(value):
-                    raise CheckpointError(self._not_finite(name, source, value))
+                    raise CheckpointError(self._not_finite(bare(name), source, value))
                 passed += source.nbytes
                 del source
                 if passed > window:
