@@ -32,8 +32,8 @@ MOST: Mapping[str, float] = {
 }
 # Of an architecture. The largest UNet of this family has 1280 channels, 4 levels and 2 blocks a level.
 MOST_CHANNELS = 16384
-MOST_LEVELS = 6
-MOST_BLOCKS = 6  # of a level
+MOST_LEVELS = 5
+MOST_BLOCKS = 4  # of a level
 MOST_LAYERS = 128  # of a CLIP tower
 MOST_VOCABULARY = 1_000_000
 # Directional marks that make a text read otherwise than it is written.

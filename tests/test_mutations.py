@@ -27,7 +27,7 @@ UNET = UNetConfig(
 )  # fmt: skip
 KINDS = ("ours.safetensors", "authors.pth", "embedding.pt")
 same_everywhere = settings(
-    derandomize=True, deadline=None, max_examples=150, database=None, suppress_health_check=list(HealthCheck)
+    derandomize=True, deadline=None, max_examples=100, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
