@@ -2,7 +2,7 @@
 
 A file says what it is: which adapter for which base, what it was trained on and how. For an identity it also carries
 the learned token vectors and the photographs' image features, so that sampling needs nothing else. Nothing read here
-runs code: pickles are opened with `weights_only`.
+runs code, and nothing is read before names and shapes have told that it fits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import operator
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .adapters import (
@@ -31,7 +29,9 @@ from .adapters import (
 )
 from .deltas import DeltaConfig, WeightDelta, weight_shapes
 from .files import atomic_path
-from .tensor_files import write_safetensors
+from .limits import MOST, bare, json_object, line, parsed, real, short, whole
+from .pickles import StoredTensor, TensorSpec, Unusable
+from .tensor_files import CheckpointError, OpenFile, is_finite, open_file, readable, write_safetensors
 from .unet import UNetConfig, transformer_sites
 
 FORMAT = "dreamvideo-adapter"
@@ -52,8 +52,12 @@ FOREIGN = (
     (r"input_blocks\.0\.0\.|down_blocks\.0\.", "a diffusion model or autoencoder"),
     (r"first_stage_model|decoder\.conv_out|decoder\.up", "an autoencoder (VAE)"),
     (r"visual\.|token_embedding|text_model", "a CLIP encoder"),
-    (r"emb_params|clip_[lgh]$", "a textual-inversion embedding of another program"),
+    (r"^clip_[lgh]$", "a textual-inversion embedding for another text encoder (SDXL, SD3)"),
 )
+# Vectors of a token, as its embedding's own file holds them: as many as a prompt has places.
+MOST_VECTORS = 75
+# What a prompt can name a token by as it stands; another name is put between angle brackets.
+PLACEHOLDER = re.compile(r"\*|<[^\s{}<>]+>")
 
 
 @dataclass(frozen=True)
@@ -93,14 +97,42 @@ class AdapterInfo:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> AdapterInfo:
-        """Raises ValueError, KeyError or TypeError where the metadata is not of this format."""
-        texts = {"kind", "base_fingerprint", "class_word", "placeholder"}
-        names = [item.name for item in fields(cls)]
-        values = {key: metadata[key] if key in texts else json.loads(metadata[key]) for key in names if key in metadata}
-        config = DeltaConfig if values.get("kind") == DeltaConfig.kind else AdapterConfig
-        parse = {"adapter_config": config.from_dict, "unet_config": UNetConfig.from_dict, "captions": tuple}
-        values |= {key: parse[key](values[key]) for key in parse if values.get(key) is not None}
+        """Raises ValueError where the metadata is not of this format."""
+        given = {item.name: metadata[item.name] for item in fields(cls) if item.name in metadata}
+        family = DeltaConfig if given.get("kind") == DeltaConfig.kind else AdapterConfig
+        texts = ("kind", "base_fingerprint", "class_word", "placeholder")
+        if "kind" not in given:
+            raise ValueError("it names no kind")
+        values: dict[str, Any] = {name: line(name, given[name]) for name in texts if name in given}
+        for name, check in _CHECKS.items():
+            if name in given and (value := parsed(given[name])) is not None:
+                values[name] = check(name, value)
+        for name, config in (("adapter_config", family), ("unet_config", UNetConfig)):
+            if name in given and (value := parsed(given[name])) is not None:
+                values[name] = config.from_dict(json_object(name, value))
         return cls(**values)
+
+
+def _captions(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is a list of texts, not {short(value)}")
+    return tuple(line("a caption", caption, most=10_000, breaks=True) for caption in value)
+
+
+def _extra(name: str, value: object) -> dict[str, Any]:
+    settings = json_object("settings", json_object(name, value).get("settings", {}))
+    real("p_image_drop", settings.get("p_image_drop", 0.0), 0, 1)
+    return value
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "format_version": lambda name, value: whole(name, value, 10**6),
+    "captions": _captions,
+    "steps": lambda name, value: whole(name, value, int(MOST["steps"]), 0),
+    "learning_rate": lambda name, value: real(name, value, 0),
+    "seed": lambda name, value: whole(name, value, 2**64, 0),
+    "extra": _extra,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,22 +202,29 @@ def save_adapter(
 
 
 def load_adapter(path: str | os.PathLike[str], unet_config: UNetConfig | None = None) -> LoadedAdapter:
-    """Read one of our files, or the authors' adapter (`.pth`) or text embedding, onto the CPU in its own dtype.
+    """Read one of our files, the authors' adapter (`.pth`), or a text embedding of any program, onto the CPU.
 
+    Weights keep their dtype; 8-bit ones become float16, which holds them exactly. Text embeddings are the authors' and
+    A1111's (`string_to_param`), diffusers' (`learned_embeds`) and ComfyUI's (`emb_params`); one that names no
+    placeholder is called by its own name, such as <my-cat> for my-cat.safetensors.
     unet_config: the UNet that an authors' adapter has to fit, which its file does not describe; None for the full-size
     ModelScope UNet, for which they were made. Our files bring their own; see `check_fits`.
-    Raises ValueError, in one sentence, for anything else: what the file is, or what is wrong with it.
+    Raises CheckpointError, in one sentence, for a file that is none of these, saying what it is where that is known,
+    and ValueError for one of these that is damaged or does not fit.
     """
     path = Path(path)
-    contents, metadata = _read(path)
-    if metadata.get("format") == FORMAT:
-        return _own(path, contents, metadata)
-    if "string_to_param" in contents:
-        return _authors_embedding(path, contents)
-    state = contents.get("state_dict", contents)
-    if isinstance(state, Mapping) and state and all(ADAPTER_KEY.fullmatch(str(key)) for key in state):
-        return _authors_adapter(path, state, contents.get("step"), unet_config or UNetConfig())
-    raise ValueError(f"{path.name} is no adapter: it holds {_foreign(state)}.")
+    file = open_file(path)
+    if file.metadata.get("format") == FORMAT:
+        return _own(path, file)
+    tokens = _embedding(path, file.contents)
+    if tokens is not None:
+        return _text_embedding(path, tokens)
+    state = file.contents.get("state_dict", file.contents)
+    if not file.tensors:
+        raise CheckpointError(f"{path.name} is no adapter: it holds no tensors.")
+    if isinstance(state, Mapping) and state and all(isinstance(k, str) and ADAPTER_KEY.fullmatch(k) for k in state):
+        return _authors_adapter(path, state, file.contents.get("step"), unet_config or UNetConfig())
+    raise CheckpointError(f"{path.name} is no adapter: it holds {_foreign(state)}.")
 
 
 def save_authors_adapter(path: str | os.PathLike[str], adapter: AnyAdapter, step: int) -> None:
@@ -212,40 +251,92 @@ def _write_torch(path: str | os.PathLike[str], contents: dict[str, Any]) -> None
         torch.save(contents, file)
 
 
-def _own(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoadedAdapter:
+def _own(path: Path, file: OpenFile) -> LoadedAdapter:
+    metadata, tensors = file.metadata, file.tensors
     version = metadata.get("format_version", "")
-    if version.isdigit() and int(version) > FORMAT_VERSION:
+    if version.isdecimal() and len(version) < 10 and int(version) > FORMAT_VERSION:
         raise ValueError(f"{path.name} has format version {version}; this DreamVideo reads up to {FORMAT_VERSION}.")
+    damaged = f"{path.name} is a DreamVideo adapter, and its metadata is damaged"
     try:
         info = AdapterInfo.from_metadata(metadata)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} is a DreamVideo adapter whose metadata is damaged: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{damaged}: {_without_stop(error)}.") from error
     kind_of_config = info.adapter_config.kind if info.adapter_config and info.unet_config else "token"
     if info.kind not in KINDS or info.kind != kind_of_config:
-        raise ValueError(f"{path.name} is a DreamVideo adapter whose metadata is damaged: kind {info.kind!r}.")
-    _check_tensors(tensors, f"{path.name}, a {info}, is unusable")
+        raise ValueError(f"{damaged}: kind {short(info.kind)} with a configuration of kind {kind_of_config!r}.")
+    unusable = f"{path.name}, a {info}, is unusable"
+    _check_specs(tensors, unusable)
     tokens = {key.removeprefix(TOKEN_PREFIX): value for key, value in tensors.items() if key.startswith(TOKEN_PREFIX)}
+    _check_tokens(tokens, unusable, info.unet_config)
+    features = tensors.get(FEATURES)
+    if features is not None and (len(features.shape) != 2 or not features.elements):
+        raise ValueError(f"{unusable}: its image features are {list(features.shape)} and not [n, D].")
     pattern = DELTA_KEY if info.kind == DeltaConfig.kind else ADAPTER_KEY
     state = {key: value for key, value in tensors.items() if pattern.fullmatch(key)}
     adapter = None if info.kind == "token" else _assemble(path, info, state)
-    return LoadedAdapter(adapter, info, tokens, tensors.get(FEATURES))
+    if info.kind == "token" and not tokens:
+        raise ValueError(f"{unusable}: it holds no token.")
+    shown = None if features is None else _read_all({FEATURES: features}, unusable)[FEATURES]
+    return LoadedAdapter(adapter, info, _read_all(tokens, unusable), shown)
 
 
-def _authors_embedding(path: Path, contents: Mapping[str, Any]) -> LoadedAdapter:
-    try:
-        tokens = {str(name): vectors for name, vectors in contents["string_to_param"].items()}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} is a damaged text embedding: {error}.") from error
-    _check_tensors(tokens, f"{path.name}, a text embedding, is unusable")
-    if not tokens or any(vectors.ndim != 2 for vectors in tokens.values()):
-        raise ValueError(f"{path.name} is a text embedding without token vectors of shape [n, D].")
-    info = AdapterInfo(kind="token", placeholder=next(iter(tokens)))
-    return LoadedAdapter(None, info, {name: vectors.detach() for name, vectors in tokens.items()}, None)
+def _without_stop(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _embedding(path: Path, contents: Mapping[Any, Any]) -> dict[str, Any] | None:
+    """Placeholder -> vectors of a text embedding, whoever wrote it; None for a file of another kind."""
+    if "string_to_param" in contents:  # the authors' and A1111's
+        vectors, name = contents["string_to_param"], contents.get("name")
+        if not isinstance(vectors, Mapping):
+            raise ValueError(f"{path.name} is a damaged text embedding: it names no token.")
+        name = name if isinstance(name, str) and name.strip() else None
+        return {_placeholder(name if name and key == "*" else key): value for key, value in vectors.items()}
+    if "emb_params" in contents:
+        return {_placeholder(path.stem): contents["emb_params"]}
+    named = "learned_embeds" in path.name
+    if contents and all(_is_token(key, value, named) for key, value in contents.items()):
+        return {_placeholder(key): value for key, value in contents.items()}
+    return None
+
+
+def _is_token(name: object, value: object, named: bool) -> bool:
+    """Whether a tensor looks like a token's in a file of diffusers. named: whether the file's name says so."""
+    vectors = isinstance(value, StoredTensor) and len(value.shape) in (1, 2)
+    return isinstance(name, str) and vectors and (named or bool(re.fullmatch(r"<[^<>]+>", name)))
+
+
+def _placeholder(name: object) -> str:
+    """The name by which prompts call a token: as it is where that is unmistakable, else <name>."""
+    name = str(name) if isinstance(name, (str, int)) else ""
+    if PLACEHOLDER.fullmatch(name) or not name.strip():
+        return name
+    core = re.sub(r"[^\w.-]+", "-", name).strip("-")
+    return f"<{core or 'token'}>"
+
+
+def _text_embedding(path: Path, tokens: Mapping[str, Any]) -> LoadedAdapter:
+    unusable = f"{path.name}, a text embedding, is unusable"
+    _check_specs(tokens, unusable)
+    tokens = {name: _as_rows(value) for name, value in tokens.items()}
+    _check_tokens(tokens, unusable, None)
+    if not tokens or any(value.shape[0] > MOST_VECTORS for value in tokens.values()):
+        raise ValueError(f"{unusable}: a token has 1 to {MOST_VECTORS} vectors.")
+    vectors = _read_all(tokens, unusable)
+    return LoadedAdapter(None, AdapterInfo(kind="token", placeholder=next(iter(tokens))), vectors, None)
+
+
+def _as_rows(value: StoredTensor) -> StoredTensor:
+    """One vector [D] as one row [1, D]."""
+    if len(value.shape) != 1:
+        return value
+    return StoredTensor((1, *value.shape), value.dtype, lambda: value.read()[None])
 
 
 def _authors_adapter(path: Path, state: Mapping[str, Any], step: Any, unet_config: UNetConfig) -> LoadedAdapter:
-    _check_tensors(state, f"{path.name}, an adapter of the authors' format, is unusable")
-    info = AdapterInfo(kind=_kind(path, state), unet_config=unet_config, steps=step if isinstance(step, int) else None)
+    _check_specs(state, f"{path.name}, an adapter of the authors' format, is unusable")
+    steps = step if type(step) is int and 0 <= step <= MOST["steps"] else None
+    info = AdapterInfo(kind=_kind(path, state), unet_config=unet_config, steps=steps)
     info = replace(info, adapter_config=_infer_config(path, info.kind, state))
     return LoadedAdapter(_assemble(path, info, state), info, {}, None)
 
@@ -259,9 +350,9 @@ def _kind(path: Path, state: Mapping[str, Any]) -> str:
     return "motion" if temporal.pop() else "identity"
 
 
-def _infer_config(path: Path, kind: str, state: Mapping[str, Tensor]) -> AdapterConfig:
+def _infer_config(path: Path, kind: str, state: Mapping[str, TensorSpec]) -> AdapterConfig:
     names = {ADAPTER_KEY.fullmatch(key)["name"] + "_adapter" for key in state}
-    matrices = {key: tuple(value.shape) for key, value in state.items() if value.ndim == 2}
+    matrices = {key: tuple(value.shape) for key, value in state.items() if len(value.shape) == 2}
     downs = [shape for key, shape in matrices.items() if key.endswith("down_linear.weight")]
     conditions = {shape[1] for key, shape in matrices.items() if key.endswith("condition_linear.weight")}
     hidden = {shape[0] for shape in downs}
@@ -271,22 +362,28 @@ def _infer_config(path: Path, kind: str, state: Mapping[str, Tensor]) -> Adapter
             f"{path.name}, a file of the authors' adapter format (kind {kind}), is incomplete or mixed: "
             f"{len(state)} tensors, bottleneck widths {sorted(hidden)}, condition widths {sorted(conditions)}."
         )
-    return AdapterConfig(
-        kind=kind,
-        sublayers=tuple(sublayer for sublayer, name in ADAPTER_NAMES.items() if name in names),
-        hidden=None if halves else hidden.pop(),
-        condition_dim=conditions.pop() if conditions else None,
-    )
+    try:
+        return AdapterConfig(
+            kind=kind,
+            sublayers=tuple(sublayer for sublayer, name in ADAPTER_NAMES.items() if name in names),
+            hidden=None if halves else hidden.pop(),
+            condition_dim=conditions.pop() if conditions else None,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no usable adapter: {_without_stop(error)}.") from error
 
 
-def _assemble(path: Path, info: AdapterInfo, state: Mapping[str, Tensor]) -> AnyAdapter:
-    """The adapter of an info, holding `state` itself: nothing is copied."""
-    adapter = build_adapter(info.adapter_config, info.unet_config, device="meta")
+def _assemble(path: Path, info: AdapterInfo, state: Mapping[str, StoredTensor]) -> AnyAdapter:
+    """The adapter of an info with the weights of `state`, which are read once their shapes are right."""
+    try:
+        adapter = build_adapter(info.adapter_config, info.unet_config, device="meta")
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no usable adapter: {_without_stop(error)}.") from error
     wanted = {key: list(value.shape) for key, value in adapter.state_dict().items()}
     found = {key: list(value.shape) for key, value in state.items()}
     if found != wanted:
         raise ValueError(f"{path.name} ({info}) does not fit the UNet: {_difference(found, wanted)}.")
-    adapter.load_state_dict({key: value.detach() for key, value in state.items()}, assign=True)
+    adapter.load_state_dict(_read_all(state, f"{path.name}, a {info}, is unusable"), assign=True)
     return adapter
 
 
@@ -320,13 +417,54 @@ def _describe(places: Mapping[str, Any]) -> str:
     return f"{len(places)} transformers of width {widths}"
 
 
-def _check_tensors(tensors: Mapping[str, Any], subject: str) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], subject: str) -> None:
+    """Raise ValueError for what is not fit to be written."""
+    _check_specs({key: TensorSpec(tuple(value.shape), value.dtype) for key, value in tensors.items()}, subject)
     for key, value in tensors.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            what = f"a {value.dtype} tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise ValueError(f"{subject}: {key} is {what}, not a tensor of weights.")
-        if not value.isfinite().all():
-            raise ValueError(f"{subject}: {key} holds NaN or infinite values.")
+        if not is_finite(value):
+            raise ValueError(f"{subject}: {bare(key)} holds NaN or infinite values.")
+
+
+def _check_specs(tensors: Mapping[Any, Any], subject: str) -> None:
+    for key, value in tensors.items():
+        if not isinstance(value, TensorSpec):
+            what = f"a {value.what}" if isinstance(value, Unusable) else f"a {type(value).__name__}"
+        elif not value.dtype.is_floating_point:
+            what = f"a {str(value.dtype)} tensor"
+        else:
+            continue
+        raise ValueError(f"{subject}: {bare(str(key))} is {what}, not a tensor of weights.")
+
+
+def _check_tokens(tokens: Mapping[str, TensorSpec], subject: str, unet_config: UNetConfig | None) -> None:
+    """Raise ValueError unless they are vectors [n, D] with names; D is what the UNet reads, where that is known."""
+    for name, vectors in tokens.items():
+        if not name.strip():
+            raise ValueError(f"{subject}: one of its tokens has no name.")
+        try:
+            line("a token's name", name)
+        except ValueError as error:
+            raise ValueError(f"{subject}: {error}.") from error
+        if len(vectors.shape) != 2 or not vectors.elements:
+            raise ValueError(f"{subject}: the vectors of {short(name)} are {list(vectors.shape)} and not [n, D].")
+        if unet_config is not None and vectors.shape[1] != unet_config.context_dim:
+            raise ValueError(
+                f"{subject}: the vectors of {short(name)} are {vectors.shape[1]} wide, "
+                f"and its UNet reads text states of {unet_config.context_dim}."
+            )
+    if len({vectors.shape[1] for vectors in tokens.values()}) > 1:
+        raise ValueError(f"{subject}: its tokens are of several widths.")
+
+
+def _read_all(tensors: Mapping[str, StoredTensor], subject: str) -> dict[str, Tensor]:
+    """The tensors themselves. Cloned: some systems cannot replace a file, as a training will, while it is mapped."""
+    found = {}
+    for key, value in tensors.items():
+        tensor = value.read()
+        found[key] = tensor.to(readable(tensor.dtype), copy=True).contiguous()
+        if not is_finite(found[key]):
+            raise ValueError(f"{subject}: {bare(key)} holds NaN or infinite values.")
+    return found
 
 
 def _foreign(state: Any) -> str:
@@ -336,49 +474,7 @@ def _foreign(state: Any) -> str:
     for pattern, name in FOREIGN:
         if any(re.search(pattern, key) for key in keys):
             return name
-    return f"{len(keys)} entries such as {keys[0]!r}, of no kind known here"
-
-
-def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """Contents and safetensors metadata of a file, told apart by its first bytes, not by its name."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    if not head:
-        raise ValueError(f"{path} is empty.")
-    if head[8:9] == b"{":
-        return _read_safetensors(path)
-    if head.startswith((b"PK", b"\x80")):  # a zip archive or a bare pickle
-        return _read_torch(path), {}
-    raise ValueError(f"{path.name} is neither a safetensors nor a PyTorch file.")
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            # Cloned: some systems cannot replace a file, as a training run will, while it is mapped.
-            return {name: file.get_tensor(name).clone() for name in names}, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or truncated: {error}.") from error
-
-
-def _read_torch(path: Path) -> Mapping[str, Any]:
-    try:
-        with torch.serialization.safe_globals([nn.ParameterDict]):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path.name} is refused: it holds Python objects other than tensors (or is damaged); "
-            "such a file could run code, so nothing in it was."
-        ) from error
-    except Exception as error:  # a damaged archive makes the reader raise whatever it stumbles over
-        raise ValueError(f"{path.name} is damaged or truncated: PyTorch cannot read it.") from error
-    if not isinstance(contents, Mapping):
-        raise ValueError(f"{path.name} is no adapter: it holds a {type(contents).__name__}, not tensors by name.")
-    return contents
+    return f"{len(keys)} entries such as {short(keys[0])}, of no kind known here"
 
 
 def _json(value: Any) -> str:

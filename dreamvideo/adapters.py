@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deltas import DeltaConfig, WeightDelta, attach, merge
+from .limits import MOST_CHANNELS, check_fields, short, whole
 from .resizing import area_average
 from .unet import UNet, UNetConfig, transformer_sites
 
@@ -46,17 +47,17 @@ class AdapterConfig:
     condition_dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in TRANSFORMER_KINDS:
-            raise ValueError(f"An adapter is of kind {' or '.join(TRANSFORMER_KINDS)}, not {self.kind!r}.")
-        known = [name for name in ADAPTER_NAMES if name in self.sublayers]
+        if not isinstance(self.kind, str) or self.kind not in TRANSFORMER_KINDS:
+            raise ValueError(f"An adapter is of kind {' or '.join(TRANSFORMER_KINDS)}, not {short(self.kind)}.")
+        named = isinstance(self.sublayers, tuple) and all(isinstance(name, str) for name in self.sublayers)
+        known = [name for name in ADAPTER_NAMES if named and name in self.sublayers]
         if not known or len(known) != len(self.sublayers):
-            raise ValueError(f"Adapter sublayers are any of {', '.join(ADAPTER_NAMES)}, not {self.sublayers!r}.")
+            raise ValueError(f"Adapter sublayers are any of {', '.join(ADAPTER_NAMES)}, not {_names(self.sublayers)}.")
         if self.placement not in PLACEMENTS:
-            raise ValueError(f"Adapter placement is {' or '.join(PLACEMENTS)}, not {self.placement!r}.")
+            raise ValueError(f"Adapter placement is {' or '.join(PLACEMENTS)}, not {short(self.placement)}.")
         for name in ("hidden", "condition_dim"):
-            width = getattr(self, name)
-            if width is not None and (not isinstance(width, int) or width < 1):
-                raise ValueError(f"Adapter {name} is a width of at least 1 or None, not {width!r}.")
+            if getattr(self, name) is not None:
+                whole(f"Adapter {name}, where there is one,", getattr(self, name), MOST_CHANNELS)
 
     @classmethod
     def identity(cls, **overrides: Any) -> AdapterConfig:
@@ -74,10 +75,13 @@ class AdapterConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AdapterConfig:
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"AdapterConfig has no field named {', '.join(sorted(unknown))}.")
-        return cls(**{**values, "sublayers": tuple(values["sublayers"])})
+        check_fields(cls, values)
+        sublayers = values["sublayers"]
+        return cls(**{**values, "sublayers": tuple(sublayers) if isinstance(sublayers, list) else sublayers})
+
+
+def _names(sublayers: object) -> str:
+    return ", ".join(map(short, sublayers)) if isinstance(sublayers, tuple) and sublayers else short(sublayers)
 
 
 class Bottleneck(nn.Module):

@@ -12,12 +12,13 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .limits import MOST_CHANNELS, check_fields, short, whole
 from .unet import UNet, UNetConfig, transformer_sites
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -52,11 +53,11 @@ class DeltaConfig:
     condition_dim: ClassVar[None] = None  # no image feature reaches a weight
 
     def __post_init__(self) -> None:
-        unknown = [group for group in self.weights if group not in WEIGHT_GROUPS]
-        if unknown or not self.weights:
-            raise ValueError(f"Weight deltas change any of {', '.join(WEIGHT_GROUPS)}, not {self.weights!r}.")
-        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
-            raise ValueError(f"The rank of weight deltas is at least 1 or None, not {self.rank!r}.")
+        known = isinstance(self.weights, tuple) and [name for name in WEIGHT_GROUPS if name in self.weights]
+        if not known or len(known) != len(self.weights):
+            raise ValueError(f"Weight deltas change any of {', '.join(WEIGHT_GROUPS)}, not {short(self.weights)}.")
+        if self.rank is not None:
+            whole("The rank of weight deltas, where there is one,", self.rank, MOST_CHANNELS)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; `from_dict` takes it back."""
@@ -64,10 +65,9 @@ class DeltaConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DeltaConfig:
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"DeltaConfig has no field named {', '.join(sorted(unknown))}.")
-        return cls(**{**values, "weights": tuple(values["weights"])})
+        check_fields(cls, values)
+        weights = values["weights"]
+        return cls(**{**values, "weights": tuple(weights) if isinstance(weights, list) else weights})
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from math import isqrt
@@ -12,6 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .limits import (
+    MOST,
+    MOST_BLOCKS,
+    MOST_CHANNELS,
+    MOST_LAYERS,
+    MOST_LEVELS,
+    MOST_VOCABULARY,
+    bare,
+    json_object,
+    parsed,
+    real,
+    short,
+    whole,
+)
 from .tensor_files import CheckpointError, StateDict, TensorFile
 from .unet_layouts import name_stranger
 
@@ -89,8 +102,7 @@ def open_vae(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     state = _without_prefix(file, prefix)
     if any(name.startswith("quantize.") for name in state.shapes):
         raise CheckpointError(f"{file.path} is a VQ autoencoder, not the KL autoencoder of Stable Diffusion.")
-    config = _given(file, "vae_config") or _infer(file, lambda: _infer_vae(state.shapes, layout))
-    return state, config
+    return state, _config(file, "vae_config", _checked_vae, lambda: _infer_vae(state.shapes, layout))
 
 
 def open_clip_file(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
@@ -104,7 +116,7 @@ def open_clip_file(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
             f"{file.path} is {what}, not an OpenCLIP file with text and image encoder (open_clip_pytorch_model.bin)."
         )
     state = _without_prefix(file, prefix)
-    return state, _given(file, "open_clip_config") or _infer(file, lambda: _infer_clip(state.shapes))
+    return state, _config(file, "open_clip_config", _checked_clip, lambda: _infer_clip(state.shapes))
 
 
 def _without_prefix(file: TensorFile, prefix: str) -> StateDict:
@@ -112,24 +124,78 @@ def _without_prefix(file: TensorFile, prefix: str) -> StateDict:
     return StateDict(file, stored, {name: file.specs[old].shape for name, old in stored.items()})
 
 
-def _given(file: TensorFile, key: str) -> dict[str, Any] | None:
-    if key not in file.metadata:
-        return None
+def _config(
+    file: TensorFile,
+    key: str,
+    check: Callable[[Mapping[str, Any]], dict[str, Any]],
+    infer: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """The configuration in a file's metadata or, without one, what its shapes imply; after `check`."""
+    if key in file.metadata:
+        try:
+            return check(json_object(key, parsed(file.metadata[key])))
+        except ValueError as error:
+            raise CheckpointError(f"{file.path}: its metadata is damaged: {str(error).rstrip('.')}.") from error
     try:
-        config = json.loads(file.metadata[key])
-    except ValueError as error:
-        raise CheckpointError(f"{file.path}: its metadata {key!r} is not JSON ({error}).") from error
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-
-
-def _infer(file: TensorFile, infer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return infer()
+        return check(infer())
     except KeyError as error:
         missing = error.args[0]
         raise CheckpointError(f"{file.path} has no {missing}: it is incomplete or another architecture.") from error
     except ValueError as error:
-        raise CheckpointError(f"{file.path} is not usable here: {error}.") from error
+        raise CheckpointError(f"{file.path} is not usable here: {str(error).rstrip('.')}.") from error
+    except (IndexError, TypeError, ZeroDivisionError) as error:  # a tensor of another rank, or without numbers
+        raise CheckpointError(f"{file.path} has tensors of shapes that no such network has.") from error
+
+
+def _checked_vae(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of AutoencoderKL that a small enough network of the known blocks comes of."""
+    channels = config.get("block_out_channels")
+    if not isinstance(channels, (list, tuple)):
+        raise ValueError("block_out_channels is a list of widths")
+    levels = whole("the number of levels", len(channels), MOST_LEVELS)
+    widths = tuple(whole("block_out_channels", width, MOST_CHANNELS) for width in channels)
+    checked: dict[str, Any] = {"block_out_channels": widths}
+    for name, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if config.get(name) not in ([block] * levels, (block,) * levels):
+            raise ValueError(f"{name} is a list with {block} for each of {levels} levels")
+        checked[name] = (block,) * levels
+    most = {"layers_per_block": MOST_BLOCKS, "norm_num_groups": MOST_CHANNELS, "sample_size": int(MOST["width"])}
+    most |= dict.fromkeys(("in_channels", "out_channels", "latent_channels"), MOST_CHANNELS)
+    checked |= {name: whole(name, config[name], limit) for name, limit in most.items() if name in config}
+    if "scaling_factor" in config:
+        checked["scaling_factor"] = real("scaling_factor", config["scaling_factor"], 1e-6, 1e6)
+    _check_known(config, checked)
+    groups = checked.get("norm_num_groups", 32)
+    if any(width % groups for width in widths):
+        raise ValueError(f"its channels {widths} do not divide by {groups} norm groups")
+    return checked
+
+
+def _checked_clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of open_clip's CLIP: plain transformers alone, for its other towers are fetched from the network."""
+    sides = dict.fromkeys(("image_size", "patch_size"), int(MOST["width"]))
+    both = {"width": MOST_CHANNELS, "layers": MOST_LAYERS}
+    vision = {**both, **sides, "head_width": MOST_CHANNELS}
+    text = {**both, "context_length": MOST_CHANNELS, "vocab_size": MOST_VOCABULARY, "heads": MOST_CHANNELS}
+    checked: dict[str, Any] = {"embed_dim": whole("embed_dim", config.get("embed_dim"), MOST_CHANNELS)}
+    for name, most in (("vision_cfg", vision), ("text_cfg", text)):
+        given = json_object(name, config.get(name))
+        checked[name] = {key: whole(key, given[key], limit) for key, limit in most.items() if key in given}
+        if "mlp_ratio" in given:
+            checked[name]["mlp_ratio"] = real("mlp_ratio", given["mlp_ratio"], 0.01, 64)
+        _check_known(given, checked[name])
+    _check_known(config, checked)
+    for tower, heads in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
+        width, parts = checked[tower].get("width"), checked[tower].get(heads, 1)
+        if width is not None and width % parts:
+            raise ValueError(f"{heads} {parts} does not divide the width {width}")
+    return checked
+
+
+def _check_known(config: Mapping[str, Any], checked: Mapping[str, Any]) -> None:
+    unknown = [name for name in config if name not in checked]
+    if unknown:
+        raise ValueError(f"it names {short(unknown[0])}, which is not used here")
 
 
 def _infer_vae(shapes: Mapping[str, Shape], layout: str) -> dict[str, Any]:
@@ -233,7 +299,7 @@ def _read(
     if missing:
         raise CheckpointError(f"{path} lacks {len(missing)} of {len(wanted)} tensors (such as {missing[0]}).")
     if unknown:
-        raise CheckpointError(f"{path} has tensors of another architecture (such as {min(unknown)}).")
+        raise CheckpointError(f"{path} has tensors of another architecture (such as {bare(min(unknown))}).")
     for name, old in names.items():
         shape = state.shapes[old]
         if flattened and re.search(flattened, name) and shape[2:] == (1, 1):

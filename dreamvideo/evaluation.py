@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .encoder_files import read_clip
 from .encoders import CLIP_MEAN, CLIP_STD, build_clip
+from .tensor_files import TensorFile
 
 SIDE = 224  # pixels that both towers see
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -115,8 +115,8 @@ def _load_dino(path: Path, device: str | torch.device) -> Embed:
     import timm
 
     model = timm.create_model(DINO_MODEL, pretrained=False, num_classes=0)
-    safe = Path(path).suffix == ".safetensors"
-    state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    file = TensorFile(path)
+    state = dict(file.stream(file.specs))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

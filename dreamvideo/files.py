@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +58,30 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write `obj` as readable JSON, atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError, saying why, unless the path is of a file that can be read and holds something.
+
+    Asked before anything opens it: a pipe or a device would be waited for, or read without end.
+    """
+    try:
+        found = os.stat(path)
+        if stat.S_ISREG(found.st_mode):
+            with open(path, "rb"):
+                pass
+    except FileNotFoundError as error:
+        raise ValueError(f"{os.fspath(path)} does not exist.") from error
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read: {_reason(error)}.") from error
+    except ValueError as error:  # a NUL in it
+        raise ValueError(f"{os.fspath(path)} is not the name of a file.") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise ValueError(f"{os.fspath(path)} is not a file but a folder.")
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{os.fspath(path)} is not a file but a pipe or a device.")
+    if found.st_size == 0:
+        raise ValueError(f"{os.fspath(path)} is empty.")
 
 
 def inside(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:

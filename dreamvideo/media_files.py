@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .clip_times import DEFAULT_FRAME_SECONDS, StreamClock, animation_delay
 from .colour import frame_note, frame_pixels, to_srgb
+from .files import check_readable
 from .media_folders import ANIMATION_SUFFIXES, PHOTO_SUFFIXES, PathLike, Say, frame_files, quiet
 
 Frame = Callable[[], Tensor]
@@ -26,7 +27,10 @@ Frame = Callable[[], Tensor]
 
 # No base was trained beyond 576 pixels: larger photographs are reduced while they are decoded.
 LONGEST_SIDE = 2048
-MAX_PIXELS = 500_000_000
+MAX_PIXELS = 300_000_000
+# What decoding and converting a picture may take; a pixel takes 8 bytes where its mode is not named.
+MAX_DECODED_BYTES = 700_000_000
+BYTES_A_PIXEL = {"I": 24, "F": 24, "I;16": 11, "I;16B": 11, "I;16L": 11, "I;16N": 11, "1": 6, "L": 6}
 # What cameras, phones and programs save photographs in. Pillow knows more, and starts other programs for some.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "TGA", "PPM", "JPEG2000")
 ANIMATION_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
@@ -59,14 +63,8 @@ class NoPictures(ValueError):
 
 def existing_file(path: PathLike) -> Path:
     """The path, of a file that is there and holds something; ValueError else."""
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist.")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty.")
-    return path
+    check_readable(path)
+    return Path(path)
 
 
 def read_picture(path: Path, tell: Say = quiet) -> Image.Image:
@@ -103,10 +101,15 @@ def _decoded(picture: Image.Image, path: Path) -> Image.Image:
         orientation = picture.getexif().get(274, 1)
         scale = min(1.0, LONGEST_SIDE / max(picture.size))
         size = tuple(max(1, round(side * scale)) for side in picture.size)
+        whole = picture.size
         picture.draft(None, size)  # JPEG decodes at an eighth, a quarter or half of the size where that suffices
+        # All of a progressive one's coefficients are held before the first pixel is made.
+        _check_memory(path, picture, whole if "progressive" in picture.info else picture.size)
         plain = _eight_bits(picture)
         if plain.size != size:
             plain = plain.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
+    except _TooLarge:
+        raise
     except Exception as error:  # a decoder fails in as many ways as there are formats
         raise _unreadable(path) from error
     return plain.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else plain
@@ -136,7 +139,7 @@ def _open_picture(path: Path | BytesIO) -> Image.Image:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         picture.close()
-        raise ValueError(
+        raise _TooLarge(
             f"{source_name(path)} is {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down."
         )
     return picture
@@ -164,6 +167,21 @@ def _beginning(source: Path | BytesIO) -> bytes:
         return source.read(12)
     with source.open("rb") as file:
         return file.read(12)
+
+
+class _TooLarge(ValueError):
+    """A picture that is whole and asks for too much."""
+
+
+def _check_memory(path: Path | BytesIO, picture: Image.Image, size: tuple[int, int]) -> None:
+    """Raise ValueError for a picture of which decoding `size` pixels takes too much."""
+    most = MAX_DECODED_BYTES // BYTES_A_PIXEL.get(picture.mode, 8)
+    if size[0] * size[1] > most:
+        kind = f"in a {picture.format} of mode {picture.mode}"
+        raise _TooLarge(
+            f"{source_name(path)} is {size[0]}x{size[1]} pixels, more than {most // 10**6} million {kind}; "
+            "scale it down."
+        )
 
 
 def _unreadable(path: Path | BytesIO) -> ValueError:
@@ -230,7 +248,10 @@ def animation_frames(
         for index in range(int(hidden), count):
             try:
                 picture.seek(index)
+                _check_memory(source, picture, picture.size)
                 picture.load()
+            except _TooLarge:
+                raise
             except Exception:  # as in read_picture; what came before is good
                 yield None, 0.0
                 return

@@ -1,17 +1,15 @@
 """Files of named tensors, safetensors and PyTorch's, whole or in shards: read tensor by tensor, written as a stream.
 
-A pickle can carry code; only tensors and plain containers are ever unpickled here (`weights_only=True`).
+A pickle can carry code; only tensors and plain containers are ever unpickled here (see `pickles`).
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .files import atomic_path
+from .files import atomic_path, check_readable
+from .limits import bare, short
+from .pickles import CodeRefused, PickleError, StoredTensor, TensorSpec, read_contents
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -45,28 +45,14 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "ema_sta
 WINDOW_SHARE, WINDOW_LEAST = 32, 8 << 20
 # Elements summed at once when looking for NaN: bounds the float32 copy PyTorch makes of half-precision numbers.
 CHECK_ELEMENTS = 1 << 22
-# safetensors' own limit for its JSON header, in bytes.
-MAX_HEADER = 100_000_000
+# Of a safetensors file's JSON header, in bytes: a thousand tensors take about 0.1 MB.
+MAX_HEADER = 16 << 20
+# Containers around containers around the tensors.
+MAX_WRAPPING = 8
 
 
 class CheckpointError(ValueError):
     """A file that cannot be used as asked; the message is one sentence for the user."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """What is known of a tensor without reading it."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def elements(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        return self.elements * self.dtype.itemsize
 
 
 class TensorFile:
@@ -84,13 +70,13 @@ class TensorFile:
         self.metadata: dict[str, str] = {}
         self.wrapped = False
         self._paths: dict[str, Path] = {}
-        self._readers: dict[Path, _Reader] = {}
+        self._readers: dict[Path, OpenFile] = {}
         for shard in shards(self.path):
             reader = self._reader(shard)
-            self.specs.update(reader.specs)
+            self.specs.update((name, TensorSpec(value.shape, value.dtype)) for name, value in reader.tensors.items())
             self.metadata.update(reader.metadata)
             self.wrapped |= reader.wrapped
-            self._paths.update(dict.fromkeys(reader.specs, shard))
+            self._paths.update(dict.fromkeys(reader.tensors, shard))
         if not self.specs:
             raise CheckpointError(f"{self.path} holds no tensors, so it is not a checkpoint.")
 
@@ -101,7 +87,7 @@ class TensorFile:
 
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU as the file has it, usually a view of mapped pages: do not write to it."""
-        return self._reader(self._paths[name]).read(name)
+        return self._reader(self._paths[name]).tensors[name].read()
 
     def stream(
         self, names: Iterable[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
@@ -115,30 +101,30 @@ class TensorFile:
         passed = 0
         try:
             for name in names:
-                reader = self._reader(self._paths[name])
-                source = reader.read(name)
-                reader.forget(name)
-                value = source.to(device, dtype if source.is_floating_point() else None, copy=reader.mapped)
+                source = self.read(name)
+                value = source.to(device, dtype if source.is_floating_point() else None, copy=True)
                 if not is_finite(value):
-                    raise CheckpointError(self._not_finite(name, source, value))
+                    raise CheckpointError(self._not_finite(bare(name), source, value))
                 passed += source.nbytes
-                del source, reader
+                del source
                 if passed > window:
-                    self._readers = {path: reader for path, reader in self._readers.items() if not reader.mapped}
+                    self._readers.clear()
                     passed = 0
                 yield name, value
         finally:
-            self._readers.clear()  # readers may have been told to forget
+            self._readers.clear()
 
-    def _reader(self, path: Path) -> _Reader:
+    def _reader(self, path: Path) -> OpenFile:
         if path not in self._readers:
-            self._readers[path] = _open(path)
+            self._readers[path] = open_file(path)
         return self._readers[path]
 
     def _not_finite(self, name: str, source: Tensor, value: Tensor) -> str:
         if is_finite(source):
-            return f"{self.path}: {name} has numbers too large for {_short(value.dtype)}; use bfloat16 or float32."
-        return f"{self.path} has NaN or infinite numbers in {name}: it is damaged, or its training diverged."
+            return (
+                f"{self.path}: {bare(name)} has numbers too large for {_short(value.dtype)}; use bfloat16 or float32."
+            )
+        return f"{self.path} has NaN or infinite numbers in {bare(name)}: it is damaged, or its training diverged."
 
 
 class StateDict(Mapping[str, Tensor]):
@@ -212,11 +198,12 @@ def is_finite(tensor: Tensor) -> bool:
 def shards(path: Path) -> list[Path]:
     """All files of the sharded checkpoint of which `path` is one; a file that is whole alone gives itself.
 
-    Knows Hugging Face's NAME-00001-of-00003.SUFFIX and VGen's ema_..._rank0000.pth (every n-th tensor a rank).
+    Knows Hugging Face's NAME-00001-of-00003.SUFFIX, or .fp16.SUFFIX, and VGen's ema_..._rank0000.pth (every n-th tensor
+    a rank).
     """
-    if part := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem):
-        stem, count = part.groups()
-        return [path.with_name(f"{stem}-{i + 1:05}-of-{count}{path.suffix}") for i in range(int(count))]
+    if part := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})((?:\.\w+)+)", path.name):
+        stem, count, suffix = part.groups()
+        return [path.with_name(f"{stem}-{i + 1:05}-of-{count}{suffix}") for i in range(int(count))]
     if part := re.fullmatch(r"(.*_rank)\d{4}", path.stem):
         ranks = [
             path.parent / other
@@ -280,154 +267,86 @@ def _write_safetensors(
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-class _Reader:
-    """One open file. mapped: its tensors are pages of the file, so opening it again costs nothing."""
+class OpenFile:
+    """One file whose tensors have not been read.
 
-    specs: dict[str, TensorSpec]
-    metadata: dict[str, str]
-    wrapped: bool
-    mapped: bool
+    contents: everything in it, containers with `StoredTensor` for tensors (a container may hold itself).
+    tensors: name -> StoredTensor, taken out of what trainers wrap around them. wrapped: whether something was.
+    """
 
-    def read(self, name: str) -> Tensor:
-        raise NotImplementedError
-
-    def forget(self, name: str) -> None:
-        """The caller has taken `name` and will not ask for it again."""
-
-
-class _SafetensorsReader(_Reader):
-    mapped, wrapped = True, False
-
-    def __init__(self, path: Path) -> None:
-        self.file = safe_open(path, framework="pt", device="cpu")
-        self.metadata = self.file.metadata() or {}
-        self.specs = {}
-        for name in self.file.keys():  # noqa: SIM118 - not a mapping
-            part = self.file.get_slice(name)
-            if part.get_dtype() not in DTYPES:
-                raise CheckpointError(f"{path}: {name} is stored as {part.get_dtype()}, which is not read here.")
-            self.specs[name] = TensorSpec(tuple(part.get_shape()), DTYPES[part.get_dtype()])
-
-    def read(self, name: str) -> Tensor:
-        return self.file.get_tensor(name)
+    def __init__(self, contents: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+        self.contents = contents
+        self.metadata = metadata
+        self.tensors = unwrap(contents)
+        self.wrapped = not any(name in contents for name in self.tensors)
 
 
-class _TorchReader(_Reader):
-    def __init__(self, path: Path, mapped: bool) -> None:
-        self.mapped = mapped
-        with _stand_ins():
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        self.tensors = unwrap(loaded)
-        self.wrapped = isinstance(loaded, Mapping) and not any(name in loaded for name in self.tensors)
-        self.metadata = {}
-        self.specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in self.tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def forget(self, name: str) -> None:
-        if not self.mapped:
-            del self.tensors[name]
-
-
-class _Inert:
-    """Stands in for objects that training frameworks leave beside the weights: takes anything, keeps nothing."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-# Found in published Stable Diffusion checkpoints; naming them lets the pickle through without importing any of it.
-_INERT = [
-    (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-    (_Inert, "numpy.core.multiarray.scalar"),
-    (_Inert, "numpy._core.multiarray.scalar"),
-    (_Inert, "numpy.dtype"),
-    (_Inert, "_codecs.encode"),
-]
-
-
-@contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Names that the program has allowed step aside: ComfyUI allows some of ours, and chance would say whose counts."""
-    allowed = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        with torch.serialization.safe_globals(_INERT):
-            yield
-    finally:
-        torch.serialization.add_safe_globals(allowed)
-
-
-def unwrap(loaded: object) -> dict[str, Tensor]:
+def unwrap(contents: object) -> dict[str, StoredTensor]:
     """The tensors by name inside the containers trainers put around them; empty where there are none."""
-    while isinstance(loaded, Mapping):
-        inner = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
-        named = {name: value for name, value in loaded.items() if isinstance(name, str)}
-        tensors = {name: value.detach() for name, value in named.items() if isinstance(value, Tensor)}
+    for _ in range(MAX_WRAPPING):
+        if not isinstance(contents, Mapping):
+            break
+        inner = [contents[key] for key in WRAPPERS if isinstance(contents.get(key), Mapping)]
+        tensors = {
+            name: value for name, value in contents.items() if isinstance(name, str) and isinstance(value, StoredTensor)
+        }
         if not inner and tensors:
             return tensors
-        inner = inner or [value for value in loaded.values() if isinstance(value, Mapping)]
-        loaded = inner[0] if inner else None
+        inner = inner or [value for value in contents.values() if isinstance(value, Mapping)]
+        contents = inner[0] if inner else None
     return {}
 
 
-def _open(path: Path) -> _Reader:
-    start = _first_bytes(path)
+def open_file(path: str | Path) -> OpenFile:
+    """Open a safetensors or PyTorch file; its first bytes tell which, whatever its name says.
+
+    Raises CheckpointError when the file is missing, no file, empty, damaged, or would have to run code.
+    """
+    path = Path(path)
     try:
-        if start[:4] == b"PK\x03\x04":
-            return _TorchReader(path, mapped=True)
+        check_readable(path)
+        with open(path, "rb") as file:
+            start = file.read(64)
         # The header's length comes before it and may begin with any byte, a pickle's first one too.
-        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < MAX_HEADER:
-            return _SafetensorsReader(path)
-        if start[:1] == b"\x80":  # a bare pickle: PyTorch before 1.6, which cannot be mapped
-            return _TorchReader(path, mapped=False)
+        header, pickled = int.from_bytes(start[:8], "little"), start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"
+        if start[8:9] == b"{" and (header <= MAX_HEADER or not pickled):
+            return _open_safetensors(path, header)
+        if pickled:
+            contents = read_contents(path)
+            return OpenFile(contents if isinstance(contents, Mapping) else {}, {})
+    except CodeRefused as error:
+        raise CheckpointError(
+            f"{path} carries Python code ({bare(str(error))}) beside or instead of tensors; it was refused and "
+            "not run: use a safetensors file or a plain state dict."
+        ) from error
+    except PickleError as error:
+        raise CheckpointError(f"{path} is no usable PyTorch file: {error}; download it again.") from error
+    except SafetensorError as error:
+        reason = bare(str(error))
+        raise CheckpointError(f"{path} is truncated or damaged ({reason}); download it again.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except CheckpointError:
         raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_unpickling(path, str(error))) from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({error}); download it again.") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files fail in many ways
-        if "TorchScript" in str(error):
-            raise CheckpointError(f"{path} is a TorchScript program, not weights; it was not run.") from error
-        raise CheckpointError(f"{path} is truncated or damaged; download it again.") from error
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights it points to; download the file itself.")
     raise CheckpointError(f"{path} is not a checkpoint: neither safetensors nor a PyTorch file.")
 
 
-def _first_bytes(path: Path) -> bytes:
-    if not path.exists():
-        raise CheckpointError(f"There is no file {path}.")
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not a checkpoint file.")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    if not start:
-        raise CheckpointError(f"{path} is empty; download it again.")
-    return start
-
-
-def _unpickling(path: Path, message: str) -> str:
-    name = re.search(r"GLOBAL ([\w.]+)", message)
-    if name:
-        return (
-            f"{path} carries Python code ({name[1]}) beside or instead of tensors; it was refused and not run: "
-            "use a safetensors file or a plain state dict."
-        )
-    return f"{path} is damaged, or a pickle of something else than tensors, which was refused and not run."
+def _open_safetensors(path: Path, header: int) -> OpenFile:
+    if header > MAX_HEADER:
+        raise CheckpointError(f"{path} is damaged: its header would have {header:,} bytes; download it again.")
+    file = safe_open(path, framework="pt", device="cpu")
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 - not a mapping
+        part = file.get_slice(name)
+        dtype = DTYPES.get(part.get_dtype())
+        if dtype is None:
+            raise CheckpointError(f"{path}: {short(name)} is stored as {part.get_dtype()}, which is not read here.")
+        tensors[name] = StoredTensor(tuple(part.get_shape()), dtype, partial(file.get_tensor, name))
+    return OpenFile(tensors, file.metadata() or {})
 
 
 def _short(dtype: torch.dtype) -> str:

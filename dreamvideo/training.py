@@ -19,21 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .adapter_files import save_adapter
 from .diffusion import SCHEDULE, offset_noise
 from .fingerprint import fingerprint, same_base
+from .limits import MOST, bare, json_object, parsed, whole
 from .memory import choose_checkpointing, free_bytes
 from .methods import Learner, Method
-from .tensor_files import write_safetensors
+from .tensor_files import open_file, write_safetensors
 from .training_data import EMPTY_PROMPT, TrainingData, TrainingItem, digest
 from .unet import UNet
 
 log = logging.getLogger(__name__)
 
 STATE_FORMAT = "dreamvideo-training"
+BEGIN_ANEW = "begin anew with --restart (in ComfyUI: switch resume off)"
 # What a resumed run may change: these decide where training ends and what it costs, not what a step computes.
 FREE_SETTINGS = ("steps", "save_every", "preview_every", "gradient_checkpointing", "memory")
 
@@ -405,22 +406,31 @@ class _Run:
         if about["step"] > self.settings.steps:
             raise ValueError(
                 f"{self.path.name} is at step {about['step']}, past the {self.settings.steps} asked for; "
-                "ask for more steps or start anew."
+                f"ask for more steps, or {BEGIN_ANEW}."
             )
+        try:
+            self._take_over(tensors)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a tensor is missing or of another shape
+            raise _not_whole(self.path, error) from error
+        self.step = self.saved_step = about["step"]
+        self.torn = False
+
+    def _take_over(self, tensors: Mapping[str, Tensor]) -> None:
         self.optimizer.state.clear()
         with torch.no_grad():
             for name, tensor in self.tensors.items():
-                tensor.copy_(tensors[f"trained.{name}"])
+                trained = tensors[f"trained.{name}"]
+                if trained.shape != tensor.shape:
+                    raise ValueError(f"{name} is {list(trained.shape)} there and {list(tensor.shape)} here")
+                tensor.copy_(trained)
                 if (updates := tensors.get(f"optimizer.step.{name}")) is not None:
                     moments = {key: tensors[f"optimizer.{key}.{name}"].to(tensor) for key in ("exp_avg", "exp_avg_sq")}
                     fused = self.optimizer.defaults["fused"]  # counts its steps where it works
                     self.optimizer.state[tensor] = {"step": updates.to(tensor.device) if fused else updates, **moments}
         self.generator.set_state(tensors["rng"])
         self.rng, self.queue = tensors["rng"], tensors["queue"]
-        self.losses = tensors["losses"].tolist()
+        self.losses = tensors["losses"].reshape(-1).tolist()
         self.scale.restore(tensors["loss_scale"])
-        self.step = self.saved_step = about["step"]
-        self.torn = False
 
 
 class LossScale:
@@ -532,24 +542,27 @@ def _check(data: TrainingData, method: Method, settings: TrainingSettings) -> No
 
 def steps_of_state(path: Path) -> int:
     """How many steps a state file has done. Raises ValueError when it is no whole state."""
-    return _read_state(path, whole=False)[0]["step"]
+    return _read_state(path, tensors_too=False)[0]["step"]
 
 
-def _read_state(path: Path, whole: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_state(path: Path, tensors_too: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a state file tells of itself, and its tensors where the whole of it is wanted."""
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(STATE_FORMAT, "null"))
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys() if whole}  # noqa: SIM118, no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no whole training state ({error}); delete it or start without resuming."
-        ) from error
-    if not isinstance(about, dict) or about.get("format") != STATE_FORMAT:
-        raise ValueError(
-            f"{path} is a safetensors file but no training state; name another file or start without resuming."
-        )
+        file = open_file(path)
+        about = parsed(file.metadata.get(STATE_FORMAT, "null"))
+        if not isinstance(about, dict) or about.get("format") != STATE_FORMAT:
+            raise ValueError("it holds no training state")
+        whole("its step", about.get("step"), int(MOST["steps"]), 0)
+        json_object("what it tells of its run", about.get("run"))
+        tensors = {name: value.read().clone() for name, value in file.tensors.items() if tensors_too}
+    except ValueError as error:
+        raise _not_whole(path, error) from error
     return about, tensors
+
+
+def _not_whole(path: Path, error: Exception) -> ValueError:
+    reason = bare(" ".join(str(error).split()).rstrip("."))
+    return ValueError(f"{path} is no whole training state ({reason}); delete it, or {BEGIN_ANEW}.")
 
 
 def _check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -563,4 +576,4 @@ def _check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, An
         if there == value or (key == "base" and same_base(str(there), value)):
             continue
         what = names.get(key, f"{key} {there} instead of {value}")
-        raise ValueError(f"{path} holds a run with {what}; go back to it, or start without resuming.")
+        raise ValueError(f"{path} holds a run with {what}; go back to it, or {BEGIN_ANEW}.")

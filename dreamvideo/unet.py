@@ -8,13 +8,15 @@ original checkpoint (`temopral_conv` is spelt so there), so its state dict loads
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .limits import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS, check_fields, real, whole
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 TOKENS_IN_CACHE = 1024  # a CPU's; what a layer makes of more is written to main memory and read again
@@ -42,7 +44,8 @@ class UNetConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.dim_mult or len(self.dim_mult) != len(self.attention_levels):
+        self._check_numbers()
+        if len(self.dim_mult) != len(self.attention_levels):
             raise ValueError(
                 f"UNetConfig needs one attention flag a level, got {len(self.attention_levels)} flags "
                 f"for {len(self.dim_mult)} levels."
@@ -53,6 +56,25 @@ class UNetConfig:
                     f"UNetConfig: {channels} channels must divide by {self.norm_groups} (norm groups) "
                     f"and by head_dim {self.head_dim}."
                 )
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError for what no network of this family has, before one is built of it."""
+        for name in ("in_channels", "out_channels", "dim", "head_dim", "first_heads", "context_dim", "norm_groups"):
+            whole(f"UNetConfig: {name}", getattr(self, name), MOST_CHANNELS)
+        whole("UNetConfig: res_blocks", self.res_blocks, MOST_BLOCKS)
+        real("UNetConfig: dropout", self.dropout, 0, 1)
+        if not isinstance(self.dim_mult, (tuple, list)) or not isinstance(self.attention_levels, (tuple, list)):
+            raise ValueError("UNetConfig: dim_mult and attention_levels are lists with an entry a level")
+        whole("UNetConfig: the number of levels", len(self.dim_mult), MOST_LEVELS)
+        if not all(isinstance(attends, bool) for attends in self.attention_levels):
+            raise ValueError("UNetConfig: attention_levels are true or false")
+        for mult in self.dim_mult:
+            whole(
+                "UNetConfig: the channels of a level", self.dim * whole("UNetConfig: dim_mult", mult, 64), MOST_CHANNELS
+            )
+        whole(
+            "UNetConfig: the inner width behind the first convolution", self.first_heads * self.head_dim, MOST_CHANNELS
+        )
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -74,9 +96,7 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"UNetConfig has no field named {', '.join(sorted(unknown))}.")
+        check_fields(cls, values)
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

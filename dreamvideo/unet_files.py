@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .files import write_json
+from .limits import bare, json_object, parsed
 from .tensor_files import CheckpointError, StateDict, TensorFile, TensorSpec, readable, write_tensors
 from .unet import AttentionFunction, UNet, UNetConfig
 from .unet_layouts import (
@@ -85,7 +86,7 @@ def read_unet(path: str | Path, *, head_dim: int | None = None) -> UNetFile:
     if unknown:
         raise CheckpointError(
             f"{file.path} has {len(unknown)} tensors that a ModelScope text-to-video UNet has not "
-            f"({', '.join(sorted(unknown)[:3])}): it is another architecture."
+            f"({', '.join(map(bare, sorted(unknown)[:3]))}): it is another architecture."
         )
     state = StateDict(file, {name: stored[new] for name, new in names.items()}, wanted)
     notes = _notes(prefix, known, state)
@@ -179,9 +180,9 @@ def _given_config(file: TensorFile) -> UNetConfig | None:
     if text is None:
         return None
     try:
-        return UNetConfig.from_dict(json.loads(text))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f'its metadata "unet_config" cannot be read ({error})') from error
+        return UNetConfig.from_dict(json_object("unet_config", parsed(text)))
+    except ValueError as error:
+        raise CheckpointError(f"its metadata is damaged: {str(error).rstrip('.')}") from error
 
 
 def _check_complete(
@@ -202,7 +203,7 @@ def _check_complete(
 
 
 def _notes(prefix: str, known: Mapping[str, int], state: StateDict) -> tuple[str, ...]:
-    notes = [f"tensor names begin with {prefix}"] if prefix else []
+    notes = [f"tensor names begin with {bare(prefix)}"] if prefix else []
     reshaped = sum(state.file.specs[old].shape != state.shapes[name] for name, old in state.stored.items())
     if reshaped:
         notes.append(f"{reshaped} projections stored in another shape")

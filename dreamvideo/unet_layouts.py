@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from .limits import bare
 from .tensor_files import CheckpointError
 from .unet import UNet, UNetConfig
 
@@ -93,7 +94,7 @@ def name_stranger(names: Iterable[str]) -> str:
     for what, pattern in _STRANGERS:
         if any(re.search(pattern, name) for name in names):
             return what
-    return f"of an unknown kind (tensors such as {', '.join(sorted(names)[:3])})"
+    return f"of an unknown kind (tensors such as {', '.join(map(bare, sorted(names)[:3]))})"
 
 
 def name_relative(names: Iterable[str], shapes: Mapping[str, Shape]) -> str | None:

@@ -337,7 +337,7 @@ class Code:
 def test_unusable_files_are_refused_in_a_sentence(tmp_path, state, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cases = {
-        "missing.pth": ("There is no file", None),
+        "missing.pth": ("does not exist", None),
         "empty.pth": ("is empty", b""),
         "page.pth": ("not a checkpoint", b"<!DOCTYPE html><html></html>"),
         "pointer.safetensors": ("Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
@@ -359,7 +359,7 @@ def test_unusable_files_are_refused_in_a_sentence(tmp_path, state, monkeypatch):
     with pytest.raises(CheckpointError, match="refused and not run"):
         read_unet(tmp_path / "bare.pth")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(CheckpointError, match="is a folder"):
+    with pytest.raises(CheckpointError, match="but a folder"):
         read_unet(tmp_path)
 
 

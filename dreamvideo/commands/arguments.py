@@ -12,6 +12,7 @@ from .. import __version__
 from ..base import EMBEDDED_FOLDER
 from ..checkpoints import LAYOUTS
 from ..defaults import EMBEDDED, FULL_SIZE
+from ..limits import MOST
 from ..methods import MOTION_METHODS, MOTION_WORD, SUBJECT_METHODS, Method
 from . import analyze, check, embedded, evaluate, files, sample, train
 from .common import DTYPES
@@ -325,7 +326,23 @@ def _size(parser: Any) -> None:
 
 
 def _option(parser: Any, name: str, metavar: str, text: str, kind: Any = str, **options: Any) -> None:
-    parser.add_argument(name, metavar=metavar, help=text, type=kind, **options)
+    most = MOST.get(name.removeprefix("--"))
+    parser.add_argument(name, metavar=metavar, help=text, type=kind if most is None else _up_to(kind, most), **options)
+
+
+def _up_to(kind: Any, most: float) -> Any:
+    """`kind`, refusing numbers that no machine could work with."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not abs(value) <= most:
+            raise argparse.ArgumentTypeError(f"{_shown(text)} is not a number up to {most:,}")
+        return value
+
+    return parse
 
 
 def _of_base(name: str) -> str:
@@ -341,28 +358,36 @@ def _default(full: float, embedded: float) -> str:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    if not _is_whole(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a whole number of at least 1")
     return int(text)
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    if not _is_whole(text) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a whole number from 0 to 2^63 - 1")
     return int(text)
+
+
+def _is_whole(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 20
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 20 else f"{text[:20]}...")
 
 
 def _positive(text: str) -> float:
     value = _number(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a number above 0")
     return value
 
 
 def _share(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a number from 0 to 1")
     return value
 
 

@@ -9,15 +9,13 @@ from typing import Any
 
 from .. import checkpoints
 from ..adapter_files import (
-    ADAPTER_KEY,
-    FORMAT,
     LoadedAdapter,
     load_adapter,
     save_adapter,
     save_authors_adapter,
     save_authors_embedding,
 )
-from ..tensor_files import CheckpointError, TensorFile
+from ..tensor_files import CheckpointError
 from .common import ADAPTER, DTYPES, file_name, writable
 from .terminal import Terminal
 
@@ -68,16 +66,11 @@ def _convert_adapter(loaded: LoadedAdapter, target: Path) -> list[Path]:
 
 
 def _find_adapter(path: Path) -> LoadedAdapter | None:
-    """The adapter in a file, ours or the authors'; None when the path is anything else."""
+    """The adapter or text embedding in a file; None when the path is anything else."""
     try:
-        file = TensorFile(path)
-    except CheckpointError:  # such as the authors' text embeddings, which hold a ParameterDict
-        try:
-            return load_adapter(path)
-        except ValueError:
-            return None
-    is_adapter = file.metadata.get("format") == FORMAT or any(map(ADAPTER_KEY.fullmatch, file.specs))
-    return load_adapter(path) if is_adapter else None
+        return load_adapter(path)
+    except CheckpointError:
+        return None
 
 
 def _adapter_facts(path: Path, loaded: LoadedAdapter) -> dict[str, Any]:
