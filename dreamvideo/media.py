@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .files import atomic_path
@@ -46,6 +47,7 @@ VIDEO_SUFFIXES = ANIMATION_SUFFIXES | frozenset(
 )
 
 SHORTEST_SIDE = 16
+SOFTWARE = "DreamVideo"  # what a PNG file says that was written here
 # uint8 pixels of one clip in memory: about eleven minutes at 256x256 and 8 frames a second.
 MAX_CLIP_BYTES = 1 << 30
 
@@ -391,8 +393,10 @@ def write_animation(path: PathLike, frames: Tensor, fps: float = 8.0) -> None:
 def write_png(path: PathLike, image: Tensor) -> None:
     """Write one picture [3, H, W], floating in 0..1 or uint8, as PNG, atomically."""
     path, pixels = _output(path, image[None], 1.0, (".png",))
+    mark = PngInfo()
+    mark.add_text("Software", SOFTWARE)
     with atomic_path(path) as part:
-        Image.fromarray(pixels[0]).save(part, optimize=True)
+        Image.fromarray(pixels[0]).save(part, optimize=True, pnginfo=mark)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
