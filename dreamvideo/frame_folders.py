@@ -40,8 +40,8 @@ def _check_replaceable(folder: Path) -> None:
     strangers = [entry.name for entry in folder.iterdir() if not _written_here(entry)]
     if strangers:
         raise ValueError(
-            f"The folder {folder} holds {min(strangers)!r}, which is no frame of a video made here, and is not replaced; "
-            "name another."
+            f"The folder {folder} holds {min(strangers)!r}, which is no frame of a video made here, and is not "
+            "replaced; name another."
         )
 
 

@@ -78,7 +78,8 @@ def _acquire(path: Path, lock: Path) -> int:
         if not _try(handle):
             owner = os.read(handle, 20).decode(errors="replace").strip()
             os.close(handle)
-            raise Locked(f"{path} is being written by another process ({owner or 'unknown'}); wait for it or name another.")
+            process = f"process {owner}" if owner else "another process"
+            raise Locked(f"{path} is being written by {process}; wait for it or name another.")
         with suppress(OSError):
             if os.path.samestat(os.fstat(handle), os.stat(lock)):
                 os.truncate(handle, 0)
