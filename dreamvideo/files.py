@@ -176,8 +176,8 @@ def _try_part(target: Path) -> None:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        with suppress(OSError):
-            for folder in missing:
+        for folder in missing:
+            with suppress(OSError):
                 folder.rmdir()
 
 

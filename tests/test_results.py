@@ -130,9 +130,8 @@ def test_a_damaged_record_is_another_training(tmp_path, record):
 
 
 def test_names_count_up_over_anything_that_would_be_replaced(tmp_path):
-    for number, suffix in enumerate(
-        (".losses.png", ".state/notes.txt", ".identity-00100.gif", ".safetensors"), start=1
-    ):
+    taken = (".losses.png", ".state/notes.txt", ".identity-00100.gif", ".safetensors")
+    for number, suffix in enumerate(taken, start=1):
         path = tmp_path / f"my-dog{'' if number == 1 else f'-{number}'}{suffix}".replace("my-dog-4", "My-Dog-4")
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -143,14 +142,14 @@ def test_two_trainings_at_once_have_a_file_each(tmp_path):
     with claimed(None, tmp_path / "my-dog.safetensors", a_run(), False) as first:
         write_state(first.states, 4)
         assert train(tmp_path, a_run()) == ("my-dog-2.safetensors", 0, False)
-        with pytest.raises(Locked, match="another process"):
+        with pytest.raises(Locked, match="being written by process"):
             train(tmp_path, a_run(), first.out, restart=True)
         assert (first.states / "identity.safetensors").exists()
     with locked(tmp_path / "my-dog.safetensors"):
         assert train(tmp_path, a_run(30))[0] == "my-dog-3.safetensors"
 
 
-@pytest.mark.parametrize("length", [236, 243, 250, 300])
+@pytest.mark.parametrize("length", [243, 250, 300])
 def test_names_too_long_are_told_before_the_first_step(tmp_path, length):
     out = tmp_path / f"{'d' * (length - len('.safetensors'))}.safetensors"
     with pytest.raises(ValueError, match="cannot be written"):
