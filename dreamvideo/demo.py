@@ -32,6 +32,16 @@ MOTION = "circling"
 SEED = 3  # of the photographs and the clip
 MOTION_STRENGTH = 0.9  # beside the subject: less of the clip's looks comes along
 PRIOR_STRENGTH = 0.4  # of the clip's noise in the start of every video; the authors advise up to 0.5 for one clip
+# What is written, the adapters first.
+FILES = (
+    "identity.safetensors",
+    "motion.safetensors",
+    "composed.mp4",
+    "composed.gif",
+    "sheet.png",
+    "losses.png",
+    "report.json",
+)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,23 +31,73 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises ValueError when the file cannot be written (folder not writable, disk full).
     """
     target = Path(path)
-    part = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
+    part = _part_of(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale_parts(target)
-        yield part
-        _sync(part)
-        os.replace(part, target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise ValueError(f"{target} cannot be written: {_reason(error)}.") from error
-    except Exception as error:
-        if _disk_is_full(target.parent):  # asked before the part file gives its room back
-            raise ValueError(f"{target} cannot be written: the disk is full.") from error
-        raise
+        with _explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale_parts(target)
+            yield part
+            _sync(part)
+            os.replace(part, target)
+            _sync_folder(target.parent)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; the files written there become the folder `path` on success.
+
+    They take the place of a folder that is there, with all it holds: ask first what that is. On an error or Ctrl-C the
+    old folder stays. Raises ValueError when it cannot be written (parent not writable, disk full).
+    """
+    target = Path(os.path.realpath(path))  # through a link the folder it leads to is replaced, not the link
+    part = _part_of(target)
+    try:
+        with _explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale_parts(target)
+            part.mkdir()
+            yield part
+            for file in part.iterdir():
+                _sync(file)
+            _exchange(part, target)
+            _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_writable(*paths: str | os.PathLike[str]) -> None:
+    """Raise ValueError, before any work is done, where `atomic_path` could not write one of these. Leaves no trace."""
+    for path in paths:
+        if os.path.isdir(path):
+            raise ValueError(f"{path} cannot be written: it is a folder already.")
+        _try_part(Path(path))
+
+
+def check_folder_writable(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError, before any work is done, where `atomic_folder` could not write `path`. Leaves no trace."""
+    _try_part(Path(os.path.realpath(path)))
+
+
+def keep_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise ValueError where something that is to be written is read, too, under whatever name leads there."""
+    there = [output for output in outputs if os.path.exists(output)]
+    if not there:  # and so the inputs, which may be whole folders, are not even listed
+        return
+    for given in inputs:
+        for output in there:
+            if same_file(output, given):
+                raise ValueError(f"{output} is read here and would be overwritten; name another output.")
+
+
+def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths lead to the same file or folder, through links and other spellings too."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -112,14 +163,60 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def _exchange(part: Path, target: Path) -> None:
+    """A folder gets its final name; one that had it goes, once the new one is in its place."""
+    if not target.exists():
+        os.rename(part, target)
+        return
+    old = _part_of(target)
+    os.rename(target, old)
+    try:
+        os.rename(part, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _part_of(target: Path) -> Path:
+    """A temporary name beside a file or a folder, with the same suffix."""
+    return target.parent / f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}"
+
+
 def _remove_stale_parts(target: Path) -> None:
-    start, end = f".{target.stem}.", f".part{target.suffix}"
+    part = re.compile(rf"\.{re.escape(target.stem)}\.[0-9a-f]{{8}}\.part{re.escape(target.suffix)}")
     for entry in target.parent.iterdir():
-        token = entry.name[len(start) : -len(end)]
-        if entry.name.startswith(start) and entry.name.endswith(end) and len(token) == 8:
+        if part.fullmatch(entry.name):
             with suppress(OSError):
                 if time.time() - entry.stat().st_mtime > STALE_SECONDS:
-                    entry.unlink()
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _try_part(target: Path) -> None:
+    part, missing = _part_of(target), [folder for folder in target.parents if not os.path.exists(folder)]
+    try:
+        with _explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.touch(exist_ok=False)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """What goes wrong in writing, as a ValueError in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written: {_reason(error)}.") from error
+    except Exception as error:
+        if _disk_is_full(target.parent):  # asked before the part file gives its room back
+            raise ValueError(f"{target} cannot be written: the disk is full.") from error
+        raise
 
 
 def _reason(error: OSError) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .clip_times import FrameChoice, choose_frames, frame_times, thin_out
@@ -64,6 +65,7 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 SHORTEST_SIDE = 16
+SOFTWARE = "DreamVideo"  # what a PNG file says that was written here
 # uint8 pixels of one clip in memory: about eleven minutes at 256x256 and 8 frames a second.
 MAX_CLIP_BYTES = 1 << 30
 FOLDER_FPS = 8.0  # of a folder of pictures, which name no rate: the paper's
@@ -299,8 +301,10 @@ def write_animation(path: PathLike, frames: Tensor, fps: float = 8.0) -> None:
 def write_png(path: PathLike, image: Tensor) -> None:
     """Write one picture [3, H, W], floating in 0..1 or uint8, as PNG, atomically."""
     path, pixels = _output(path, image[None], 1.0, (".png",))
+    mark = PngInfo()
+    mark.add_text("Software", SOFTWARE)
     with atomic_path(path) as part:
-        Image.fromarray(pixels[0]).save(part, optimize=True)
+        Image.fromarray(pixels[0]).save(part, optimize=True, pnginfo=mark)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .files import write_json
+from .files import check_writable, keep_apart, write_json
 from .limits import bare, json_object, parsed
 from .tensor_files import CheckpointError, StateDict, TensorFile, TensorSpec, readable, write_tensors
 from .unet import AttentionFunction, UNet, UNetConfig
@@ -126,19 +126,23 @@ def convert(
 
     target: a .safetensors file (written tensor by tensor), a PyTorch file (.pth, .bin, ...: holds the weights in memory
     once), or for "diffusers" a name without suffix: a pipeline folder that gets unet/ with its config.json.
-    "vgen" is the original names in {"state_dict": ..., "step": 0}. Raises CheckpointError as `read_unet` does.
+    "vgen" is the original names in {"state_dict": ..., "step": 0}. Raises CheckpointError as `read_unet` does, and
+    ValueError for a target that is the source.
     """
     if layout not in LAYOUTS:
         raise CheckpointError(f"There is no layout {layout!r}; there are {', '.join(LAYOUTS)}.")
     found, target = read_unet(source, head_dim=head_dim), Path(target)
-    config = found.config
+    config, about = found.config, None
     rename: Callable[[str], str] = str
     reshape: Callable[[str, tuple[int, ...]], tuple[int, ...]] = lambda name, shape: shape  # noqa: E731
     if layout == "diffusers":
         rename, reshape = (lambda name: diffusers_name(name, config.res_blocks)), diffusers_shape
         if not target.suffix:
-            write_json(target / "unet" / "config.json", diffusers_config(config))
+            about = diffusers_config(config)
             target = target / "unet" / DIFFUSERS_FILE
+            check_writable(target.with_name("config.json"))
+    keep_apart([target], [source, found.path])
+    check_writable(target)
     dtype = dtype or readable(found.dtype)
     specs = {
         rename(name): TensorSpec(reshape(name, spec.shape), dtype if spec.dtype.is_floating_point else spec.dtype)
@@ -149,6 +153,8 @@ def convert(
         for name, tensor in found.state.stream(dtype=dtype)
     )
     write_tensors(target, specs, tensors, {"unet_config": json.dumps(config.to_dict())}, wrap=layout == "vgen")
+    if about is not None:  # after the weights, which may yet be refused
+        write_json(target.with_name("config.json"), about)
     return target
 
 

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..dreamvideo.adapter_files import LoadedAdapter, load_adapter, save_adapter, write_safetensors
 from ..dreamvideo.adapters import StackEntry
+from ..dreamvideo.locks import reserved
 from . import host
 from .fields import CATEGORY, Adapter, model_input, other_base_input
 
@@ -117,9 +118,10 @@ def _shown(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
 
 def _save_embedding(placeholder: str, vectors, stem: str) -> str:
     name = "-".join(filter(None, (re.sub(r"[^\w-]+", "", placeholder), stem.strip("_"))))
-    path = host.folders_of("embeddings")[0] / f"{name}.safetensors"
-    write_safetensors(path, {"clip_h": vectors.detach().float().reshape(-1, vectors.shape[-1])}, {"name": placeholder})
-    return f"{placeholder} is also embedding:{name}"
+    with reserved(host.folders_of("embeddings")[0] / f"{name}.safetensors") as path:
+        rows = vectors.detach().float().reshape(-1, vectors.shape[-1])
+        write_safetensors(path, {"clip_h": rows}, {"name": placeholder})
+    return f"{placeholder} is also embedding:{path.stem}"
 
 
 class ApplyAdapter(io.ComfyNode):

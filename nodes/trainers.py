@@ -19,7 +19,7 @@ from ..dreamvideo.adapter_files import LoadedAdapter
 from ..dreamvideo.base import Base
 from ..dreamvideo.defaults import FULL_SIZE, Defaults, defaults_for, fitted
 from ..dreamvideo.encoders import Encoders
-from ..dreamvideo.files import inside
+from ..dreamvideo.files import check_writable, inside
 from ..dreamvideo.methods import (
     IDENTITY,
     MOTION_METHODS,
@@ -586,10 +586,11 @@ class _Job:
         mark = digest([stage, json.dumps(settings.deciding(), sort_keys=True), host.model_of(self.model).fingerprint,
                        str(frames), *about])  # fmt: skip
         prefix = run.get("filename_prefix") or stage
-        host.numbered(prefix, ADAPTERS, SUFFIX)  # a name that will not do is told before anything is learned
         folder = state_folder(name, mark)
+        state = folder / f"{stage}.safetensors"
+        check_writable(host.numbered(prefix, ADAPTERS, SUFFIX), state)  # told before anything is learned
         resume = bool(run.get("resume", True))
-        hooks = self.hooks(stage, settings, prompt, frames, folder / f"{stage}.safetensors", resume)
+        hooks = self.hooks(stage, settings, prompt, frames, state, resume)
         with (
             _explained(folder),
             host.loaded_to_train(self.model, self.clip, self.encoders) as (self.base, self.reload),
@@ -611,7 +612,7 @@ class _Job:
 
 def state_folder(name: str, mark: str) -> Path:
     """Where a run keeps its state: by its name for people, by its mark for itself. One set aside is brought back."""
-    plain = re.sub(r"[^\w-]+", "", name).strip("-_") or "run"
+    plain = re.sub(r"[^\w-]+", "", name).strip("-_")[:40] or "run"
     root = host.output_folder(STATES)
     root.mkdir(parents=True, exist_ok=True)
     folder = inside(root, f"{plain}-{mark[:12]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -308,11 +309,34 @@ def test_vgen_container_is_as_vgen_writes_it(tmp_path, state):
     assert_same(loaded["state_dict"], state)
 
 
-def test_a_file_may_be_converted_onto_itself(tmp_path, state):
+def test_a_file_is_never_converted_onto_itself(tmp_path, state):
     path = save(tmp_path / "x.safetensors", state)
-    convert(path, path, "diffusers")
-    assert read_unet(path).layout == "diffusers"
-    assert_same(read_unet(path).state, state)
+    before = path.read_bytes()
+    os.symlink(path, tmp_path / "link.safetensors")
+    os.link(path, tmp_path / "hard.safetensors")
+    (tmp_path / "sub").mkdir()
+    for name in ("x.safetensors", "link.safetensors", "hard.safetensors", "sub/../x.safetensors"):
+        for source, target in ((path, tmp_path / name), (tmp_path / name, path)):
+            with pytest.raises(ValueError, match="overwritten"):
+                convert(source, target, "diffusers")
+    pipeline = convert(path, tmp_path / "pipeline", "diffusers")
+    with pytest.raises(ValueError, match="overwritten"):
+        convert(pipeline, tmp_path / "pipeline", "diffusers", torch.float16)
+    assert path.read_bytes() == before
+
+
+def test_a_refused_conversion_leaves_a_pipeline_as_it_was(tmp_path, state):
+    convert(save(tmp_path / "good.safetensors", state), tmp_path / "pipeline", "diffusers")
+    config = tmp_path / "pipeline" / "unet" / "config.json"
+    config.write_text("the user's own")
+    before = {path: path.read_bytes() for path in config.parent.iterdir()}
+    bad = save(tmp_path / "bad.safetensors", state | {"out.2.bias": torch.full((4,), torch.nan)})
+    with pytest.raises(CheckpointError, match="NaN"):
+        convert(bad, tmp_path / "pipeline", "diffusers")
+    with pytest.raises(CheckpointError, match="NaN"):
+        convert(bad, tmp_path / "other", "diffusers")
+    assert {path: path.read_bytes() for path in config.parent.iterdir()} == before
+    assert not (tmp_path / "other").exists() or not list((tmp_path / "other").rglob("*.*"))
 
 
 def test_converting_refuses_what_cannot_be_written(tmp_path, state):

@@ -80,7 +80,7 @@ def test_a_subject_becomes_one_file_with_its_losses_beside_it(folder):
     rows = [row.split(",") for row in (folder / "my-dog.losses.csv").read_text().split()]
     assert [row[0] for row in rows] == ["stage", "token", "token", "identity", "identity", "identity"]
     assert [row[1] for row in rows] == ["step", "1", "2", "1", "2", "3"]
-    assert (folder / "my-dog.losses.png").stat().st_size and not (folder / "my-dog.state").exists()
+    assert (folder / "my-dog.losses.png").stat().st_size and not list(folder.glob(".*"))
 
 
 def test_captions_of_clips_lie_beside_them(folder):
@@ -218,7 +218,7 @@ def test_a_stopped_subject_goes_on_where_it_was(folder, capsys, monkeypatch, sta
     assert main(subject(folder, out=out)) == 0
     assert told == ["token"] * (stage == "token") + ["identity"] * (3 if stage == "token" else 1)
     assert (folder / out).read_bytes() == (folder / "my-dog.safetensors").read_bytes()
-    assert not (folder / f"stopped-{stage}.state").exists()
+    assert not list(folder.glob(".*"))
 
 
 def test_a_state_of_other_settings_is_refused_until_restarted(folder, capsys, monkeypatch):

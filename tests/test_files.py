@@ -97,3 +97,28 @@ def test_inside_follows_names_and_links_to_where_they_lead(tmp_path):
     for name in ("../a.txt", "/etc/passwd", "link/a.txt", "deep/../../out2/a.txt", ".", ""):
         with pytest.raises(ValueError, match="below the folder"):
             files.inside(folder, name)
+
+
+def test_trying_a_path_says_what_writing_would_and_leaves_no_trace(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "there.txt").write_text("old")
+    for name in ("file/a.txt", "folder.txt", "d" * 243, "new/" + "d" * 300 + "/a.txt"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            files.check_writable(tmp_path / "fine.txt", tmp_path / name)
+    files.check_writable(tmp_path / "there.txt", tmp_path / "new" / "deep" / "a.txt", tmp_path / ("d" * 230))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.txt", "there.txt"]
+    assert (tmp_path / "there.txt").read_text() == "old"
+
+
+def test_an_input_is_never_an_output_by_any_name(tmp_path):
+    source = tmp_path / "clip.mp4"
+    source.write_text("clip")
+    (tmp_path / "sub").mkdir()
+    os.symlink(source, tmp_path / "soft.mp4")
+    os.link(source, tmp_path / "hard.mp4")
+    for name in ("clip.mp4", "soft.mp4", "hard.mp4", "sub/../clip.mp4"):
+        with pytest.raises(ValueError, match="is read here"):
+            files.keep_apart([tmp_path / "new.mp4", tmp_path / name], [tmp_path / "gone.mp4", source])
+    files.keep_apart([tmp_path / "new.mp4"], (pytest.fail("listed for nothing") for _ in range(1)))
+    files.keep_apart([source], [tmp_path / "gone.mp4", tmp_path])

@@ -4,39 +4,42 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import replace
+from itertools import chain
 
 from ..adapter_files import LoadedAdapter
 from ..analysis import relative_changes
 from ..base import Base
 from ..demo import Material
-from ..files import write_json
+from ..files import keep_apart, write_json
 from ..media import write_png
 from ..methods import FINE_TUNING_MOTION, FINE_TUNING_SUBJECT, Method
 from ..pictures import bar_plot
 from ..stages import train_method
 from ..training import Callbacks
 from ..training_data import TrainingData, encode_clips, encode_photos
-from .common import open_for, writable
-from .embedded import check_media, material_of
+from .common import OUTPUT, base_files, open_for, output_folder
+from .embedded import check_media, material_of, own_files
 from .terminal import Terminal
 
 HALVES = {"spatial weights": FINE_TUNING_SUBJECT, "temporal weights": FINE_TUNING_MOTION}
+TABLE, PLOT = "changes.json", "changes.png"
 TITLE = "Mean relative change of weights by fine-tuning"
 
 
 def analyze(args: Namespace, terminal: Terminal) -> None:
     check_media(args)
-    writable(args.out / "changes.json", (".json",))
-    base = open_for(args, terminal)
-    material = material_of(args, base)
-    found = {}
-    for half, row in HALVES.items():
-        terminal.say(f"Fine-tuning all {half}.")
-        trained = _fine_tuned(args, terminal, base, row, material)
-        found[half] = relative_changes(base.unet, trained.adapter)
-    write_json(args.out / "changes.json", found)
-    write_png(args.out / "changes.png", bar_plot(found, TITLE))
-    terminal.say(f"Wrote {args.out / 'changes.png'} and {args.out / 'changes.json'}.")
+    with output_folder(args.out, OUTPUT / "analysis", (TABLE, PLOT)) as out:
+        keep_apart([out / TABLE, out / PLOT], chain(own_files(args), base_files(args)))
+        base = open_for(args, terminal)
+        material = material_of(args, base)
+        found = {}
+        for half, row in HALVES.items():
+            terminal.say(f"Fine-tuning all {half}.")
+            trained = _fine_tuned(args, terminal, base, row, material)
+            found[half] = relative_changes(base.unet, trained.adapter)
+        write_json(out / TABLE, found)
+        write_png(out / PLOT, bar_plot(found, TITLE))
+    terminal.say(f"Wrote {out / PLOT} and {out / TABLE}.")
 
 
 def _fine_tuned(args: Namespace, terminal: Terminal, base: Base, row: Method, material: Material) -> LoadedAdapter:

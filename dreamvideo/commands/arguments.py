@@ -45,7 +45,9 @@ SUBJECT = """\
 Learns a subject in two stages: its placeholder's token (textual inversion), then an identity adapter. Writes one
 file with both, and beside it the losses as a plot and a table. The mask of photos/00.jpg is photos/masks/00.png or
 photos/00-masklabel.png, white on the subject, and the crop follows it; the caption is in photos/00.txt and names the
-placeholder, or is "a <my-dog>" where there is none. Stopped or killed, the same command goes on where it was.
+placeholder, or is "a <my-dog>" where there is none. Stopped or killed, the same command goes on where it was; with more
+--steps it goes on from where it ended, by the state that is kept in output/my-WORD.state. Without --out the file gets a
+name of its own: nothing that is finished is replaced.
 """
 SUBJECT_EXAMPLES = """\
 examples:
@@ -55,7 +57,9 @@ examples:
 MOTION = """\
 Learns a motion from one or more clips: an adapter in the temporal transformers, guided by a frame's appearance. A
 clip's caption is in the .txt of the same name beside it, else it is --caption. Writes the adapter, and beside it the
-losses as a plot and a table. Stopped or killed, the same command goes on where it was.
+losses as a plot and a table. Stopped or killed, the same command goes on where it was; with more --steps it goes on
+from where it ended, by the state that is kept in output/CLIP.state. Without --out the file gets a name of its own:
+nothing that is finished is replaced.
 """
 MOTION_EXAMPLES = """\
 examples:
@@ -76,7 +80,7 @@ what an adapter file was trained on and how.
 """
 CONVERT = """\
 Writes a UNet in another layout, container or precision, or an adapter in our format (.safetensors) or the authors'
-(.pth, where a learned token is a file of its own and its name is *).
+(.pth, where a learned token is a file of its own and its name is *). SRC stays as it is: DST is another file.
 """
 CONVERT_EXAMPLES = """\
 examples:
@@ -162,7 +166,7 @@ def _add(group: Any, name: str, run: Any, summary: str, description: str, exampl
 
 def _demo(parser: Parser) -> None:
     _media(parser)
-    _option(parser, "--out", "DIR", "default: output/demo", Path, default=Path("output/demo"))
+    _option(parser, "--out", "DIR", f"default: {_next_free('output/demo')}", Path)
     _option(parser, "--seed", "N", "default: 0", _seed, default=0)
     parser.add_argument("--quick", action="store_true", help="a tenth of the training: shows that all works, no more")
     _base(parser)
@@ -170,7 +174,7 @@ def _demo(parser: Parser) -> None:
 
 def _analyze(parser: Parser) -> None:
     _media(parser)
-    _option(parser, "--out", "DIR", "default: output/analysis", Path, default=Path("output/analysis"))
+    _option(parser, "--out", "DIR", f"default: {_next_free('output/analysis')}", Path)
     _option(parser, "--seed", "N", "default: 0", _seed, default=0)
     _option(parser, "--steps", "N", "of each of the two trainings (default: the methods' own)", _count)
     _base(parser)
@@ -221,7 +225,8 @@ def _training(parser: Parser, stage: str, out: str, methods: Mapping[str, Method
     group = parser.add_argument_group("training")
     choice = f"DreamVideo's own, one with a part changed or left out, or another paper's: {', '.join(methods)}"
     group.add_argument("--method", choices=methods, default="dreamvideo", metavar="NAME", help=choice)
-    _option(group, "--out", "FILE", f"the adapter file to write (default: {out})", Path)
+    file = f"the adapter file to write, in the place of what is there (default: {_next_free(out)})"
+    _option(group, "--out", "FILE", file, Path)
     _option(group, "--steps", "N", f"of the adapter ({_of_stage(stage, 'steps')})", _count)
     _option(group, "--lr", "RATE", f"its learning rate ({_of_stage(stage, 'learning_rate')})", _positive)
     _option(group, "--batch", "N", f"samples a step ({_of_stage(stage, 'batch_size')})", _count)
@@ -231,7 +236,8 @@ def _training(parser: Parser, stage: str, out: str, methods: Mapping[str, Method
     checkpointing = "less memory, about a third more time (default: where a step would not fit into what is free)"
     switch = argparse.BooleanOptionalAction
     group.add_argument("--gradient-checkpointing", action=switch, default=None, help=checkpointing)
-    group.add_argument("--restart", action="store_true", help="begin anew instead of going on from where a run stopped")
+    restart = "begin anew instead of going on from where a run stopped or ended"
+    group.add_argument("--restart", action="store_true", help=restart)
 
 
 def _sample(parser: Parser) -> None:
@@ -241,7 +247,7 @@ def _sample(parser: Parser) -> None:
     other = "take adapters that were trained on other weights of the same architecture"
     parser.add_argument("--other-base", action="store_true", help=other)
     out = "a video (.mp4, .mov, .mkv), an animation (.gif, .webp) or, without a suffix, a folder of PNG frames"
-    _option(parser, "--out", "FILE", f"{out} (default: output/PROMPT-SEED.mp4)", Path)
+    _option(parser, "--out", "FILE", f"{out} (default: {_next_free('output/PROMPT-ADAPTERS-SEED.mp4')})", Path)
     _option(parser, "--negative", "TEXT", "what the video should not show", default="")
     _option(parser, "--frames", "N", _of_base("frames"), _count)
     _option(parser, "--fps", "RATE", f"frames a second ({_of_base('fps')})", _positive)
@@ -343,6 +349,10 @@ def _up_to(kind: Any, most: float) -> Any:
         return value
 
     return parse
+
+
+def _next_free(name: str) -> str:
+    return f"{name}, or the next of that name with a number that is free"
 
 
 def _of_base(name: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..base import Base
-from ..files import write_text
-from .common import open_for, writable
+from ..files import keep_apart, write_text
+from .common import base_files, open_for, writable
 from .terminal import Terminal
 
 
@@ -15,6 +15,7 @@ def check(args: Namespace, terminal: Terminal) -> None:
 
     if args.out:
         writable(args.out, (".txt", ".md", ""))
+        keep_apart([args.out], base_files(args))
 
     def opened() -> Base:
         return open_for(args, terminal)

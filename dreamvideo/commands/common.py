@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
+import unicodedata
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from ..base import Base, open_base
+from ..checkpoints import PARTS, find_base
+from ..files import check_writable
+from ..locks import reserved
+from ..media import PHOTO_SUFFIXES, VIDEO_SUFFIXES
 from ..sampling import latent_size
 from .terminal import Terminal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUTPUT = Path("output")
 ADAPTER = (".safetensors",)
+MEDIA = PHOTO_SUFFIXES | VIDEO_SUFFIXES | {".txt"}
 
 
 def open_for(args: Namespace, terminal: Terminal) -> Base:
@@ -51,20 +56,47 @@ def one_or_many(paths: Sequence[str]) -> str | Sequence[str]:
 
 
 def file_name(text: str) -> str:
-    """A prompt or a placeholder as part of a file's name."""
-    return re.sub(r"\W+", "-", text).strip("-")[:60] or "untitled"
+    """A prompt or a placeholder as part of a file's name: at most 60 characters and 120 bytes; emoji by their names."""
+    spelled = "".join(f" {unicodedata.name(c, '').lower()} " if unicodedata.category(c) == "So" else c for c in text)
+    name = re.sub(r"\W+", "-", spelled).strip("-")[:60]
+    return name.encode()[:120].decode(errors="ignore").rstrip("-") or "untitled"
 
 
 def writable(path: Path, suffixes: Sequence[str]) -> Path:
     """The path, after making sure, before hours of work, that a file can be written there."""
+    check_suffix(path, suffixes)
+    check_writable(path)
+    return path
+
+
+def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} must end in {' or '.join(filter(None, suffixes))}.")
-    if path.exists() and path.is_dir() == bool(path.suffix):
-        raise ValueError(f"{path} cannot be written: it is a {'folder' if path.is_dir() else 'file'} already.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {os.strerror(error.errno)}.") from error
-    return path
+
+
+@contextmanager
+def output_folder(given: Path | None, default: Path, names: Sequence[str]) -> Iterator[Path]:
+    """The folder given or, where none is, the first of DEFAULT, DEFAULT-2, ... that is empty; its files can be written.
+
+    names: of the files that will be.
+    """
+    with nullcontext(given) if given else reserved(default) as folder:
+        check_writable(*(folder / name for name in names))
+        yield folder
+
+
+def base_files(args: Namespace) -> Iterator[Path]:
+    """The files that the arguments name as a base."""
+    parts = {part: getattr(args, part) for part in PARTS}
+    if args.base or any(parts.values()):
+        files = find_base(args.base, **parts, partial=True)
+        yield from filter(None, (getattr(files, part) for part in PARTS))
+
+
+def media_files(paths: Iterable[str | Path | None]) -> Iterator[Path]:
+    """The files given, and all media and captions below the folders given."""
+    for path in map(Path, filter(None, paths)):
+        if path.is_dir():
+            yield from (file for file in path.rglob("*") if file.suffix.lower() in MEDIA)
+        else:
+            yield path

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
 
 from .. import demo as demonstration
 from ..base import Base
+from ..files import keep_apart
 from ..training import Callbacks
-from .common import open_for, placeholder_of, writable
+from .common import OUTPUT, base_files, media_files, open_for, output_folder, placeholder_of
 from .terminal import Terminal
 
 
 def demo(args: Namespace, terminal: Terminal) -> None:
     check_media(args)
-    writable(args.out / "report.json", (".json",))
-    base = open_for(args, terminal)
-    demonstration.run(
-        base,
-        material_of(args, base),
-        args.out,
-        seed=args.seed,
-        quick=args.quick,
-        report=terminal.say,
-        callbacks_for=lambda stage: Callbacks(progress=terminal.training(stage), say=terminal.say),
-    )
-    terminal.say(f"Wrote {args.out}; look at {args.out / 'sheet.png'}")
+    with output_folder(args.out, OUTPUT / "demo", demonstration.FILES) as out:
+        keep_apart((out / name for name in demonstration.FILES), chain(own_files(args), base_files(args)))
+        base = open_for(args, terminal)
+        demonstration.run(
+            base,
+            material_of(args, base),
+            out,
+            seed=args.seed,
+            quick=args.quick,
+            report=terminal.say,
+            callbacks_for=lambda stage: Callbacks(progress=terminal.training(stage), say=terminal.say),
+        )
+    terminal.say(f"Wrote {out}; look at {out / 'sheet.png'}")
 
 
 def check_media(args: Namespace) -> None:
@@ -33,6 +38,11 @@ def check_media(args: Namespace) -> None:
         raise ValueError("Your own media are both --images and --video.")
     if args.images is None and (args.base or args.unet):
         raise ValueError("The toy world goes with the embedded base; with another one give --images and --video.")
+
+
+def own_files(args: Namespace) -> Iterator[Path]:
+    """The media of the arguments."""
+    return media_files([args.images, args.video])
 
 
 def material_of(args: Namespace, base: Base) -> demonstration.Material:

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from ..evaluation import load_embedders, score_video, summarise
-from ..files import write_json
+from ..files import check_writable, keep_apart, write_json
 from ..media import load_images, read_clip
 from ..training import Callbacks
-from .common import OUTPUT, open_for, writable
+from .common import OUTPUT, open_for
 from .terminal import Terminal, duration
 
 SEPARATOR = "|||"
@@ -31,7 +31,7 @@ def _suite(args: Namespace, terminal: Terminal) -> None:
 
     scale = suite.QUICK if args.quick else suite.FULL
     out = args.out or OUTPUT / ("comparison-quick" if args.quick else "comparison")
-    writable(out / "tables.json", (".json",))
+    check_writable(*(out / name for name in report.FILES))
     base = open_for(args, terminal)
     tables = [table for table in comparison.TABLES if not args.table or table.number in args.table]
     tools = suite.Tools(
@@ -53,6 +53,10 @@ def _videos(args: Namespace, terminal: Terminal) -> None:
     if args.prompts is None:
         raise ValueError("--videos needs --prompts, a file with lines such as: video.mp4|||a dog is dancing")
     prompts = _read_prompts(args.prompts)
+    if args.out:
+        scores = args.out / "scores.json"
+        keep_apart([scores], [args.prompts, *(args.videos / name for name in prompts)])
+        check_writable(scores)
     embedders = load_embedders(args.clip_weights, args.dino_weights, args.device or "cpu")
     targets = _photographs(args.images, terminal) if args.images else None
     scores = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from ..adapter_files import (
     save_authors_adapter,
     save_authors_embedding,
 )
-from ..tensor_files import CheckpointError
+from ..files import keep_apart
+from ..locks import reserved
+from ..tensor_files import CheckpointError, TensorFile
 from .common import ADAPTER, DTYPES, file_name, writable
 from .terminal import Terminal
 
@@ -44,13 +47,14 @@ def convert(args: Namespace, terminal: Terminal) -> None:
     elif args.layout or args.dtype:
         raise ValueError(f"--layout and --dtype are for UNets, and {args.source} is of another kind: {loaded.info}.")
     else:
-        written = _convert_adapter(loaded, args.target)
+        written = _convert_adapter(loaded, args.source, args.target)
     terminal.say(f"Wrote {' and '.join(map(str, written))}")
 
 
-def _convert_adapter(loaded: LoadedAdapter, target: Path) -> list[Path]:
+def _convert_adapter(loaded: LoadedAdapter, source: Path, target: Path) -> list[Path]:
     """To our format or, by the suffix, to the authors': there a token is a file of its own, and its name is *."""
     writable(target, (*ADAPTER, *AUTHORS))
+    keep_apart([target], [source])
     if target.suffix.lower() in ADAPTER:
         save_adapter(target, loaded.adapter, loaded.info, loaded.tokens, loaded.features)
         return [target]
@@ -59,8 +63,9 @@ def _convert_adapter(loaded: LoadedAdapter, target: Path) -> list[Path]:
         save_authors_adapter(target, loaded.adapter, loaded.info.steps or 0)
         written.append(target)
     for name, vectors in loaded.tokens.items():
-        path = target if loaded.adapter is None else target.with_name(f"{target.stem}.{file_name(name)}.pt")
-        save_authors_embedding(path, vectors)
+        beside = target.with_name(f"{target.stem}.{file_name(name)}.pt")
+        with nullcontext(target) if not written else reserved(beside) as path:
+            save_authors_embedding(path, vectors)
         written.append(path)
     return written
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
@@ -10,9 +13,12 @@ from torch import Tensor
 from ..adapter_files import check_fits, load_adapter
 from ..base import Base
 from ..checkpoints import fingerprint, same_base
-from ..media import choose_frames, load_image, read_clip, write_animation, write_png, write_video
+from ..files import check_writable, keep_apart
+from ..frame_folders import check_frames_writable, write_frames
+from ..locks import reserved
+from ..media import choose_frames, load_image, read_clip, write_animation, write_video
 from ..sampling import Customization, customize, generate, latent_size
-from .common import OUTPUT, file_name, open_for, writable
+from .common import OUTPUT, base_files, check_suffix, file_name, open_for
 from .terminal import Terminal
 
 VIDEOS, ANIMATIONS = (".mp4", ".mov", ".mkv"), (".gif", ".webp")
@@ -21,8 +27,14 @@ VIDEOS, ANIMATIONS = (".mp4", ".mov", ".mkv"), (".gif", ".webp")
 def sample(args: Namespace, terminal: Terminal) -> None:
     if not args.prompt.strip():
         raise ValueError("The prompt is empty; say what the video should show.")
-    out = args.out or OUTPUT / f"{file_name(args.prompt)}-{args.seed or 0}.mp4"
-    writable(out, (*VIDEOS, *ANIMATIONS, ""))
+    with nullcontext(args.out) if args.out else reserved(_default_name(args)) as out:
+        _check_out(out, args)
+        _write_video(out, *_sampled(args, terminal))
+    terminal.say(f"Wrote {out}")
+
+
+def _sampled(args: Namespace, terminal: Terminal) -> tuple[Tensor, float]:
+    """The video [F, 3, H, W] and its frames a second."""
     base = open_for(args, terminal)
     prior_strength = args.prior_strength
     if args.prior_clip and prior_strength is None:
@@ -63,8 +75,28 @@ def sample(args: Namespace, terminal: Terminal) -> None:
     )
     if not video.isfinite().all():
         raise ValueError(f"The video came out as NaN in {base.dtype}: sample with --dtype float32 or other settings.")
-    _write_video(out, video, settings.fps)
-    terminal.say(f"Wrote {out}")
+    return video, settings.fps
+
+
+def _default_name(args: Namespace) -> Path:
+    """E.g. output/a-my-dog-is-dancing-my-dog-dance@0.8-0.mp4: prompt, adapters with other strengths than 1, seed."""
+    adapters = [(path.stem, strength) for path, strength in map(_with_strength, args.adapter)]
+    names = "-".join(file_name(stem) + (f"@{strength:g}" if strength != 1 else "") for stem, strength in adapters)
+    names = names.encode()[:80].decode(errors="ignore")
+    return OUTPUT / f"{'-'.join(filter(None, (file_name(args.prompt), names, str(args.seed or 0))))}.mp4"
+
+
+def _check_out(out: Path, args: Namespace) -> None:
+    """Raise ValueError, before the base is loaded, where the video cannot be written or would replace what is read."""
+    check_suffix(out, (*VIDEOS, *ANIMATIONS, ""))
+    adapters = [_with_strength(given)[0] for given in args.adapter]
+    given = [path for path in (args.prior_clip, args.guidance_image, *adapters) if path is not None]
+    within = [] if out.suffix else [folder for path in given for folder in Path(os.path.realpath(path)).parents]
+    keep_apart([out], chain(given, within, base_files(args)))
+    if out.suffix:
+        check_writable(out)
+    else:
+        check_frames_writable(out)
 
 
 def _load_adapters(args: Namespace, base: Base) -> Customization:
@@ -98,5 +130,4 @@ def _write_video(out: Path, video: Tensor, fps: float) -> None:
     elif suffix in ANIMATIONS:
         write_animation(out, video, fps)
     else:
-        for index, frame in enumerate(video):
-            write_png(out / f"{index:04d}.png", frame)
+        write_frames(out, video)

@@ -16,6 +16,7 @@ from . import world
 from .comparison import Table
 from .suite import Case, Measured, Scale, cases, frames_of
 
+FILES = ("tables.md", "tables.json", "strips.png")
 COLUMNS = {"subject": "subject fidelity", "motion": "motion fidelity", "context": "context fidelity"}
 
 Results = Mapping[str, Mapping[str, Measured]]
@@ -25,7 +26,7 @@ def write(folder: Path, tables: Sequence[Table], results: Results, scale: Scale,
     """Write tables.md, tables.json and strips.png into `folder`; returns their paths."""
     summary = {number: _summary(rows) for number, rows in results.items()}
     facts = {"seconds": round(seconds, 1), "tables": summary}
-    paths = [folder / name for name in ("tables.md", "tables.json", "strips.png")]
+    paths = [folder / name for name in FILES]
     write_text(paths[0], markdown(tables, summary, scale, seconds))
     write_json(paths[1], facts)
     write_png(paths[2], figure(tables, results, scale))
