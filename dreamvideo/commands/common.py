@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..base import Base, open_base
+from ..names import check_name, is_device
 from ..sampling import latent_size
 from .terminal import Terminal
 
@@ -52,11 +53,13 @@ def one_or_many(paths: Sequence[str]) -> str | Sequence[str]:
 
 def file_name(text: str) -> str:
     """A prompt or a placeholder as part of a file's name."""
-    return re.sub(r"\W+", "-", text).strip("-")[:60] or "untitled"
+    name = re.sub(r"\W+", "-", text).strip("-")[:60] or "untitled"
+    return f"{name}-" if is_device(name) else name
 
 
 def writable(path: Path, suffixes: Sequence[str]) -> Path:
     """The path, after making sure, before hours of work, that a file can be written there."""
+    check_name(path.name)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} must end in {' or '.join(filter(None, suffixes))}.")
     if path.exists() and path.is_dir() == bool(path.suffix):

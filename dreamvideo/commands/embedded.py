@@ -6,6 +6,7 @@ from argparse import Namespace
 
 from .. import demo as demonstration
 from ..base import Base
+from ..texts import quoted
 from ..training import Callbacks
 from .common import open_for, placeholder_of, writable
 from .terminal import Terminal
@@ -42,7 +43,7 @@ def material_of(args: Namespace, base: Base) -> demonstration.Material:
     placeholder = placeholder_of(args)
     prompt = args.prompt or f"a {placeholder} moving on the grass"
     if placeholder not in prompt:
-        raise ValueError(f"The prompt {prompt!r} does not name the subject; put {placeholder} in it.")
+        raise ValueError(f"The prompt {quoted(prompt)} does not name the subject; put {placeholder} in it.")
     base.encoders.text.check_placeholder(placeholder)
     return demonstration.own_material(
         args.images,

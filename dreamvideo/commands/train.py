@@ -17,7 +17,8 @@ from ..files import write_text
 from ..media import caption_of, find_clips, load_images, read_motion, write_animation, write_png
 from ..methods import MOTION_METHODS, SUBJECT_METHODS, for_clips
 from ..pictures import loss_plot
-from ..sampling import customize, generate
+from ..prompts import check_placeholder
+from ..sampling import customize, generate, notes_on_motion, plain_prompt
 from ..stages import train_method, train_subject
 from ..training import Callbacks
 from ..training_data import encode_clips
@@ -27,6 +28,7 @@ from .terminal import Terminal
 
 def subject(args: Namespace, terminal: Terminal) -> None:
     placeholder = placeholder_of(args)
+    check_placeholder(placeholder)
     out = writable(args.out or OUTPUT / f"{file_name(placeholder)}.safetensors", ADAPTER)
     base = open_for(args, terminal)
     size = training_size(args, base)
@@ -77,6 +79,8 @@ def motion(args: Namespace, terminal: Terminal) -> None:
     )
     sources = f"{len(clips)} clips" if len(clips) > 1 else clips[0].name
     terminal.say(f"Learning a motion from {sources}, {frames} frames at {fps:g} a second.")
+    for note in notes_on_motion(captions, frames, known=[args.placeholder] if method.token != "none" else []):
+        terminal.say(note)
     with _resumable(out, args.restart) as states:
         result = train_method(
             base.unet,
@@ -164,9 +168,10 @@ def _callbacks(
     frames: int | None = None,
 ) -> Callbacks:
     """Progress on the terminal, and previews of the first caption as <out>.<stage>-<step>.gif."""
-    settings = base.defaults.sampling(prompt, height=size[0], width=size[1], frames=frames)
 
     def preview(trained: LoadedAdapter) -> None:
+        shown = plain_prompt(prompt, trained.tokens)
+        settings = base.defaults.sampling(shown, height=size[0], width=size[1], frames=frames)
         path = out.with_name(f"{out.stem}.{stage}-{trained.info.steps:05d}.gif")
         video = generate(
             base.unet, base.encoders, settings, customize([trained]), callback=terminal.sampling("preview")
