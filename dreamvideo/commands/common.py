@@ -59,7 +59,9 @@ def file_name(text: str) -> str:
 
 def writable(path: Path, suffixes: Sequence[str]) -> Path:
     """The path, after making sure, before hours of work, that a file can be written there."""
-    check_name(path.name)
+    for part in (path, *path.parents):
+        if not os.path.exists(part):
+            check_name(part.name)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} must end in {' or '.join(filter(None, suffixes))}.")
     if path.exists() and path.is_dir() == bool(path.suffix):

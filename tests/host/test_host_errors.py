@@ -102,16 +102,19 @@ def test_folders_in_names_are_written_either_way(host):
     assert numbered("cats\\tom", "dreamvideo", ".x") == numbered("cats/tom", "dreamvideo", ".x")
 
 
-def test_null_and_nan_are_told(host, graph):
+@pytest.mark.parametrize("name", ["cfg", "offset_noise", "prior_strength"])
+def test_nan_is_told(host, graph, name):
     graph, loader = graph
-    nan = give(host, graph, "FLOAT", float("nan"))
     positive, negative = prompts(graph, [loader, 1], "a ball")
-    for name in ("cfg", "offset_noise", "prior_strength"):
-        fails(host, graph, our_sample(graph, [loader, 0], positive, negative, **{name: nan}), f"{name} is 'nan'")
-    other = Graph()
-    for name, kind in (("base", "COMBO"), ("precision", "COMBO")):
-        nothing = {**LOADER, name: give(host, other, kind, None)}
-        fails(host, other, [other.add("DreamVideoLoadModelScope", **nothing), 0], f"{name} holds nothing")
+    nan = give(host, graph, "FLOAT", float("nan"))
+    fails(host, graph, our_sample(graph, [loader, 0], positive, negative, **{name: nan}), f"{name} is 'nan'")
+
+
+@pytest.mark.parametrize("name", ["base", "precision"])
+def test_null_is_told(host, name):
+    graph = Graph()
+    nothing = {**LOADER, name: give(host, graph, "COMBO", None)}
+    fails(host, graph, [graph.add("DreamVideoLoadModelScope", **nothing), 0], f"{name} holds nothing")
 
 
 HOSTILE = "<img src=x onerror=alert(1)> [[here|https://x.org]] **dog**"
