@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             terminal.close()
             if debug:
-                traceback.print_exc()
+                errors.say(traceback.format_exc().rstrip())
             code, sentence = FAILED, explain(error)
     except NobodyReads as end:
         code, sentence = NOBODY_READS, str(end)

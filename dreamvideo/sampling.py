@@ -84,11 +84,15 @@ NOTHING = Customization()
 def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None = None) -> Customization:
     """Put adapter files together: all adapters, all tokens, the first subject's first photograph as guidance image.
 
-    strengths: one a file, 1 by default. Raises ValueError when two files bring different vectors for one placeholder.
+    strengths: one a file, 1 by default. Raises ValueError when two files bring different vectors for one placeholder,
+    and for a strength that is not finite.
     """
     strengths = [1.0] * len(loaded) if strengths is None else list(strengths)
     if len(strengths) != len(loaded):
         raise ValueError(f"Got {len(strengths)} strengths for {len(loaded)} adapters; give one each.")
+    for strength in strengths:
+        if not math.isfinite(strength):
+            raise ValueError(f"The strength of an adapter must be a finite number, got {strength}.")
     tokens: dict[str, Tensor] = {}
     for each in loaded:
         for name, vectors in each.tokens.items():

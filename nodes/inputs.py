@@ -11,18 +11,24 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..dreamvideo.texts import quoted
+from ..dreamvideo.texts import printable, quoted
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, which now checks its inputs by its own schema before it executes."""
+    """The node, which now checks its inputs by its own schema before it executes, and whose errors can be shown."""
     execute = node.execute.__func__
     parameters = list(inspect.signature(execute).parameters)[1:]
 
     @functools.wraps(execute)
     def run(cls, *given: Any, **named: Any) -> io.NodeOutput:
         check_inputs(cls.define_schema().inputs, {**dict(zip(parameters, given, strict=False)), **named})
-        return execute(cls, *given, **named)
+        try:
+            return execute(cls, *given, **named)
+        except ValueError as error:  # may repeat what a file says, and goes to the host's log and terminal
+            told = printable(str(error))
+            if told == str(error):
+                raise
+            raise ValueError(told) from None
 
     node.execute = classmethod(run)
     return node

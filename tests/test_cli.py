@@ -221,6 +221,23 @@ def test_a_stopped_subject_goes_on_where_it_was(folder, capsys, monkeypatch, sta
     assert not (folder / f"stopped-{stage}.state").exists()
 
 
+def test_a_reader_that_goes_away_costs_no_work(folder, capsys, monkeypatch):
+    class Pipe(io.StringIO):
+        def write(self, text):
+            if "identity: step" in text:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            return super().write(text)
+
+    out = "unread.safetensors"
+    monkeypatch.setattr("dreamvideo.commands.terminal.LOG_SECONDS", 0)
+    monkeypatch.setattr("sys.stdout", Pipe())
+    assert main(subject(folder, out=out)) == 130
+    assert "unread.state" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(subject(folder, out=out)) == 0
+    assert (folder / out).read_bytes() == (folder / "my-dog.safetensors").read_bytes()
+
+
 def test_a_state_of_other_settings_is_refused_until_restarted(folder, capsys, monkeypatch):
     out = "changed.safetensors"
     stop_at(monkeypatch, "motion", 1)

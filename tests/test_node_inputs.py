@@ -7,7 +7,7 @@ import math
 import sys
 
 import pytest
-from node_stubs import NAME, PACK, load_nodes, schemas
+from node_stubs import NAME, PACK, Schema, load_nodes, schemas
 
 NODES = load_nodes()
 NUMBERS = [
@@ -53,6 +53,24 @@ def test_a_base_that_is_null_is_told_before_execution_too():
     with pytest.raises(ValueError, match="holds nothing"):
         loaders.base_files(None, loaders.AUTOMATIC, loaders.AUTOMATIC)
     assert math.isnan(loaders.LoadModelScopeT2V.fingerprint_inputs(None))
+
+
+def test_errors_hold_nothing_that_steers_a_terminal():
+    class Fails:
+        @classmethod
+        def define_schema(cls):
+            return Schema("Fails")
+
+        @classmethod
+        def execute(cls, text):
+            raise ValueError(f"The token {text} is damaged.")
+
+    node = sys.modules[f"{NAME}.nodes.inputs"].checked(Fails)
+    for text, told in (("<a>", "<a>"), ("\x1b[2J", r"\\u001b\[2J")):
+        with pytest.raises(ValueError, match=f"^The token {told} is damaged.$"):
+            node.execute(text)
+        with pytest.raises(ValueError, match=f"^The token {told} is damaged.$"):
+            node.execute(text=text)
 
 
 def test_all_text_for_the_page_goes_through_one_function():

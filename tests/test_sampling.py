@@ -295,3 +295,9 @@ def test_settings_that_cannot_be_are_told_at_once(setting, value):
     with pytest.raises(ValueError, match=f"Sampling .*{setting}") as error:
         SamplingSettings("a dog", **{setting: value})
     assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf])
+def test_a_strength_is_a_number(strength):
+    with pytest.raises(ValueError, match="strength of an adapter must be a finite number"):
+        customize([identity()], [strength])
