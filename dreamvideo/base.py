@@ -16,6 +16,7 @@ from .media_folders import PathLike
 from .memory import crowded, limit, total_bytes
 from .parking import park
 from .sampling import choose_device, choose_dtype
+from .texts import quoted
 from .unet import UNet
 
 EMBEDDED_FOLDER = Path(__file__).parent / "nano" / "weights"
@@ -87,7 +88,7 @@ def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"There is no device called {name!r}; there are cuda, mps and cpu.") from error
+        raise ValueError(f"There is no device called {quoted(name)}; there are cuda, mps and cpu.") from error
     usable = {
         "cpu": True,
         "cuda": (device.index or 0) < torch.cuda.device_count(),

@@ -2,45 +2,96 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-from .commands.terminal import Terminal
+from .commands.terminal import NobodyReads, Terminal
+from .texts import one_line
 
-FAILED, INTERRUPTED = 2, 130
+FAILED, INTERRUPTED, NOBODY_READS = 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dreamvideo ARGV`; the process's own arguments by default. Returns the exit code.
 
     0: done. 2: an error, told in one sentence on stderr, with the traceback before it where --debug is given.
-    130: Ctrl-C, with a sentence on what is kept.
+    130: Ctrl-C, with a sentence on what is kept. 141: nobody reads any more what is told, as behind `| head`.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    terminal = Terminal(sys.stdout)
+    terminal, errors = Terminal(sys.stdout), Terminal(sys.stderr)
+    debug = "--debug" in argv
     try:
-        # Here, not above: importing PyTorch takes seconds, in which Ctrl-C should end as cleanly as later.
-        from .commands.arguments import build_parser
-
-        args = build_parser().parse_args(argv)
-        args.run(args, terminal)
-        return 0
+        try:
+            with _libraries_in_silence(terminal, debug):
+                _run(argv, terminal)
+            return 0
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            terminal.close()
+            if debug:
+                errors.say(traceback.format_exc().rstrip())
+            code, sentence = FAILED, explain(error)
+    except NobodyReads as end:
+        code, sentence = NOBODY_READS, str(end)
     except KeyboardInterrupt as interrupt:
         code, sentence = INTERRUPTED, str(interrupt) or "Interrupted; what was there before is unchanged."
-    except Exception as error:
+    with suppress(NobodyReads):
         terminal.close()
-        if "--debug" in argv:
-            traceback.print_exc()
-        code, sentence = FAILED, explain(error)
-    terminal.close()
-    print(sentence, file=sys.stderr)
+    with suppress(NobodyReads):
+        if sentence:
+            errors.say(sentence)
     return code
+
+
+def _run(argv: Sequence[str], terminal: Terminal) -> None:
+    # Here, not above: importing PyTorch takes seconds, in which Ctrl-C should end as cleanly as later.
+    from .commands.arguments import build_parser
+
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit:  # --help, --version
+        terminal.flush()
+        raise
+    args.run(args, terminal)
+
+
+class _Told(logging.Handler):
+    """What the engine's own modules warn of, as lines of the terminal."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(logging.WARNING)
+        self.terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.terminal.say(one_line(record.getMessage()))
+
+
+@contextmanager
+def _libraries_in_silence(terminal: Terminal, debug: bool) -> Iterator[None]:
+    """Warnings of other libraries are for their developers: they are shown with --debug only."""
+    ours, everyone = logging.getLogger(__package__), logging.getLogger()
+    told, nowhere = _Told(terminal), logging.NullHandler()
+    ours.addHandler(told)
+    if not debug:
+        everyone.addHandler(nowhere)
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        ours.removeHandler(told)
+        everyone.removeHandler(nowhere)
 
 
 def explain(error: Exception) -> str:
     """What went wrong, in one line."""
-    text = " ".join(str(error).split())
+    text = one_line(str(error))
     if isinstance(error, ValueError):
         return text
     if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
@@ -50,5 +101,5 @@ def explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f'The library {error.name} is not installed; pip install "dreamvideo[standalone]" brings it.'
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'A file'}: {error.strerror}."
+        return one_line(f"{error.filename or 'A file'}: {error.strerror}.")
     return f"Unexpected {type(error).__name__}: {text or 'no message'} (--debug shows where)."

@@ -6,9 +6,7 @@ encoders behind the same protocols. Whatever the precision of the weights, resul
 
 from __future__ import annotations
 
-import functools
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .prompts import Piece, check_placeholder, clip_tokenizer, read_weights, split_prompt
 from .resizing import area_average
+from .texts import quoted
 
 if TYPE_CHECKING:
     from .checkpoints import BaseFiles
@@ -37,8 +37,13 @@ class TextEncoder(Protocol):
     @property
     def width(self) -> int: ...
 
-    def encode(self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Text states [B, 77, D] of B prompts; `tokens` maps placeholders to learned vectors [n, D], differentiably."""
+    def encode(
+        self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None, *, weighted: bool = False
+    ) -> Tensor:
+        """Text states [B, 77, D] of B prompts; `tokens` maps placeholders to learned vectors [n, D], differentiably.
+
+        weighted: brackets are weights, as in `prompts.read_weights`; else they are text, as captions want it.
+        """
         ...
 
     def embed_word(self, word: str) -> Tensor:
@@ -95,57 +100,6 @@ class Encoders:
     vae: Autoencoder
 
 
-# ---------------------------------------------------------------------------------------------- prompts
-
-
-@functools.cache
-def _tokenizer():
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()
-
-
-def split_prompt(prompt: str, names: Iterable[str]) -> list[tuple[str, bool]]:
-    """Cut a prompt at its placeholders: (piece, is a placeholder) in order.
-
-    Names are matched exactly, the longest first. A name whose edge is a letter, digit or underscore ends there only
-    where the word does; `<my-dog>` and `*` may touch anything (`<my-dog>'s`).
-    """
-    ordered = sorted(names, key=len, reverse=True)
-    if not ordered:
-        return [(prompt, False)]
-    pieces = re.split("(" + "|".join(map(_pattern, ordered)) + ")", prompt)
-    return [(piece, i % 2 == 1) for i, piece in enumerate(pieces) if piece]
-
-
-def _pattern(name: str) -> str:
-    before = r"(?<!\w)" if re.match(r"\w", name[0]) else ""
-    after = r"(?!\w)" if re.match(r"\w", name[-1]) else ""
-    return before + re.escape(name) + after
-
-
-def check_placeholder(name: str, taken: Iterable[str] = ()) -> None:
-    """Raise ValueError unless `name` is unmistakable in a prompt: `<my-dog>`, or the authors' `*`.
-
-    Refused are blanks and braces inside it, ordinary words and numbers, bare punctuation, tokens of the vocabulary
-    and names in `taken`.
-    """
-    core = re.sub(r"[^\w-]+", "-", name).strip("-_") or "subject"
-    advice = f"take a name such as <{core}>"
-    if not name.strip():
-        raise ValueError(f"The placeholder is empty; {advice}.")
-    if re.search(r"\s|[{}]", name):
-        raise ValueError(f"The placeholder {name!r} has a blank or a brace inside; {advice}.")
-    if name in taken:
-        raise ValueError(f"The placeholder {name!r} is already in use for another token; {advice.replace('>', '-2>')}.")
-    if name == "*":
-        return
-    if all(part.isalpha() or part.isdigit() for part in re.split(r"[-'’]", name)):
-        raise ValueError(f"The placeholder {name!r} is an ordinary word that prompts may hold; {advice}.")
-    if not any(character.isalnum() for character in name) or len(_tokenizer().encode(name)) == 1:
-        raise ValueError(f"The placeholder {name!r} clashes with a token of CLIP's vocabulary; {advice}.")
-
-
 # ------------------------------------------------------------------------------------------------- CLIP
 
 
@@ -179,56 +133,78 @@ class OpenClipText:
     def embed_word(self, word: str) -> Tensor:
         """Token embeddings [n, D] of a word, one row a byte-pair token (2 for "plushie"); the authors start a learned
         token from the first row. ValueError if nothing is left of the word."""
-        ids = _tokenizer().encode(word)
+        ids = clip_tokenizer().encode(word)
         if not ids:
-            raise ValueError(f"The word {word!r} holds nothing to start a token from; give a word such as dog.")
+            raise ValueError(f"The word {quoted(word)} holds nothing to start a token from; give a word such as dog.")
         return _full_precision(self.clip.token_embedding.weight.detach()[ids])
 
     def tokenize(self, prompt: str, counts: Mapping[str, int] | None = None) -> tuple[list[int], list[tuple[str, int]]]:
         """Token ids of one prompt, filled to the context length, and for each place its (placeholder, row) or ("", 0).
 
-        `counts` says how many vectors each placeholder has; their places hold the padding id.
+        `counts` says how many vectors each placeholder has; their places hold the padding id. ValueError where a
+        placeholder stands behind the end.
         """
+        pieces = [Piece(*piece) for piece in split_prompt(prompt, counts or {})]
+        return self._tokenize(prompt, pieces, counts or {})[:2]
+
+    def _tokenize(
+        self, prompt: str, pieces: Sequence[Piece], counts: Mapping[str, int]
+    ) -> tuple[list[int], list[tuple[str, int]], list[float]]:
+        """As `tokenize`, of a prompt in pieces; and the weight of each place."""
         ids: list[int] = [START]
         slots: list[tuple[str, int]] = [("", 0)]
-        for piece, learned in split_prompt(prompt, counts or {}):
-            found = [PAD] * counts[piece] if learned else _tokenizer().encode(piece)
+        weights = [1.0]
+        for piece, learned, weight in pieces:
+            found = [PAD] * counts[piece] if learned else clip_tokenizer().encode(piece)
             ids += found
             slots += [(piece, row) if learned else ("", 0) for row in range(len(found))]
+            weights += [weight] * len(found)
         length = self.clip.context_length
-        self._warn_if_cut(prompt, len(ids) - 1, length - 2)
+        self._tell_if_cut(prompt, ids, slots, length - 1)
         ids = [*ids[: length - 1], END]
         slots = [*slots[: length - 1], ("", 0)]
+        weights = [*weights[: length - 1], 1.0]
         missing = length - len(ids)
-        return ids + [PAD] * missing, slots + [("", 0)] * missing
+        return ids + [PAD] * missing, slots + [("", 0)] * missing, weights + [1.0] * missing
 
-    def _warn_if_cut(self, prompt: str, tokens: int, room: int) -> None:
-        if tokens > room and prompt not in self._warned:  # a training loop encodes the same caption at every step
+    def _tell_if_cut(self, prompt: str, ids: Sequence[int], slots: Sequence[tuple[str, int]], end: int) -> None:
+        if len(ids) > end:
+            # A training loop encodes the same caption at every step.
+            left_out = list(zip(ids[end:], [name for name, _ in slots[end:]], strict=True))
+            tell_what_is_cut(len(ids) - 1, end - 1, left_out, told=prompt in self._warned)
             self._warned.add(prompt)
-            log.warning("A prompt has %d tokens and the text encoder reads %d; the end is left out: %.40s...",
-                        tokens, room, prompt)  # fmt: skip
 
-    def encode(self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None) -> Tensor:
+    def encode(
+        self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None, *, weighted: bool = False
+    ) -> Tensor:
         """Text states [B, 77, D]; `tokens` maps placeholders to vectors [n, D] (or [D]) put in before the positions.
 
-        Prompts of more than 75 tokens are cut, with a warning. ValueError for vectors of another width.
+        weighted: brackets weigh, as in ComfyUI: a state of weight w is w times as far from the empty prompt's at the
+        same place. Prompts of more than 75 tokens are cut, with a warning. ValueError for vectors of another width,
+        for a placeholder that would be cut, and what `prompts.read_weights` raises.
         """
         if isinstance(prompts, str) or not prompts:
-            raise ValueError(f"Prompts come as a list of texts; this is {prompts!r:.60}.")
+            raise ValueError(f"Prompts come as a list of texts; this is {quoted(prompts)}.")
         vectors = {name: self._checked(name, rows) for name, rows in (tokens or {}).items()}
         counts = {name: len(rows) for name, rows in vectors.items()}
-        ids, slots = zip(*(self.tokenize(prompt, counts) for prompt in prompts), strict=True)
+        read = read_weights if weighted else _read_plainly
+        found = [self._tokenize(prompt, read(prompt, counts), counts) for prompt in prompts]
+        weighs = any(weight != 1.0 for *_, weights in found for weight in weights)
+        if weighs:
+            found.append(self._tokenize("", [], {}))
+        ids, slots, weights = zip(*found, strict=True)
         device = self.clip.token_embedding.weight.device
         x = self.clip.token_embedding(torch.tensor(ids, device=device))  # [B, 77, D]
         x = _put_in(x, slots, vectors)
         x = x + self.clip.positional_embedding.to(x.dtype)
-        return _full_precision(self.clip.ln_final(self._blocks(x)))
+        x = _full_precision(self.clip.ln_final(self._blocks(x)))
+        return _weigh(x[:-1], x[-1], weights[:-1]) if weighs else x
 
     def _checked(self, name: str, rows: Tensor) -> Tensor:
         rows = rows[None] if rows.ndim == 1 else rows
         if rows.ndim != 2 or rows.shape[1] != self.width or not len(rows):
             raise ValueError(
-                f"The token {name!r} has shape {list(rows.shape)} and this text encoder takes vectors of width "
+                f"The token {quoted(name)} has shape {list(rows.shape)} and this text encoder takes vectors of width "
                 f"{self.width}: it was learned on another base."
             )
         return rows
@@ -240,6 +216,30 @@ class OpenClipText:
         for block in transformer.resblocks[:-1]:
             x = block(x, attn_mask=mask)
         return x if batch_first else x.transpose(0, 1)
+
+
+def _read_plainly(prompt: str, names: Iterable[str]) -> list[Piece]:
+    return [Piece(*piece) for piece in split_prompt(prompt, names)]
+
+
+def _weigh(states: Tensor, empty: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
+    """States [B, L, D] moved from the empty prompt's [L, D], or towards them, by the weights of their places."""
+    factor = torch.tensor(weights, device=states.device)[..., None]  # [B, L, 1]
+    return torch.where(factor == 1.0, states, empty + factor * (states - empty))
+
+
+def tell_what_is_cut(tokens: int, room: int, left_out: Sequence[tuple[int, str]], *, told: bool = False) -> None:
+    """Warn, unless told already, of a prompt that is too long, with what is left out: (token id, placeholder or "").
+
+    ValueError where that is a placeholder: the subject would not be in what comes out, and not learn in training.
+    """
+    size = f"A prompt has {tokens} tokens and the text encoder reads {room}"
+    for _, name in left_out:
+        if name:
+            raise ValueError(f"{size}, which end before {quoted(name)}: put it further to the front, or write less.")
+    if not told:
+        text = clip_tokenizer().decode([token for token, _ in left_out]).strip()
+        log.warning("%s; left out is %s.", size, quoted(text))
 
 
 def _put_in(x: Tensor, slots: Sequence[Sequence[tuple[str, int]]], vectors: Mapping[str, Tensor]) -> Tensor:

@@ -18,8 +18,6 @@ MOST: Mapping[str, float] = {
     "count": 100_000,
     "feature-strength-cond": 1000,
     "feature-strength-uncond": 1000,
-    "fps": 1000,
-    "frames": 1024,
     "guidance": 1000,
     "height": 8192,
     "lr": 1000,

@@ -6,7 +6,6 @@ Previews during training, the command line and the hosts all come through here, 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,16 +16,20 @@ from .adapter_files import LoadedAdapter
 from .adapters import AdapterStack, StackEntry
 from .diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
 from .encoders import Encoders, check_matches
+from .prompts import unknown_placeholders
+from .texts import quoted, shortened
 from .unet import UNet
 
 LATENT_FACTOR = 8  # pixels a latent cell covers along each side
-PLACEHOLDER = re.compile(r"<[^<>\s]+>|(?<!\S)\*(?!\S)")  # what can only be meant as one: <name>, and the authors' *
+MAX_FRAMES = 512  # of a video that is sampled at once; the base was trained with 32
+SLOWEST, FASTEST = 0.1, 1000.0  # frames a second that every kind of video file can tell
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
     """What to sample; the defaults are the paper's (section 4.1) and the released configs'.
 
+    prompt, negative_prompt: (words:1.4) weigh, as in `prompts.read_weights`.
     guidance: scale of classifier-free guidance (Ho and Salimans, arXiv 2207.12598); 1 leaves the negative prompt out.
     fps: at which the frames are meant to be shown; it does not change them.
     feature_strength_cond, feature_strength_uncond: strength of the guidance image in the two halves of guidance; the
@@ -52,10 +55,14 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         for name in ("frames", "steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Sampling needs {name} of at least 1, got {getattr(self, name)}.")
-        for name in ("guidance", "feature_strength_cond", "offset_noise"):
-            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"Sampling needs {name} of at least 1, got {quoted(getattr(self, name))}.")
+        if self.frames > MAX_FRAMES:
+            raise ValueError(f"Sampling takes at most {MAX_FRAMES} frames, got {quoted(self.frames)}.")
+        for name in ("guidance", "feature_strength_cond", "feature_strength_uncond", "offset_noise", "prior_strength"):
+            if not math.isfinite(getattr(self, name) or 0.0):
                 raise ValueError(f"Sampling {name} must be a finite number, got {getattr(self, name)}.")
+        if not SLOWEST <= self.fps <= FASTEST:
+            raise ValueError(f"Sampling fps must be from {SLOWEST:g} to {FASTEST:g} frames a second, got {self.fps:g}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +84,15 @@ NOTHING = Customization()
 def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None = None) -> Customization:
     """Put adapter files together: all adapters, all tokens, the first subject's first photograph as guidance image.
 
-    strengths: one a file, 1 by default. Raises ValueError when two files bring different vectors for one placeholder.
+    strengths: one a file, 1 by default. Raises ValueError when two files bring different vectors for one placeholder,
+    and for a strength that is not finite.
     """
     strengths = [1.0] * len(loaded) if strengths is None else list(strengths)
     if len(strengths) != len(loaded):
         raise ValueError(f"Got {len(strengths)} strengths for {len(loaded)} adapters; give one each.")
+    for strength in strengths:
+        if not math.isfinite(strength):
+            raise ValueError(f"The strength of an adapter must be a finite number, got {strength}.")
     tokens: dict[str, Tensor] = {}
     for each in loaded:
         for name, vectors in each.tokens.items():
@@ -139,7 +150,28 @@ def latent_size(unet: UNet, height: int, width: int) -> tuple[int, int]:
 
 def missing_placeholders(prompt: str, tokens: Mapping[str, Tensor]) -> list[str]:
     """Placeholders of a prompt for which there is no learned token."""
-    return [name for name in dict.fromkeys(PLACEHOLDER.findall(prompt)) if name not in tokens]
+    return unknown_placeholders(prompt, tokens)
+
+
+def plain_prompt(prompt: str, tokens: Mapping[str, Tensor]) -> str:
+    """The prompt with placeholders for which there is no learned token as plain words: <my-dog> as my-dog."""
+    for name in missing_placeholders(prompt, tokens):
+        prompt = prompt.replace(name, name.strip("<>*"))
+    return prompt
+
+
+def notes_on_motion(captions: Sequence[str], frames: int, known: Sequence[str] = ()) -> list[str]:
+    """What a user should hear before a motion is learned from these; known: the placeholders it will have."""
+    notes = []
+    unknown = unknown_placeholders(" ".join(captions), known)
+    if unknown:
+        notes.append(
+            f"The captions name {shortened(', '.join(unknown))}, which a motion does not know and reads as "
+            "plain letters: say what is seen, such as a dog."
+        )
+    if frames == 1:
+        notes.append("With 1 frame a sample there is nothing that moves: the motion needs at least 2.")
+    return notes
 
 
 @torch.no_grad()
@@ -226,10 +258,11 @@ def generate(
     if missing:
         known = ", ".join(customization.tokens) or "no learned token"
         raise ValueError(
-            f"The prompt names {', '.join(missing)}, but the adapters given bring {known}; "
+            f"The prompt names {shortened(', '.join(missing))}, but the adapters given bring {known}; "
             "add the subject's file or reword the prompt."
         )
-    cond, uncond = encoders.text.encode([settings.prompt, settings.negative_prompt], customization.tokens).split(1)
+    prompts = [settings.prompt, settings.negative_prompt]
+    cond, uncond = encoders.text.encode(prompts, customization.tokens, weighted=True).split(1)
     feature = customization.feature
     if guidance_image is not None:
         feature = encoders.image.encode(guidance_image[None])  # [1, D]

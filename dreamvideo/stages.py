@@ -28,6 +28,7 @@ from .methods import (
     TokenLearner,
     motion_method,
 )
+from .texts import quoted
 from .training import Callbacks, TrainingResult, TrainingSettings, train
 from .training_data import TrainingData, encode_photos, with_text
 from .unet import UNet
@@ -158,7 +159,7 @@ def _tokens(
     lacking = [caption for caption in data.captions if placeholder not in caption]
     if lacking and not (method.related_clips and len(lacking) < len(data.captions)):
         raise ValueError(
-            f"The caption {lacking[0]!r} lacks the placeholder {placeholder}, so it would teach it nothing."
+            f"The caption {quoted(lacking[0])} lacks the placeholder {placeholder}, so it would teach it nothing."
         )
     rows = text.embed_word(f"{RARE_WORD} {class_word}" if method.token == "rare" else class_word)  # [n, D]
     return {placeholder: rows[torch.arange(vectors) % len(rows)] if method.token == "learned" else rows}

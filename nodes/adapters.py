@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..dreamvideo.adapter_files import LoadedAdapter, load_adapter, save_adapter, write_safetensors
 from ..dreamvideo.adapters import StackEntry
@@ -88,7 +88,7 @@ class SaveAdapter(io.ComfyNode):
             lines += [_save_embedding(name, vectors, path.stem) for name, vectors in adapter.tokens.items()]
             if not adapter.tokens:
                 lines.append("It holds no learned token, so there is no embedding to save.")
-        return io.NodeOutput(_shown_path(path), ui=_shown(cls, "\n".join(lines)))
+        return io.NodeOutput(_shown_path(path), ui=host.shown(cls.hidden.unique_id, "\n".join(lines)))
 
 
 def save(adapter: LoadedAdapter, prefix: str) -> str:
@@ -108,12 +108,6 @@ def _told(adapter: LoadedAdapter, path: Path) -> str:
 
 def _shown_path(path: Path) -> str:
     return os.path.relpath(path, host.output_folder())
-
-
-def _shown(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
-    """Text on a node: frontends that draw no PreviewText draw what is told as progress."""
-    host.say(node.hidden.unique_id, text)
-    return ui.PreviewText(text)
 
 
 def _save_embedding(placeholder: str, vectors, stem: str) -> str:
@@ -228,7 +222,7 @@ class AdapterInfo(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: LoadedAdapter) -> io.NodeOutput:
         text = describe(adapter)
-        return io.NodeOutput(text, ui=_shown(cls, text))
+        return io.NodeOutput(text, ui=host.shown(cls.hidden.unique_id, text))
 
 
 def describe(loaded: LoadedAdapter) -> str:

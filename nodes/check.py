@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..dreamvideo.check import check
 from . import host
@@ -50,7 +50,7 @@ class Check(io.ComfyNode):
                 progress=progress,
                 ends=(host.Interrupted,),
             )
-        return io.NodeOutput(report.text, ui=ui.PreviewText(report.text))
+        return io.NodeOutput(report.text, ui=host.shown(cls.hidden.unique_id, report.text))
 
 
 NODES = [Check]

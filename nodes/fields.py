@@ -7,10 +7,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamvideo.media import fit_mask
+from ..dreamvideo.sampling import MAX_FRAMES as MAX_FRAMES
 
 CATEGORY = "DreamVideo"
 TRAINING = f"{CATEGORY}/training"
-MAX_SIDE, MAX_FRAMES, MAX_STEPS = 2048, 512, 100_000
+MAX_SIDE, MAX_STEPS = 2048, 100_000
 
 Adapter = io.Custom("DREAMVIDEO_ADAPTER")
 

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..dreamvideo.base import EMBEDDED_FOLDER
 from ..dreamvideo.checkpoints import FILE_NAMES, SOURCES, BaseFiles, find_base
 from ..dreamvideo.files import inside
+from ..dreamvideo.texts import quoted
 from . import host
 from .fields import CATEGORY
 
@@ -95,7 +96,7 @@ class LoadModelScopeT2V(io.ComfyNode):
         if base is None or base in base_names():
             return True
         if base.endswith("/"):
-            return f"There is no folder {base!r} in models/dreamvideo; reload the page if it was added just now."
+            return _no_folder(base)
         return _absent("unet", base)
 
     @classmethod
@@ -123,6 +124,8 @@ def folder_names() -> list[str]:
 
 def base_files(base: str, clip: str, vae: str) -> BaseFiles:
     """The files that the widgets name. ValueError telling what is missing, where to get it and where to put it."""
+    if base is None:
+        raise ValueError("The input base holds nothing: choose one in the list.")
     given = {
         "clip": None if clip == AUTOMATIC else _chosen("clip", clip),
         "vae": None if vae == AUTOMATIC else _chosen("vae", vae),
@@ -143,9 +146,13 @@ def base_files(base: str, clip: str, vae: str) -> BaseFiles:
     return found
 
 
+def _no_folder(name: str) -> str:
+    return f"There is no folder {quoted(name)} in models/dreamvideo; reload the page if it was added just now."
+
+
 def _folder(name: str) -> Path:
     if name not in folder_names():
-        raise ValueError(f"There is no folder {name!r} in models/dreamvideo; reload the page if it was added just now.")
+        raise ValueError(_no_folder(name))
     roots = host.folders_of(host.BASES_FOLDER)
     root = next(root for root in roots if (root / name).is_dir())
     return inside(root, name.rstrip("/"))
@@ -161,7 +168,7 @@ def _chosen(part: str, file: str) -> Path:
 def _absent(part: str, file: str) -> str:
     folder = PLACES[part][0]
     return (
-        f"There is no {file!r} in models/{folder}. Get {SOURCES[part]}: put it into models/{folder} and press R, "
+        f"There is no {quoted(file)} in models/{folder}. Get {SOURCES[part]}: put it into models/{folder} and press R, "
         "or choose another in the list."
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamvideo.adapter_files import LoadedAdapter
@@ -30,8 +30,9 @@ from ..dreamvideo.methods import (
     for_clips,
 )
 from ..dreamvideo.pictures import contact_sheet
-from ..dreamvideo.sampling import customize, generate, missing_placeholders
+from ..dreamvideo.sampling import customize, generate, missing_placeholders, notes_on_motion, plain_prompt
 from ..dreamvideo.stages import train_identity, train_method, train_textual_inversion
+from ..dreamvideo.texts import printable
 from ..dreamvideo.training import Callbacks, TrainingResult, TrainingSettings, steps_of_state
 from ..dreamvideo.training_data import TrainingData, digest, encode_clips, encode_photos
 from ..dreamvideo.unet import UNetConfig
@@ -429,6 +430,9 @@ class TrainMotion(io.ComfyNode):
         for each in clips:
             check_images(each)
             check_size(job.config, each.shape[2], each.shape[1])
+        placeholder = _placeholder_in(captions, MOTION_METHODS[run["method"]])
+        for note in notes_on_motion(captions, frames, known=[placeholder]):
+            job.say(note)
         data = encode_clips((engine_images(each) for each in clips), captions, job.encoders, frames)
         method = fitted(for_clips(MOTION_METHODS[run["method"]], len(clips)), job.config)
         image_drop = {"automatic": None, "half": 0.5, "never": 0.0}[run["image_drop"]]
@@ -437,7 +441,7 @@ class TrainMotion(io.ComfyNode):
 
         def go(base: Base, hooks: dict[str, Any]) -> TrainingResult:
             return train_method(
-                base.unet, base.encoders.text, data, method, placeholder=_placeholder_in(captions, method),
+                base.unet, base.encoders.text, data, method, placeholder=placeholder,
                 class_word=MOTION_WORD, settings=settings, **hooks,
             )  # fmt: skip
 
@@ -544,7 +548,7 @@ class _Job:
 
     def say(self, text: str) -> None:
         """To the log, and onto the node until the next step."""
-        log.info("DreamVideo: %s", text)
+        _log(text)
         host.say(self.node_id, text)
 
     def hooks(
@@ -558,6 +562,7 @@ class _Job:
 
     def _preview(self, trained: LoadedAdapter, settings: TrainingSettings, prompt: str, frames: int) -> Tensor:
         height, width = trained.info.extra["height"], trained.info.extra["width"]
+        prompt = plain_prompt(prompt, trained.tokens)
         frames = frames if frames > 1 else self.defaults.frames
         sampling = self.defaults.sampling(
             prompt, height=height, width=width, frames=frames, seed=settings.seed, steps=25
@@ -603,11 +608,11 @@ class _Job:
         loaded = host.same_weights(self.model, result.trained)
         told = save(loaded, prefix)
         _set_aside(folder)
-        self.say(told)
+        _log(told)
         curve = [value for values in (losses or {stage: result.losses}).values() for value in values]
         model, clip = apply(onto[0], onto[1], loaded)
         parts = (loaded, {"loss": curve}, model, *([clip] if clip is not None else []))
-        return io.NodeOutput(*parts, ui=ui.PreviewText(told))
+        return io.NodeOutput(*parts, ui=host.shown(self.node_id, told))
 
 
 def state_folder(name: str, mark: str) -> Path:
@@ -646,6 +651,10 @@ def _explained(folder: Path) -> Iterator[None]:
     except host.Interrupted:
         log.info("DreamVideo: training was cancelled; its state is in %s and the next run goes on from it.", folder)
         raise
+
+
+def _log(text: str) -> None:
+    log.info("DreamVideo: %s", printable(text))
 
 
 def _clock(seconds: float) -> str:

@@ -32,7 +32,7 @@ class FakeText:
     def embed_word(self, word):
         return torch.stack([self._draw(part) for part in word.split("-")])
 
-    def encode(self, prompts, tokens=None):
+    def encode(self, prompts, tokens=None, *, weighted=False):
         self.calls.append(list(prompts))
         tokens = tokens or {}
         rows = []

@@ -19,6 +19,18 @@ class Socket:
     id: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def optional(self) -> bool:
+        return self.options.get("optional", False)
+
+    @property
+    def min(self) -> float | None:
+        return self.options.get("min")
+
+    @property
+    def max(self) -> float | None:
+        return self.options.get("max")
+
 
 @dataclass
 class Schema:

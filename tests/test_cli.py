@@ -221,6 +221,23 @@ def test_a_stopped_subject_goes_on_where_it_was(folder, capsys, monkeypatch, sta
     assert not list(folder.glob(".*"))
 
 
+def test_a_reader_that_goes_away_costs_no_work(folder, capsys, monkeypatch):
+    class Pipe(io.StringIO):
+        def write(self, text):
+            if "identity: step" in text:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            return super().write(text)
+
+    out = "unread.safetensors"
+    monkeypatch.setattr("dreamvideo.commands.terminal.LOG_SECONDS", 0)
+    monkeypatch.setattr("sys.stdout", Pipe())
+    assert main(subject(folder, out=out)) == 130
+    assert "unread.state" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(subject(folder, out=out)) == 0
+    assert (folder / out).read_bytes() == (folder / "my-dog.safetensors").read_bytes()
+
+
 def test_a_state_of_other_settings_is_refused_until_restarted(folder, capsys, monkeypatch):
     out = "changed.safetensors"
     stop_at(monkeypatch, "motion", 1)
@@ -390,6 +407,39 @@ def test_places_that_cannot_be_written(folder, capsys, monkeypatch):
 def test_a_prompt_of_400_words_is_cut_with_a_word_of_warning(folder, caplog):
     assert main(sample(folder, "dog " * 400, out="long.gif")) == 0
     assert "400 tokens" in caplog.text
+
+
+def test_a_subject_that_would_be_cut_is_refused(folder, capsys):
+    command = [*sample(folder, "dog " * 80 + "<my-dog>", out="cut.gif"), "--adapter", folder / "my-dog.safetensors"]
+    assert "before '<my-dog>'" in refused(capsys, command)
+    assert not (folder / "cut.gif").exists()
+
+
+def test_brackets_weigh(folder):
+    for name, prompt in {"plain": "a red dog", "more": "a (red:1.9) dog", "escaped": r"a red \(dog\)"}.items():
+        assert main(sample(folder, prompt, out=f"weight-{name}.webp")) == 0
+    assert len({(folder / f"weight-{name}.webp").read_bytes() for name in ("plain", "more", "escaped")}) == 3
+
+
+def test_what_has_no_effect_is_told(folder, capsys):
+    assert main(sample(folder, "a dog", "--negative", "a cat", "--guidance", "1")) == 0
+    assert "--negative does nothing" in capsys.readouterr().out
+    turn = ["--adapter", str(folder / "turn.safetensors"), "--frames", "1"]
+    assert main(sample(folder, "a dog", *turn)) == 0
+    assert "shows no motion" in capsys.readouterr().out
+    caption = ["--frames", "1", "--preview-every", "2"]
+    (folder / "clips" / "turn.txt").write_text("a <my-cat> does a turn\n")
+    try:
+        assert main(motion(folder, "turn.gif", *caption, out="unknown.safetensors")) == 0
+    finally:
+        (folder / "clips" / "turn.txt").write_text("a dog does a turn\n")
+    told = capsys.readouterr().out
+    assert "The captions name <my-cat>" in told and "nothing that moves" in told
+    assert (folder / "unknown.motion-00002.gif").exists()
+
+
+def test_names_made_by_us_are_no_devices():
+    assert common.file_name("<con>") == "con-" and common.file_name("<my-dog>") == "my-dog"
 
 
 def test_debug_shows_the_traceback(folder, capsys):

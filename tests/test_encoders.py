@@ -19,11 +19,10 @@ from dreamvideo.encoders import (
     build_clip,
     build_vae,
     check_matches,
-    check_placeholder,
     clip_pixels,
     load_encoders,
-    split_prompt,
 )
+from dreamvideo.prompts import check_placeholder, split_prompt
 
 open_clip = pytest.importorskip("open_clip")
 diffusers = pytest.importorskip("diffusers")
@@ -104,6 +103,23 @@ def test_a_long_prompt_is_cut_with_one_warning(text, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "400 tokens" in caplog.text
 
 
+def test_the_warning_quotes_what_is_left_out(text, caplog):
+    with caplog.at_level(logging.WARNING):
+        text.tokenize("word " * 74 + "red dog runs far away")
+    assert "79 tokens" in caplog.text and "'dog runs far away'" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        text.tokenize("dog " * 4000)
+    assert len(caplog.messages[0]) < 250
+
+
+def test_a_placeholder_is_never_cut(text):
+    assert text.tokenize("word " * 74 + "<my-dog>", {"<my-dog>": 1})[1][75] == ("<my-dog>", 0)
+    for prompt, count in (("word " * 75 + "<my-dog>", 1), ("word " * 74 + "<my-dog>", 2)):
+        with pytest.raises(ValueError, match="76 tokens.* reads 75.*'<my-dog>'.*front"):
+            text.tokenize(prompt, {"<my-dog>": count})
+
+
 def test_75_tokens_are_not_cut(text, caplog):
     assert text.tokenize("word " * 75)[0][-2:] == [text.tokenize("word")[0][1], encoders.END]
     assert not caplog.records
@@ -147,6 +163,28 @@ def test_a_placeholder_already_taken():
 
 
 # ------------------------------------------------------------------------------------------- text states
+
+
+def test_weights_go_between_the_empty_prompts_states_and_the_prompts(text):
+    dog = {"<my-dog>": drawn(2, 32)}
+    plain, empty = text.encode(["a <my-dog> and red", ""], dog)
+    got = text.encode(["a (<my-dog>:1.5) and (red:0)", "a dog"], dog, weighted=True)
+    expected = plain.clone()
+    expected[2:4] = empty[2:4] + 1.5 * (plain[2:4] - empty[2:4])
+    expected[5] = empty[5]
+    torch.testing.assert_close(got[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got[1], text.encode(["a dog"])[0], atol=1e-5, rtol=0)
+
+
+def test_without_weights_the_states_are_the_same_to_the_bit(text):
+    assert torch.equal(text.encode(["a red ball", ""], weighted=True), text.encode(["a red ball", ""]))
+    assert torch.equal(text.encode([r"a \(red\) ball"], weighted=True), text.encode(["a (red) ball"]))
+
+
+def test_captions_stand_as_they_are(text):
+    ids, _ = text.tokenize("a (red:1.4) ball")
+    assert ids == open_clip.get_tokenizer("ViT-H-14")(["a (red:1.4) ball"])[0].tolist()
+    assert not torch.equal(text.encode(["a (red:1.4) ball"]), text.encode(["a (red:1.4) ball"], weighted=True))
 
 
 def test_states_are_the_penultimate_block_after_the_final_norm(clip, text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -276,3 +277,27 @@ def test_sizes_that_do_not_divide_are_refused_with_the_nearest_that_do(unet):
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         replace(SETTINGS, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("fps", 1e300),
+        ("fps", 1e-300),
+        ("fps", math.nan),
+        ("frames", 10**8),
+        ("frames", 10**4000),
+        ("prior_strength", math.nan),
+        ("feature_strength_uncond", math.inf),
+    ],
+)
+def test_settings_that_cannot_be_are_told_at_once(setting, value):
+    with pytest.raises(ValueError, match=f"Sampling .*{setting}") as error:
+        SamplingSettings("a dog", **{setting: value})
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf])
+def test_a_strength_is_a_number(strength):
+    with pytest.raises(ValueError, match="strength of an adapter must be a finite number"):
+        customize([identity()], [strength])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,8 @@ from ..checkpoints import LAYOUTS
 from ..defaults import EMBEDDED, FULL_SIZE
 from ..limits import MOST
 from ..methods import MOTION_METHODS, MOTION_WORD, SUBJECT_METHODS, Method
+from ..sampling import FASTEST, MAX_FRAMES, SLOWEST
+from ..texts import SHOWN, quoted
 from . import analyze, check, embedded, evaluate, files, sample, train
 from .common import DTYPES
 
@@ -67,7 +70,8 @@ examples:
   dreamvideo train motion clips/ --out dance.safetensors --frames 16
 """
 SAMPLE = """\
-Makes a video of a prompt, on the base alone or with any number of identities and motions.
+Makes a video of a prompt, on the base alone or with any number of identities and motions. Brackets weigh: (red:1.4)
+counts 1.4 times, (red) 1.1 times; \\( and \\) are brackets that weigh nothing.
 """
 SAMPLE_EXAMPLES = """\
 examples:
@@ -128,6 +132,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(rf"\S{{{2 * SHOWN},}}", lambda given: f"{given[0][:SHOWN]}...", message)
         raise ValueError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
 
 
@@ -206,8 +211,8 @@ def _train_subject(parser: Parser) -> None:
 def _train_motion(parser: Parser) -> None:
     parser.add_argument("clips", nargs="+", metavar="CLIPS", help="a folder of clips or of numbered pictures, or clips")
     _option(parser, "--caption", "TEXT", "what happens in the clips without a .txt beside them")
-    _option(parser, "--frames", "N", f"that make one sample ({_of_base('frames')})", _count)
-    _option(parser, "--fps", "RATE", f"frames a second to learn at ({_of_base('fps')})", _positive)
+    _option(parser, "--frames", "N", f"that make one sample ({_of_base('frames')})", _frames)
+    _option(parser, "--fps", "RATE", f"frames a second to learn at ({_of_base('fps')})", _rate)
     released = "default, as released: 0.5"
     _option(parser, "--p-text-drop", "P", f"how often an empty caption takes the caption's place ({released})", _share)
     released += " for one clip, 0 for several"
@@ -249,8 +254,8 @@ def _sample(parser: Parser) -> None:
     out = "a video (.mp4, .mov, .mkv), an animation (.gif, .webp) or, without a suffix, a folder of PNG frames"
     _option(parser, "--out", "FILE", f"{out} (default: {_next_free('output/PROMPT-ADAPTERS-SEED.mp4')})", Path)
     _option(parser, "--negative", "TEXT", "what the video should not show", default="")
-    _option(parser, "--frames", "N", _of_base("frames"), _count)
-    _option(parser, "--fps", "RATE", f"frames a second ({_of_base('fps')})", _positive)
+    _option(parser, "--frames", "N", _of_base("frames"), _frames)
+    _option(parser, "--fps", "RATE", f"frames a second ({_of_base('fps')})", _rate)
     _size(parser)
     _option(parser, "--steps", "N", "DDIM steps (default: 50)", _count)
     _option(parser, "--guidance", "SCALE", f"of classifier-free guidance ({_of_base('guidance')})", float)
@@ -345,7 +350,7 @@ def _up_to(kind: Any, most: float) -> Any:
         except ValueError:
             value = math.nan
         if not abs(value) <= most:
-            raise argparse.ArgumentTypeError(f"{_shown(text)} is not a number up to {most:,}")
+            raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number up to {most:,}")
         return value
 
     return parse
@@ -369,13 +374,13 @@ def _default(full: float, embedded: float) -> str:
 
 def _count(text: str) -> int:
     if not _is_whole(text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number of at least 1")
     return int(text)
 
 
 def _seed(text: str) -> int:
     if not _is_whole(text) or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a whole number from 0 to 2^63 - 1")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number from 0 to 2^63 - 1")
     return int(text)
 
 
@@ -383,21 +388,30 @@ def _is_whole(text: str) -> bool:
     return text.isdecimal() and len(text) <= 20
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 20 else f"{text[:20]}...")
-
-
 def _positive(text: str) -> float:
     value = _number(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number above 0")
+    return value
+
+
+def _frames(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= MAX_FRAMES:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number of at least 1 and at most {MAX_FRAMES}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    value = _number(text)
+    if not SLOWEST <= value <= FASTEST:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number from {SLOWEST:g} to {FASTEST:g}")
     return value
 
 
 def _share(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number from 0 to 1")
     return value
 
 

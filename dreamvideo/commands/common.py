@@ -16,6 +16,7 @@ from ..checkpoints import PARTS, find_base
 from ..files import check_writable
 from ..locks import reserved
 from ..media import PHOTO_SUFFIXES, VIDEO_SUFFIXES
+from ..names import check_name, is_device
 from ..sampling import latent_size
 from .terminal import Terminal
 
@@ -59,7 +60,8 @@ def file_name(text: str) -> str:
     """A prompt or a placeholder as part of a file's name: at most 60 characters and 120 bytes; emoji by their names."""
     spelled = "".join(f" {unicodedata.name(c, '').lower()} " if unicodedata.category(c) == "So" else c for c in text)
     name = re.sub(r"\W+", "-", spelled).strip("-")[:60]
-    return name.encode()[:120].decode(errors="ignore").rstrip("-") or "untitled"
+    name = name.encode()[:120].decode(errors="ignore").rstrip("-") or "untitled"
+    return f"{name}-" if is_device(name) else name
 
 
 def writable(path: Path, suffixes: Sequence[str]) -> Path:
@@ -70,6 +72,10 @@ def writable(path: Path, suffixes: Sequence[str]) -> Path:
 
 
 def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise ValueError for a name that ends in none of the suffixes, or that some system does not take."""
+    for part in (path, *path.parents):
+        if not part.exists():
+            check_name(part.name)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} must end in {' or '.join(filter(None, suffixes))}.")
 

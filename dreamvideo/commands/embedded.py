@@ -10,6 +10,7 @@ from pathlib import Path
 from .. import demo as demonstration
 from ..base import Base
 from ..files import keep_apart
+from ..texts import quoted
 from ..training import Callbacks
 from .common import OUTPUT, base_files, media_files, open_for, output_folder, placeholder_of
 from .terminal import Terminal
@@ -52,7 +53,7 @@ def material_of(args: Namespace, base: Base) -> demonstration.Material:
     placeholder = placeholder_of(args)
     prompt = args.prompt or f"a {placeholder} moving on the grass"
     if placeholder not in prompt:
-        raise ValueError(f"The prompt {prompt!r} does not name the subject; put {placeholder} in it.")
+        raise ValueError(f"The prompt {quoted(prompt)} does not name the subject; put {placeholder} in it.")
     base.encoders.text.check_placeholder(placeholder)
     return demonstration.own_material(
         args.images,

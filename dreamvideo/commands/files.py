@@ -18,7 +18,7 @@ from ..adapter_files import (
 )
 from ..files import keep_apart
 from ..locks import reserved
-from ..tensor_files import CheckpointError, TensorFile
+from ..tensor_files import CheckpointError
 from .common import ADAPTER, DTYPES, file_name, writable
 from .terminal import Terminal
 

@@ -58,6 +58,10 @@ def _sampled(args: Namespace, terminal: Terminal) -> tuple[Tensor, float]:
     unnamed = [name for name in customization.tokens if name not in args.prompt]
     if unnamed:
         terminal.say(f"The prompt does not name {', '.join(unnamed)}; the subject may be missing from the video.")
+    if args.negative.strip() and settings.guidance == 1:
+        terminal.say("At a guidance of 1 --negative does nothing; give --guidance above 1, or leave it out.")
+    if settings.frames == 1 and any(entry.adapter.config.kind == "motion" for entry in customization.entries):
+        terminal.say("One frame shows no motion; give --frames of at least 2, or leave the motion's adapter out.")
     prior = None
     if args.prior_clip:
         clip = read_clip(args.prior_clip, (settings.height, settings.width))

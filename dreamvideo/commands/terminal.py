@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TextIO
+
+from ..texts import printable
 
 LIVE_SECONDS = 0.1  # between rewritings on a terminal
 LOG_SECONDS = 5.0  # between lines in a file or a pipe
 
 
-class Terminal:
-    """Writes to a stream and knows whether a progress line stands unfinished there."""
+class NobodyReads(KeyboardInterrupt):
+    """The stream was closed from the other side, as by `| head`: ends a run as Ctrl-C does, so its state is kept."""
 
-    def __init__(self, stream: TextIO) -> None:
+
+class Terminal:
+    """Writes to a stream and knows whether a progress line stands unfinished there.
+
+    What it is given to tell may hold names and texts of any origin: what steers a terminal, or what the stream's
+    encoding lacks, is written as its escape. stream: None, as Python's own where there is none, tells nothing.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
-        self.live = stream.isatty()
+        self.live = stream is not None and stream.isatty()
         self._told = float("-inf")
         self._width = 0  # of the unfinished line
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """A line of its own. Raises NobodyReads when nobody does, once."""
         self.close()
-        print(text, file=self.stream, flush=True)
+        self._write(f"{text}\n")
 
     def close(self) -> None:
         """End the progress line, if one is unfinished."""
         if self._width:
-            print(file=self.stream, flush=True)
-        self._width = 0
+            self._width = 0
+            self._write("\n")
+
+    def flush(self) -> None:
+        """As `say`, of what others have written to the stream."""
+        self._write("")
+
+    def _write(self, text: str, start: str = "") -> None:
+        if self.stream is None:
+            return
+        try:
+            self.stream.write(start + printable(text, self.stream.encoding))
+            self.stream.flush()
+        except OSError as error:
+            self._let_go()
+            reason = "" if isinstance(error, BrokenPipeError) else f"What is told cannot be written: {error.strerror}."
+            raise NobodyReads(reason) from error
+
+    def _let_go(self) -> None:
+        """Python writes out what is left when it ends, and would complain: let that go nowhere."""
+        stream, self.stream = self.stream, None
+        with suppress(OSError, ValueError):  # a stream without a file of the system's
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
     def training(self, stage: str) -> Callable[[int, float, float, float], None]:
         """`training.Callbacks.progress` of a stage. A speed of 0 stands for unknown."""
@@ -59,10 +94,10 @@ class Terminal:
             return
         self._told = now
         if self.live:
-            print("\r" + text.ljust(self._width), end="", file=self.stream, flush=True)
+            self._write(text.ljust(self._width), start="\r")
             self._width = len(text)
         else:
-            print(text, file=self.stream, flush=True)
+            self._write(f"{text}\n")
         if last:
             self.close()
 

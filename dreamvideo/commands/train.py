@@ -19,7 +19,8 @@ from ..fingerprint import fingerprint
 from ..media import Photo, caption_of, find_clips, load_images, read_motion, write_animation, write_png
 from ..methods import MOTION_METHODS, SUBJECT_METHODS, Method, for_clips
 from ..pictures import loss_plot
-from ..sampling import customize, generate
+from ..prompts import check_placeholder
+from ..sampling import customize, generate, notes_on_motion, plain_prompt
 from ..stages import train_method, train_subject
 from ..training import Callbacks, TrainingResult, TrainingSettings
 from ..training_data import digest, encode_clips
@@ -41,6 +42,7 @@ from .terminal import Terminal
 
 def subject(args: Namespace, terminal: Terminal) -> None:
     placeholder = placeholder_of(args)
+    check_placeholder(placeholder)
     default = OUTPUT / f"{file_name(placeholder)}.safetensors"
     row = SUBJECT_METHODS[args.method]
     stages = ("token", row.trains) if row.token == "given" else (row.trains,)
@@ -100,6 +102,8 @@ def motion(args: Namespace, terminal: Terminal) -> None:
     about |= {"height": size[0], "width": size[1], "frames": frames, "fps": fps}
     sources = f"{len(clips)} clips" if len(clips) > 1 else clips[0].name
     terminal.say(f"Learning a motion from {sources}, {frames} frames at {fps:g} a second.")
+    for note in notes_on_motion(captions, frames, known=[args.placeholder] if method.token != "none" else []):
+        terminal.say(note)
     run = Run(about, settings.steps, ("motion",), bool(settings.preview_every))
     with claimed(args.out, default, run, args.restart) as place:
         if _told_finished(place, settings.steps, terminal):
@@ -222,9 +226,10 @@ def _callbacks(
     frames: int | None = None,
 ) -> Callbacks:
     """Progress on the terminal, and previews of the first caption as <out>.<stage>-<step>.gif."""
-    settings = base.defaults.sampling(prompt, height=size[0], width=size[1], frames=frames)
 
     def preview(trained: LoadedAdapter) -> None:
+        shown = plain_prompt(prompt, trained.tokens)
+        settings = base.defaults.sampling(shown, height=size[0], width=size[1], frames=frames)
         path = preview_path(out, stage, trained.info.steps)
         video = generate(
             base.unet, base.encoders, settings, customize([trained]), callback=terminal.sampling("preview")

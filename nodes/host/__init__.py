@@ -17,7 +17,7 @@ from .folders import (
 from .loading import load_clip, load_clip_vision, load_model, load_vae
 from .model import HostUNet, model_of, register, unet_of
 from .paging import is_dynamic
-from .progress import Progress, say
+from .progress import Progress, say, shown
 from .sampling import invert, sample
 from .training import Interrupted, OutOfMemory, interrupted, loaded_to_train, stop_if_interrupted
 from .video import file_of
@@ -55,6 +55,7 @@ __all__ = [
     "same_weights",
     "sample",
     "say",
+    "shown",
     "stop_if_interrupted",
     "temporary_folder",
     "unet_of",

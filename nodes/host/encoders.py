@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ...dreamvideo.base import Base
-from ...dreamvideo.encoders import LATENT_SCALE, Encoders, Moments, check_placeholder, clip_pixels
+from ...dreamvideo.encoders import LATENT_SCALE, Encoders, Moments, clip_pixels, tell_what_is_cut
+from ...dreamvideo.prompts import check_placeholder
+from ...dreamvideo.texts import quoted
 from ..placeholders import PlaceholderTokenizer
 
 
@@ -38,10 +41,11 @@ def _differentiable(module: nn.Module) -> Iterator[None]:
 
 
 class HostText:
-    """The engine's TextEncoder over a CLIP of the host. Prompts are read as they stand: no weights in brackets."""
+    """The engine's TextEncoder over a CLIP of the host."""
 
     def __init__(self, clip: Any) -> None:
         self.clip = clip
+        self._told: set[str] = set()  # which prompts were too long
         stage = clip.cond_stage_model
         self.encoder = getattr(stage, getattr(stage, "clip", ""), None)
         if not hasattr(self.encoder, "transformer") or not hasattr(self.encoder.transformer, "get_input_embeddings"):
@@ -66,19 +70,47 @@ class HostText:
         ids = [item[0] for item in chunk[1:]]
         ids = ids[: ids.index(self.encoder.special_tokens["end"])]
         if not ids:
-            raise ValueError(f"The word {word!r} holds nothing to start a token from; give a word such as dog.")
+            raise ValueError(f"The word {quoted(word)} holds nothing to start a token from; give a word such as dog.")
         return self.embeddings.detach()[ids].float().cpu().clone()
 
-    def encode(self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None) -> Tensor:
+    def encode(
+        self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None, *, weighted: bool = False
+    ) -> Tensor:
         # No clone of the CLIP: the host would load it anew in every training step.
         tokenizer = _tokenizer_of(self.clip, tokens or {})
         with _differentiable(self.clip.cond_stage_model):
-            return torch.cat([self._encode(tokenizer, prompt) for prompt in prompts])
+            return torch.cat([self._encode(tokenizer, prompt, weighted) for prompt in prompts])
 
-    def _encode(self, tokenizer: PlaceholderTokenizer, prompt: str) -> Tensor:
-        found = tokenizer.tokenize_with_weights(prompt, disable_weights=True)
+    def _encode(self, tokenizer: PlaceholderTokenizer, prompt: str, weighted: bool) -> Tensor:
+        # The host reads escapes of brackets where it reads no weights, too: there the backslash is escaped.
+        text = prompt if weighted else re.sub(r"\\(?=[()])", r"\\\\", prompt)
+        found = tokenizer.tokenize_with_weights(text, disable_weights=not weighted)
         first = {encoder: chunks[:1] for encoder, chunks in found.items()}  # the base was trained on one
+        self._tell_if_cut(prompt, next(iter(found.values())), tokenizer.tokens)
         return self.clip.encode_from_tokens(first).float()
+
+    def _tell_if_cut(self, prompt: str, chunks: Sequence[Sequence[tuple]], tokens: Mapping[str, Tensor]) -> None:
+        if len(chunks) == 1:
+            return
+        read, *rest = (self._between_ends(chunk) for chunk in chunks)
+        left_out = [(0, _name_of(token, tokens)) if isinstance(token, Tensor) else (token, "")
+                    for chunk in rest for token in chunk]  # fmt: skip
+        tell_what_is_cut(len(read) + len(left_out), len(chunks[0]) - 2, left_out, told=prompt in self._told)
+        self._told.add(prompt)
+
+    def _between_ends(self, chunk: Sequence[tuple]) -> list[int | Tensor]:
+        found: list[int | Tensor] = []
+        for token, *_ in chunk[1:]:
+            if isinstance(token, int) and token == self.encoder.special_tokens["end"]:
+                break
+            found.append(token)
+        return found
+
+
+def _name_of(row: Tensor, tokens: Mapping[str, Tensor]) -> str:
+    """The placeholder whose vectors a row is of; "" for one of the host's own embeddings."""
+    place = row.untyped_storage().data_ptr()
+    return next((name for name, rows in tokens.items() if rows.untyped_storage().data_ptr() == place), "")
 
 
 class HostImage:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import folder_paths
 
 from ...dreamvideo.files import inside
+from ...dreamvideo.names import check_name
+from ...dreamvideo.texts import quoted
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +51,14 @@ def folders_of(name: str) -> list[Path]:
 def file_in(name: str, file: str) -> Path:
     """The path of a file that the host lists there. ValueError for any other name, and for a link that leads out."""
     if file not in files_in(name):
-        raise ValueError(f"There is no {file!r} in the {name} folder; reload the page if it was added just now.")
+        raise ValueError(f"There is no {quoted(file)} in the {name} folder; reload the page if it was added just now.")
     path = Path(folder_paths.get_full_path_or_raise(name, file))
     for folder in folders_of(name):
         with suppress(ValueError):
             return inside(folder, path)
     raise ValueError(
-        f"{file!r} in the {name} folder is a link to a file elsewhere: put the file itself there, or tell ComfyUI of "
-        "its folder in extra_model_paths.yaml."
+        f"{quoted(file)} in the {name} folder is a link to a file elsewhere: put the file itself there, or tell "
+        "ComfyUI of its folder in extra_model_paths.yaml."
     )
 
 
@@ -70,12 +72,20 @@ def temporary_folder(*parts: str) -> Path:
 
 
 def numbered(prefix: str, folder: str, suffix: str) -> Path:
-    """The next free `<prefix>_00001_<suffix>` below output/<folder>. ValueError for a path that leads out."""
+    """The next free `<prefix>_00001_<suffix>` below output/<folder>.
+
+    ValueError for a path that leads out, and for names that some system does not take.
+    """
+    prefix = prefix.replace("\\", "/")  # folders, as on Windows
     root = output_folder(folder)
     root.mkdir(parents=True, exist_ok=True)
     try:
         inside(root, prefix)  # the host looks at the name only, not at where links lead
     except ValueError as error:
-        raise ValueError(f"The file name {prefix!r} leads out of the output folder; give a plain name.") from error
+        raise ValueError(
+            f"The file name {quoted(prefix)} leads out of the output folder; give a plain name."
+        ) from error
+    for part in PurePosixPath(prefix).parts:
+        check_name(part)
     where, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     return Path(where) / f"{name}_{counter:05}_{suffix}"

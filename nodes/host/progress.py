@@ -1,16 +1,24 @@
-"""What a node shows while it runs."""
+"""What a node shows while it runs, and what it shows when it has run. All text to the page goes through here."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import comfy.utils
 import server
 import torch
+from comfy_api.latest import ui
 from PIL import Image
 from torch import Tensor
 
+from ...dreamvideo.texts import printable
 from .training import stop_if_interrupted
+
+
+def for_page(text: str) -> str:
+    """Text as the page has to be given it to show that text: it takes HTML, or Markdown, and links in [[brackets]]."""
+    return re.sub(r"[&<>\"'`*\[\]\\]", lambda found: f"&#{ord(found[0])};", printable(text))
 
 
 def say(node_id: str | None, text: str) -> None:
@@ -18,7 +26,13 @@ def say(node_id: str | None, text: str) -> None:
     running = getattr(server.PromptServer, "instance", None)
     window = getattr(running, "client_id", None)
     if window is not None and node_id is not None and hasattr(running, "send_progress_text"):
-        running.send_progress_text(text, node_id, window)
+        running.send_progress_text(for_page(text), node_id, window)
+
+
+def shown(node_id: str | None, text: str) -> ui.PreviewText:
+    """Text for a node's `ui`: frontends that draw no PreviewText draw what is told as progress."""
+    say(node_id, text)
+    return ui.PreviewText(for_page(text))
 
 
 class Progress:

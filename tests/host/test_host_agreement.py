@@ -34,6 +34,50 @@ def test_text(host, parts):
     assert text.width == engine.text.width == 64
 
 
+WEIGHTED = [
+    "a (red:1.4) ball",
+    "((a red)) ball, (on (the:0.5) grass:1.2)",
+    r"a \(red\) ball \\(rolls\\)",
+    "(a <thing>'s (house:1.3):0.8) <thing>",
+    "a) (red:2) ball",
+    "a (red ball (rolls) (",
+    "(a: red) (:2) () (ball:-1) (x:1e-1) (red:1.5",
+    "(<thing>:0)",
+    "((((deep))))))",
+]
+
+
+def test_weights_in_prompts(host, parts):
+    """On the command line as in CLIP Text Encode, and in a trainer's previews."""
+    (_, clip, _, _), _, engine = parts
+    nodes = host.module("nodes.host")
+    vectors = {"<thing>": torch.randn(2, 64, generator=torch.Generator().manual_seed(0)) * 0.1}
+    stock = nodes.with_tokens(clip, vectors)
+    with torch.no_grad():
+        ours = engine.text.encode(WEIGHTED, vectors, weighted=True)
+        close(nodes.HostText(clip).encode(WEIGHTED, vectors, weighted=True), ours)
+        for prompt, state in zip(WEIGHTED, ours, strict=True):
+            close(stock.encode_from_tokens_scheduled(stock.tokenize(prompt))[0][0][0], state)
+
+
+def test_captions_have_no_weights(host, parts):
+    (_, clip, _, _), _, engine = parts
+    captions = [*(caption.replace("<thing>", "dog") for caption in WEIGHTED), r"a \(b\) \\( c"]
+    with torch.no_grad():
+        close(host.module("nodes.host").HostText(clip).encode(captions), engine.text.encode(captions))
+
+
+def test_captions_that_are_too_long(host, parts, caplog):
+    (_, clip, _, _), _, engine = parts
+    vectors = {"<thing>": torch.zeros(1, 64)}
+    for text in (host.module("nodes.host").HostText(clip), engine.text):
+        caplog.clear()
+        text.encode(["ball " * 75 + "and a red dog"])
+        assert "79 tokens" in caplog.text and "'and a red dog'" in caplog.text
+        with pytest.raises(ValueError, match="76 tokens.*'<thing>'"):
+            text.encode(["ball " * 75 + "<thing>"], vectors)
+
+
 def test_gradient_reaches_learned_tokens(host, parts):
     (_, clip, _, _), _, engine = parts
     module = host.module("nodes.host")

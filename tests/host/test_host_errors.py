@@ -1,5 +1,6 @@
 """Wrong wiring, each with its own sentence."""
 
+import html
 import re
 import shutil
 from dataclasses import replace
@@ -88,6 +89,53 @@ def test_names_that_lead_out(host, graph):
     fails(host, other, [other.add("DreamVideoLoadAdapter", adapter_file="../../x.safetensors"), 0], "x.safetensors")
     other = Graph()
     fails(host, other, [base(other, "../../"), 0], r"\.\./\.\./")
+
+
+@pytest.mark.parametrize("prefix", ["a:b", "aux/x", "con", "dog.", "x/dog ", "a\x1bb", "<img>", "d" * 300])
+def test_names_that_some_system_does_not_take(host, prefix):
+    with pytest.raises(ValueError, match="^The file name "):
+        host.module("nodes.host").numbered(prefix, "dreamvideo", ".safetensors")
+
+
+def test_folders_in_names_are_written_either_way(host):
+    numbered = host.module("nodes.host").numbered
+    assert numbered("cats\\tom", "dreamvideo", ".x") == numbered("cats/tom", "dreamvideo", ".x")
+
+
+@pytest.mark.parametrize("name", ["cfg", "offset_noise", "prior_strength"])
+def test_nan_is_told(host, graph, name):
+    graph, loader = graph
+    positive, negative = prompts(graph, [loader, 1], "a ball")
+    nan = give(host, graph, "FLOAT", float("nan"))
+    fails(host, graph, our_sample(graph, [loader, 0], positive, negative, **{name: nan}), f"{name} is 'nan'")
+
+
+@pytest.mark.parametrize("name", ["base", "precision"])
+def test_null_is_told(host, name):
+    graph = Graph()
+    nothing = {**LOADER, name: give(host, graph, "COMBO", None)}
+    fails(host, graph, [graph.add("DreamVideoLoadModelScope", **nothing), 0], f"{name} holds nothing")
+
+
+HOSTILE = "<img src=x onerror=alert(1)> [[here|https://x.org]] **dog**"
+
+
+def test_text_of_files_is_text_on_the_page(host):
+    """And plain where it goes on to other nodes."""
+    loaded = random_adapter(host, "identity")
+    loaded = replace(loaded, info=replace(loaded.info, class_word=HOSTILE, placeholder="<thing>"))
+    graph = Graph()
+    adapter = give(host, graph, "DREAMVIDEO_ADAPTER", loaded)
+    info = graph.add("DreamVideoAdapterInfo", adapter=adapter)
+    saved = graph.add("DreamVideoSaveAdapter", adapter=adapter, filename_prefix="page", save_embedding=False)
+    host.server.texts.clear()
+    description, path = host.run_with_probe(graph, [info, 0], [saved, 0])
+    assert HOSTILE in description and "<thing>" in description and path.endswith("page_00001_.safetensors")
+    shown = [text for outputs in host.executor.history_result["outputs"].values() for text in outputs.get("text", ())]
+    assert len(shown) == len(host.server.texts) == 2
+    for text in (*shown, *host.server.texts):
+        assert not set("<>[*") & set(text)
+    assert description in map(html.unescape, shown) and description in map(html.unescape, host.server.texts)
 
 
 def test_what_is_missing_is_named(host):
