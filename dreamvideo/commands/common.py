@@ -15,7 +15,7 @@ from ..base import Base, open_base
 from ..checkpoints import PARTS, find_base
 from ..files import check_writable
 from ..locks import reserved
-from ..media import PHOTO_SUFFIXES, VIDEO_SUFFIXES
+from ..media_folders import PHOTO_SUFFIXES, VIDEO_SUFFIXES
 from ..names import check_name, is_device
 from ..sampling import latent_size
 from .terminal import Terminal
@@ -23,7 +23,7 @@ from .terminal import Terminal
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUTPUT = Path("output")
 ADAPTER = (".safetensors",)
-MEDIA = PHOTO_SUFFIXES | VIDEO_SUFFIXES | {".txt"}
+MEDIA = PHOTO_SUFFIXES | VIDEO_SUFFIXES | {".txt", ".caption"}
 
 
 def open_for(args: Namespace, terminal: Terminal) -> Base:
