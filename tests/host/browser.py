@@ -204,7 +204,8 @@ def picture_nodes(page: Page, out: Path) -> int:
     for number, name in enumerate(names, start=1):
         page.evaluate(  # an id of its own: the page remembers what widgets of an id have shown
             """([name, id]) => { app.graph.clear(); const node = LiteGraph.createNode(name); node.id = id;
-            app.graph.add(node); node.pos = [0, 0]; const s = node.computeSize(); node.setSize([Math.max(s[0], 330), s[1]]);
+            app.graph.add(node); node.pos = [0, 0];
+            const s = node.computeSize(); node.setSize([Math.max(s[0], 330), s[1]]);
             const ds = app.canvas.ds; ds.scale = 1.25; ds.offset[0] = 200; ds.offset[1] = 150;
             app.canvas.setDirty(true, true); }""",
             [name, number],
