@@ -127,7 +127,8 @@ class Host:
 
         args = comfy.cli_args.args
         args.cpu, args.base_directory, args.database_url = True, str(base), "sqlite:///:memory:"
-        before = self._boot_plain(comfyui) if (comfyui / "nodes.py").is_file() else self._boot_packaged()
+        self.packaged = not (comfyui / "nodes.py").is_file()
+        before = self._boot_packaged() if self.packaged else self._boot_plain(comfyui)
         self.ours = sorted(set(self.nodes.NODE_CLASS_MAPPINGS) - before)
         if not self.ours:
             raise RuntimeError("The host could not import the pack; its log says why.")

@@ -112,7 +112,7 @@ def test_sampler(host, parts, kinds):
     """DreamVideo Sampler and the engine's sampling, from the same noise."""
     (model, clip, *_), unet, engine = parts
     if "weights" in kinds:
-        need_weight_patches(host, model)
+        need_weight_patches(host)
     adapters, sampling = host.module("dreamvideo.adapters"), host.module("dreamvideo.sampling")
     loaded = [random_adapter(host, kind) for kind in kinds]
     feature = torch.randn(1, 64, generator=torch.Generator().manual_seed(5))

@@ -5,7 +5,18 @@ import json
 import graphs
 import pytest
 import torch
-from graphs import SIZE, base, give, our_sample, pictures, prompts, random_adapter, stock_sample, with_lora
+from graphs import (
+    SIZE,
+    base,
+    give,
+    need_weight_patches,
+    our_sample,
+    pictures,
+    prompts,
+    random_adapter,
+    stock_sample,
+    with_lora,
+)
 from harness import PACK, Graph
 
 
@@ -114,6 +125,7 @@ def test_window_and_mask(host, start):
 
 
 def test_lora_works_beside_adapters_in_both_orders(host, start):
+    need_weight_patches(host)
     graph, loader, positive, negative = start
     model = host.run_with_probe(copied(graph), [loader, 0])[0]
     apply = host.module("nodes.adapters").apply

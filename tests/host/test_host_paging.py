@@ -55,7 +55,7 @@ def test_a_base_keeps_the_precision_it_is_loaded_with(host, precision):
 def test_the_network_that_trains_is_the_one_that_is_loaded(host, loaded, monkeypatch):
     """Forwards and previews run on it alone, its weights lie still, and the MODEL's LoRA counts among them."""
     model = loaded[0]
-    need_weight_patches(host, model)
+    need_weight_patches(host)
     ran, unet_class = set(), host.module("nodes.host.model").HostUNet
     whole = unet_class.forward
 
@@ -111,7 +111,7 @@ def test_a_network_that_cannot_be_loaded_twice_is_told(host, loaded, monkeypatch
 
 def test_deltas_are_the_hosts_patches_and_merged_once(host, loaded, monkeypatch):
     model, clip, *_ = loaded
-    need_weight_patches(host, model)
+    need_weight_patches(host)
     deltas = host.module("dreamvideo.deltas")
     monkeypatch.setattr(deltas, "merge", lambda *_: pytest.fail("Weight deltas are merged in a forward."))
     adapter = random_adapter(host, "weights")
