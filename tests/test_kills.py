@@ -26,10 +26,14 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows neither forks n
 TRAINER = """
 import json, os, resource, signal, sys
 from dataclasses import replace
-from dreamvideo import defaults, files
+import kornia
+from dreamvideo import defaults
 from dreamvideo.cli import main
+from dreamvideo.commands import arguments, common
 from dreamvideo.commands.terminal import Terminal
 
+base = common.open_base(sys.argv[1], device="cpu")  # once for all forks
+common.open_base = lambda *_, **__: base
 own = {stage: {**settings, "save_every": 1} for stage, settings in defaults.EMBEDDED.training.items()}
 defaults.EMBEDDED = replace(defaults.EMBEDDED, training=own)
 
@@ -95,7 +99,8 @@ def trained(media):
     """A function that trains at a moment's mercy; it returns the exit code."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    process = subprocess.Popen([sys.executable, "-c", TRAINER], cwd=Path(__file__).parents[1], **started)
+    command = [sys.executable, "-c", TRAINER, str(media / "base")]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], **started)
 
     def train(arguments, moment="", count=0):
         process.stdin.write(json.dumps([moment, count, [str(part) for part in arguments]]) + "\n")
@@ -103,8 +108,7 @@ def trained(media):
         return int(process.stdout.readline())
 
     yield train
-    process.stdin.close()
-    process.wait()
+    process.communicate()
 
 
 def arguments(media, what, out):
@@ -138,8 +142,8 @@ def undisturbed(media, trained, tmp_path_factory):
     return found
 
 
-MOMENTS = [("motion", "step", 1), ("motion", "before", 3), ("motion", "after", 5), ("subject", "step", 2),
-           ("subject", "step", 3), ("subject", "after", 4), ("subject", "before", 7)]  # fmt: skip
+MOMENTS = [("motion", "step", 1), ("motion", "before", 3), ("motion", "after", 4), ("subject", "step", 3),
+           ("subject", "before", 4), ("subject", "after", 6)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("what", "moment", "count"), MOMENTS)
@@ -153,7 +157,7 @@ def test_a_killed_training_ends_with_the_bytes_of_an_undisturbed_one(
     assert whole_files(tmp_path) == undisturbed[what]
 
 
-@pytest.mark.parametrize(("moment", "count"), [("full", 1), ("full", 2), ("full", 5), ("size", 2000)])
+@pytest.mark.parametrize(("moment", "count"), [("full", 2), ("full", 5), ("size", 2000)])
 def test_a_full_disk_loses_nothing(media, trained, undisturbed, tmp_path, moment, count):
     command = arguments(media, "motion", tmp_path / "it.safetensors")
     assert trained(command, moment, count) == FAILED
