@@ -68,7 +68,7 @@ def test_the_network_that_trains_is_the_one_that_is_loaded(host, loaded, monkeyp
     for each in (model, with_lora(model)):
         graph, loader, common = start(host)
         common["model"] = give(host, graph, "MODEL", each)
-        node = train_motion(host, graph, common, loader, preview_every=1, resume=False, seed=71)
+        node = train_motion(host, graph, common, loader, preview_every=3, resume=False, seed=71)
         results.append(host.run_with_probe(graph, [node, 0], [node, 1]))
     paged = is_dynamic(host, model)
     assert host.previews and (model.model.diffusion_model not in ran) == paged
