@@ -381,7 +381,7 @@ def test_unusable_adapters(folder, tmp_path, capsys):
     def using(path):
         return [*sample(folder, "a dog"), "--adapter", path]
 
-    assert "cannot be read" in refused(capsys, using(folder / "nowhere.safetensors"))
+    assert "does not exist" in refused(capsys, using(folder / "nowhere.safetensors"))
     assert "no adapter" in refused(capsys, using(folder / "base" / "unet.safetensors"))
     other = write_tiny_base(tmp_path, seed=1)
     command = [*using(folder / "my-dog.safetensors"), "--base", other]
@@ -445,7 +445,7 @@ def test_names_made_by_us_are_no_devices():
 def test_debug_shows_the_traceback(folder, capsys):
     assert main(["inspect", str(folder / "nowhere"), "--debug"]) == 2
     error = capsys.readouterr().err
-    assert "Traceback" in error and error.splitlines()[-1] == f"There is no file {folder / 'nowhere'}."
+    assert "Traceback" in error and error.splitlines()[-1] == f"{folder / 'nowhere'} does not exist."
 
 
 # ------------------------------------------------------------------------------------------------ smaller pieces
