@@ -189,14 +189,14 @@ def test_command_line_and_node_decide_alike(tmp_path, subject_images, case):
     image = (torch.from_numpy(np.array(photograph(*size))).float() / 255)[None]
     marks = torch.from_numpy(np.array(mask)).float()[None] / 255
     try:
-        photo = media.load_images(tmp_path, (32, 32), say=notes.append)[0]
+        photo = media.load_images(tmp_path, (64, 64), say=notes.append)[0]
     except ValueError as error:
         sentence = str(error).replace(str(tmp_path / "masks" / "a.png"), "of photograph 1")
         with pytest.raises(ValueError) as caught:
-            subject_images([image], [marks], (32, 32))
+            subject_images([image], [marks], (64, 64))
         assert str(caught.value) == sentence
         return
-    (images, masks), title = subject_images([image], [marks], (32, 32))
+    (images, masks), title = subject_images([image], [marks], (64, 64))
     assert torch.allclose(images[0].movedim(-1, 0), photo.image, atol=1e-5) and torch.equal(masks[:1], photo.mask)
     assert title == "".join(note.replace("a.png", "Photograph 1") for note in notes)
 
@@ -204,5 +204,5 @@ def test_command_line_and_node_decide_alike(tmp_path, subject_images, case):
 def test_an_unpainted_mask_of_the_host_is_none(subject_images):
     image = torch.rand(1, 60, 30, 3)
     for black in (torch.zeros(1, 64, 64), torch.zeros(1, 60, 30)):  # Load Image's, of a picture without and with alpha
-        (_, masks), title = subject_images([image], [black], (32, 32))
+        (_, masks), title = subject_images([image], [black], (64, 64))
         assert (masks == 1).all() and title == ""
