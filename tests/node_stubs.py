@@ -78,6 +78,7 @@ def load_nodes() -> list[type]:
         spec.loader.exec_module(pack)
         host = sys.modules[f"{NAME}.nodes.host"] = ModuleType(f"{NAME}.nodes.host")
         host.files_in = host.folders_of = lambda name: []
+        host.file_of = lambda video: None  # nothing is a file: what a VIDEO holds is asked of it
         host.register = host.register_folders = lambda: None
         host.ADAPTERS_FOLDER = host.BASES_FOLDER = ""
         importlib.import_module(f"{NAME}.nodes")
