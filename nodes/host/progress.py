@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import comfy.utils
 import server
@@ -41,17 +40,17 @@ class Progress:
     def __init__(self, node_id: str | None, total: int) -> None:
         self.node_id = node_id
         self.bar = comfy.utils.ProgressBar(total)
-        self.picture: Any = None
+        self.at = (0, total)
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
         """Raises Interrupted when the user has cancelled."""
         if text:
             say(self.node_id, text)
-        self.bar.update_absolute(done, total, self.picture)
-        self.picture = None
+        self.at = (done, total)
+        self.bar.update_absolute(done, total)
         stop_if_interrupted()
 
     def show(self, image: Tensor) -> None:
-        """Put [3, H, W] in 0..1 onto the node with the next step."""
+        """Put [3, H, W] in 0..1 onto the node; the picture behind the last step too."""
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
-        self.picture = ("JPEG", Image.fromarray(pixels), max(pixels.shape[:2]))
+        self.bar.update_absolute(*self.at, ("JPEG", Image.fromarray(pixels), max(pixels.shape[:2])))
