@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -621,27 +621,40 @@ def state_folder(name: str, mark: str) -> Path:
     root = host.output_folder(STATES)
     root.mkdir(parents=True, exist_ok=True)
     folder = inside(root, f"{plain}-{mark[:12]}")
-    done = host.temporary_folder(STATES) / folder.name
-    if done.is_dir() and not folder.exists():
-        shutil.move(done, folder)
+    if not _states_in(folder):
+        _move_states(host.temporary_folder(STATES) / folder.name, folder)
     return folder
 
 
 def _set_aside(folder: Path) -> None:
     """A training that is done can be gone on from while the host runs: its state moves to what the host clears."""
     aside = host.temporary_folder(STATES)
-    kept = aside / folder.name
     try:
-        aside.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.move(folder, kept)
-        kept.touch()
+        _move_states(folder, aside / folder.name)
         finished = sorted(aside.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError as error:
         log.warning("DreamVideo: the state of a finished training stays in %s: %s", folder, error)
         return
     for old in finished[KEPT_STATES:]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_states(source: Path, target: Path) -> None:
+    """Training states from one folder into another; what else lies there stays, and the folder with it."""
+    for path in _states_in(source):
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target / path.name)
+    with suppress(OSError):  # never there, or with something of the user's in it
+        source.rmdir()
+
+
+def _states_in(folder: Path) -> list[Path]:
+    found = []
+    for path in folder.glob("*.safetensors"):
+        with suppress(ValueError):
+            steps_of_state(path)
+            found.append(path)
+    return found
 
 
 @contextmanager

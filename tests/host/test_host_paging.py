@@ -233,6 +233,8 @@ def test_states_of_what_is_done_leave_output_and_others_stay(host):
     states = host.base / "output" / STATES
     kept = {path: path.read_bytes() for path in states.rglob("*.safetensors")}
     assert len(kept) == 1
+    note = next(iter(kept)).with_name("note.txt")  # a user's own
+    note.write_text("mine")
     for seed in range(92, 97):
         other, loader, common = start(host)
         train_motion(host, other, common, loader, 1, seed=seed)
@@ -240,7 +242,7 @@ def test_states_of_what_is_done_leave_output_and_others_stay(host):
     assert {path: path.read_bytes() for path in states.rglob("*.safetensors")} == kept
     assert len(list((host.base / "temp" / STATES).iterdir())) == host.module("nodes.trainers").KEPT_STATES
     assert host.run_with_probe(graph, [cancelled, 0])[0].info.steps == 6
-    assert not list(states.rglob("*.safetensors"))
+    assert [path for path in states.rglob("*") if path.is_file()] == [note]
 
 
 def test_an_adapter_of_another_base_where_it_is_wanted(host, loaded):
