@@ -86,8 +86,8 @@ def _default_name(args: Namespace) -> Path:
     """E.g. output/a-my-dog-is-dancing-my-dog-dance@0.8-0.mp4: prompt, adapters with other strengths than 1, seed."""
     adapters = [(path.stem, strength) for path, strength in map(_with_strength, args.adapter)]
     names = "-".join(file_name(stem) + (f"@{strength:g}" if strength != 1 else "") for stem, strength in adapters)
-    names = names.encode()[:80].decode(errors="ignore")
-    return OUTPUT / f"{'-'.join(filter(None, (file_name(args.prompt), names, str(args.seed or 0))))}.mp4"
+    prompt, names = (text.encode()[:80].decode(errors="ignore") for text in (file_name(args.prompt), names))
+    return OUTPUT / f"{'-'.join(filter(None, (prompt, names, str(args.seed or 0))))}.mp4"
 
 
 def _check_out(out: Path, args: Namespace) -> None:
