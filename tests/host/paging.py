@@ -50,7 +50,7 @@ class Pages:
             self._evict()
         return 0
 
-    def weights(self, layer: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    def weights(self, layer: Any, dtype: torch.dtype | None) -> tuple[Any, Any]:
         """A layer's weight and bias in its page, brought in where they are not what the layer saw last."""
         address = layer._v[1]
         signature, *found = self.held.pop(address, (None, None, None))
@@ -70,14 +70,14 @@ class Pages:
                 ctypes.memset(tensor.data_ptr(), 0xFF, tensor.nbytes)
 
 
-def _merged(layer: Any, name: str, dtype: torch.dtype) -> torch.Tensor | None:
+def _merged(layer: Any, name: str, dtype: torch.dtype | None) -> torch.Tensor | None:
     source = getattr(layer, name, None)
     if source is None:
         return None
     kept = getattr(layer, f"{name}_comfy_model_dtype", None) or source.dtype
     patch = getattr(layer, f"{name}_lowvram_function", None)
     page = source.detach().to(kept, copy=True)
-    return page if patch is None else patch(page.to(dtype)).to(kept)
+    return page if patch is None else patch(page.to(dtype=dtype)).to(kept)
 
 
 class _HostBuffer:
@@ -121,11 +121,11 @@ def paging():
     def cast(layer, input=None, dtype=None, device=None, bias_dtype=None, offloadable=False, **options):
         if not hasattr(layer, "_v"):
             return plain_cast(layer, input, dtype, device, bias_dtype, offloadable, **options)
-        dtype = dtype or input.dtype
+        dtype = dtype or getattr(input, "dtype", None)  # None: as it is kept
         found = layer._v[0].weights(layer, dtype)
         cast = []
         for name, tensor, wanted in zip(("weight", "bias"), found, (dtype, bias_dtype or dtype), strict=True):
-            tensor = None if tensor is None else tensor.to(wanted)
+            tensor = None if tensor is None else tensor.to(dtype=wanted)
             for function in getattr(layer, f"{name}_function", []) if tensor is not None else []:
                 tensor = function(tensor)
             cast.append(tensor)
