@@ -34,20 +34,14 @@ class Check(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, clip_vision) -> io.NodeOutput:
         host.model_of(model)
-        shown: list[host.Progress] = []
-
-        def progress(done: int, total: int, title: str) -> None:
-            shown[:] = shown or [host.Progress(cls.hidden.unique_id, total)]
-            shown[0](done, total, title)
-
         encoders = host.encoders_of(clip, vae, clip_vision)
         with host.loaded_to_train(model, clip, encoders) as (base, _):
             report = check(
                 lambda: base,
                 facts=host.about(model),
                 networks=host.networks_of(base, vae, clip_vision),
-                paged=host.is_dynamic(model),
-                progress=progress,
+                paged=True,  # a host moves and casts weights by itself
+                progress=host.Progress(cls.hidden.unique_id, 1),
                 ends=(host.Interrupted,),
             )
         return io.NodeOutput(report.text, ui=host.shown(cls.hidden.unique_id, report.text))
