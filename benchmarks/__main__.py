@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dreamvideo.files import write_json
+from dreamvideo.safety.paths import write_json
 
 from . import growth, imports, memory, sampling, shortcuts, training
 from .machine import describe

@@ -22,12 +22,12 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dreamvideo.adapters import Adapter, Bottleneck
-from dreamvideo.diffusion import SCHEDULE, diffusion_loss, offset_noise
-from dreamvideo.encoders import Encoders
-from dreamvideo.unet import UNet
-from dreamvideo.unet_files import diffusers_config
-from dreamvideo.unet_layouts import diffusers_name, diffusers_shape
+from dreamvideo.encoders.clip import Encoders
+from dreamvideo.files.layouts import diffusers_name, diffusers_shape
+from dreamvideo.files.unet import diffusers_config
+from dreamvideo.models.adapters import Adapter, Bottleneck
+from dreamvideo.models.diffusion import SCHEDULE, diffusion_loss, offset_noise
+from dreamvideo.models.unet import UNet
 
 CHECKPOINTED = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
 

@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
-from dreamvideo.layers import economical
-from dreamvideo.memory import GIB
-from dreamvideo.unet import UNet, UNetConfig
+from dreamvideo.devices import GIB
+from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.models.layers import economical
+from dreamvideo.models.unet import UNet, UNetConfig
 
 from .authors import AuthorsNetwork
 from .setting import CAPTION

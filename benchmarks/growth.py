@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamvideo.unet import UNet
+from dreamvideo.models.unet import UNet
 
 from .clock import interleaved
 from .machine import matrix_product

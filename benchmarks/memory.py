@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from dreamvideo.tensor_files import TensorSpec, write_tensors
-from dreamvideo.unet import UNet, UNetConfig
-from dreamvideo.unet_files import load_unet
+from dreamvideo.files.tensors import TensorSpec, write_tensors
+from dreamvideo.files.unet import load_unet
+from dreamvideo.models.unet import UNet, UNetConfig
 
 from . import sampling, training
 from .clock import forget_peak, peak_bytes

@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMScheduler, TextToVideoSDPipeline
 from torch import Tensor
 
-from dreamvideo.diffusion import SCHEDULE
-from dreamvideo.unet import UNet
+from dreamvideo.models.diffusion import SCHEDULE
+from dreamvideo.models.unet import UNet
 
 from .authors import twin_of
 

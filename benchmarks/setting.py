@@ -8,9 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dreamvideo.adapters import Adapter, AdapterConfig
-from dreamvideo.encoders import Encoders
-from dreamvideo.unet import UNet
+from dreamvideo.encoders.clip import Encoders
+from dreamvideo.models.adapters import Adapter, AdapterConfig
+from dreamvideo.models.unet import UNet
 
 from .clock import Clock
 from .sizes import SIZES, Size, make_encoders, make_unet, randomised

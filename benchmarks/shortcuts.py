@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dreamvideo import unet as network
-from dreamvideo.adapters import AdapterStack, StackEntry
-from dreamvideo.unet import Attention, UNet
+from dreamvideo.models import unet as network
+from dreamvideo.models.adapters import AdapterStack, StackEntry
+from dreamvideo.models.unet import Attention, UNet
 
 from .clock import interleaved
 from .growth import forward

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL
 from open_clip.model import CLIP
 from torch import nn
 
-from dreamvideo.encoders import Encoders, KLAutoencoder, OpenClipImage, OpenClipText
-from dreamvideo.layers import economical
-from dreamvideo.unet import UNet, UNetConfig
+from dreamvideo.encoders.clip import Encoders, KLAutoencoder, OpenClipImage, OpenClipText
+from dreamvideo.models.layers import economical
+from dreamvideo.models.unet import UNet, UNetConfig
 
 
 @dataclass(frozen=True)

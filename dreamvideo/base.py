@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoints import BaseFiles, find_base, load_unet
 from .defaults import Defaults, defaults_for
-from .encoders import Encoders, check_matches, load_encoders
-from .layers import economical
-from .media_folders import PathLike
-from .memory import crowded, limit, total_bytes
-from .parking import park
+from .devices import crowded, limit, total_bytes
+from .encoders.clip import Encoders, check_matches, load_encoders
+from .encoders.parking import park
+from .files.base import BaseFiles, find_base, load_unet
+from .media.folders import PathLike
+from .models.layers import economical
+from .models.unet import UNet
+from .safety.texts import quoted
 from .sampling import choose_device, choose_dtype
-from .texts import quoted
-from .unet import UNet
 
 EMBEDDED_FOLDER = Path(__file__).parent / "nano" / "weights"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .adapters import AdapterConfig
-from .methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
+from .models.adapters import AdapterConfig
+from .models.unet import UNetConfig
 from .sampling import SamplingSettings
-from .training import TrainingSettings
-from .unet import UNetConfig
+from .training.loop import TrainingSettings
+from .training.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
 
 STAGES = {"token": TEXTUAL_INVERSION, "identity": IDENTITY, "motion": MOTION}
 

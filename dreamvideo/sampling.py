@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .adapter_files import LoadedAdapter
-from .adapters import AdapterStack, StackEntry
-from .diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
-from .encoders import Encoders, check_matches
-from .prompts import unknown_placeholders
-from .texts import quoted, shortened
-from .unet import UNet
+from .encoders.clip import Encoders, check_matches
+from .encoders.prompts import unknown_placeholders
+from .files.adapters import LoadedAdapter
+from .models.adapters import AdapterStack, StackEntry
+from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
+from .models.unet import UNet
+from .safety.texts import quoted, shortened
 
 LATENT_FACTOR = 8  # pixels a latent cell covers along each side
 MAX_FRAMES = 512  # of a video that is sampled at once; the base was trained with 32

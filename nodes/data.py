@@ -9,9 +9,9 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..dreamvideo.demo import toy_material
-from ..dreamvideo.media import Clip, cover_crop, crop_note, crop_subject, read_motion, thin_out
-from ..dreamvideo.pictures import contact_sheet
+from ..dreamvideo.evaluation.pictures import contact_sheet
+from ..dreamvideo.media.clips import Clip, cover_crop, crop_note, crop_subject, read_motion, thin_out
+from ..dreamvideo.nano.demo import toy_material
 from . import host
 from .fields import (
     MAX_FRAMES,

@@ -11,7 +11,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..dreamvideo.texts import printable, quoted
+from ..dreamvideo.safety.texts import printable, quoted
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:

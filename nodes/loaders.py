@@ -8,9 +8,9 @@ import torch
 from comfy_api.latest import io
 
 from ..dreamvideo.base import EMBEDDED_FOLDER
-from ..dreamvideo.checkpoints import FILE_NAMES, SOURCES, BaseFiles, find_base
-from ..dreamvideo.files import inside
-from ..dreamvideo.texts import quoted
+from ..dreamvideo.files.base import FILE_NAMES, SOURCES, BaseFiles, find_base
+from ..dreamvideo.safety.paths import inside
+from ..dreamvideo.safety.texts import quoted
 from . import host
 from .fields import CATEGORY
 

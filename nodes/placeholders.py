@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dreamvideo.encoders import split_prompt
+from ..dreamvideo.encoders.clip import split_prompt
 
 # Single tokens of CLIP's vocabulary that nobody means: each stands for one placeholder while the host tokenises.
 FILLERS = ("bnha", "phdlife", "ohwx", "qpr", "hta", "sks")

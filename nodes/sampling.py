@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..dreamvideo.adapter_files import LoadedAdapter
-from ..dreamvideo.diffusion import mix_noise_prior, offset_noise
-from ..dreamvideo.pictures import contact_sheet
+from ..dreamvideo.evaluation.pictures import contact_sheet
+from ..dreamvideo.files.adapters import LoadedAdapter
+from ..dreamvideo.models.diffusion import mix_noise_prior, offset_noise
 from ..dreamvideo.sampling import customize, missing_placeholders
 from . import host
 from .adapters import apply

@@ -15,12 +15,18 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dreamvideo.adapter_files import LoadedAdapter
 from ..dreamvideo.base import Base
 from ..dreamvideo.defaults import FULL_SIZE, Defaults, defaults_for, fitted
-from ..dreamvideo.encoders import Encoders
-from ..dreamvideo.files import check_writable, inside
-from ..dreamvideo.methods import (
+from ..dreamvideo.encoders.clip import Encoders
+from ..dreamvideo.evaluation.pictures import contact_sheet
+from ..dreamvideo.files.adapters import LoadedAdapter
+from ..dreamvideo.models.unet import UNetConfig
+from ..dreamvideo.safety.paths import check_writable, inside
+from ..dreamvideo.safety.texts import printable
+from ..dreamvideo.sampling import customize, generate, missing_placeholders, notes_on_motion, plain_prompt
+from ..dreamvideo.training.data import TrainingData, digest, encode_clips, encode_photos
+from ..dreamvideo.training.loop import Callbacks, TrainingResult, TrainingSettings, steps_of_state
+from ..dreamvideo.training.methods import (
     IDENTITY,
     MOTION_METHODS,
     MOTION_WORD,
@@ -29,13 +35,7 @@ from ..dreamvideo.methods import (
     Method,
     for_clips,
 )
-from ..dreamvideo.pictures import contact_sheet
-from ..dreamvideo.sampling import customize, generate, missing_placeholders, notes_on_motion, plain_prompt
-from ..dreamvideo.stages import train_identity, train_method, train_textual_inversion
-from ..dreamvideo.texts import printable
-from ..dreamvideo.training import Callbacks, TrainingResult, TrainingSettings, steps_of_state
-from ..dreamvideo.training_data import TrainingData, digest, encode_clips, encode_photos
-from ..dreamvideo.unet import UNetConfig
+from ..dreamvideo.training.stages import train_identity, train_method, train_textual_inversion
 from . import host
 from .adapters import ADAPTERS, SUFFIX, apply, save
 from .fields import (

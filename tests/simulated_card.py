@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dreamvideo.diffusion import SCHEDULE
+from dreamvideo.models.diffusion import SCHEDULE
 
 aten = torch.ops.aten
 READS = (aten._local_scalar_dense.default, aten.equal.default)

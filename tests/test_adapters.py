@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamvideo.adapter_files import (
+from dreamvideo.files.adapters import (
     AdapterInfo,
     check_fits,
     load_adapter,
@@ -22,8 +22,8 @@ from dreamvideo.adapter_files import (
     save_authors_adapter,
     save_authors_embedding,
 )
-from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, Bottleneck, StackEntry
-from dreamvideo.unet import UNet, UNetConfig, transformer_sites
+from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, Bottleneck, StackEntry
+from dreamvideo.models.unet import UNet, UNetConfig, transformer_sites
 
 ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
 needs_oracles = pytest.mark.skipif(not ORACLES.is_dir(), reason="needs ../shared/oracles")

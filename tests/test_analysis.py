@@ -9,11 +9,11 @@ import torch
 from fakes import CONFIG, pictures, tiny_unet
 from tiny_base import write_tiny_base
 
-from dreamvideo.analysis import category, relative_changes
-from dreamvideo.cli import main
-from dreamvideo.deltas import DeltaConfig, WeightDelta
-from dreamvideo.media import write_animation, write_png
-from dreamvideo.pictures import bar_plot
+from dreamvideo.commands.cli import main
+from dreamvideo.evaluation.analysis import category, relative_changes
+from dreamvideo.evaluation.pictures import bar_plot
+from dreamvideo.media.clips import write_animation, write_png
+from dreamvideo.models.deltas import DeltaConfig, WeightDelta
 
 
 def test_every_weight_has_its_category():

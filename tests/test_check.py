@@ -16,7 +16,7 @@ from dreamvideo import defaults
 from dreamvideo.check import agreement, check, report
 from dreamvideo.check.networks import checksums
 from dreamvideo.check.report import Finding, nameless
-from dreamvideo.cli import main
+from dreamvideo.commands.cli import main
 
 CPU = torch.device("cpu")
 TITLES = ["Versions", "Devices", "Base", "Attention kernels", "Encoders", "Training: textual inversion",

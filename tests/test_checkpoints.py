@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreamvideo import tensor_files
-from dreamvideo.checkpoints import CheckpointError, convert, fingerprint, load_unet, read_unet, same_base
-from dreamvideo.unet import UNet, UNetConfig
-from dreamvideo.unet_layouts import diffusers_name, diffusers_shape, infer_config, original_shapes
+from dreamvideo.files import tensors as tensor_files
+from dreamvideo.files.base import CheckpointError, convert, fingerprint, load_unet, read_unet, same_base
+from dreamvideo.files.layouts import diffusers_name, diffusers_shape, infer_config, original_shapes
+from dreamvideo.models.unet import UNet, UNetConfig
 
 ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
 TINY = UNetConfig(dim=32, dim_mult=(1, 2), res_blocks=1, attention_levels=(True, False), head_dim=8, context_dim=24)
@@ -95,7 +95,7 @@ def test_full_size_counts():
 def test_diffusers_names_and_shapes_are_those_of_diffusers(config):
     from diffusers import UNet3DConditionModel
 
-    from dreamvideo.unet_files import diffusers_config
+    from dreamvideo.files.unet import diffusers_config
 
     with torch.device("meta"):
         model = UNet3DConditionModel(**{k: v for k, v in diffusers_config(config).items() if k != "_class_name"})

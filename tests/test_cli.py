@@ -16,11 +16,11 @@ from PIL import Image
 from tiny_base import SIDE, write_tiny_base
 
 from dreamvideo import defaults
-from dreamvideo.adapter_files import load_adapter
-from dreamvideo.cli import main
 from dreamvideo.commands import common, train
+from dreamvideo.commands.cli import main
 from dreamvideo.commands.terminal import Terminal, duration
-from dreamvideo.media import Clip, read_clip, read_motion, write_animation, write_png
+from dreamvideo.files.adapters import load_adapter
+from dreamvideo.media.clips import Clip, read_clip, read_motion, write_animation, write_png
 
 SIZE = ["--height", str(SIDE), "--width", str(SIDE)]
 SHORT = ["--steps", "3", "--lr", "0.1", "--batch", "1", *SIZE]

@@ -12,12 +12,12 @@ from tiny_base import write_tiny_base
 
 from dreamvideo import defaults
 from dreamvideo.base import open_base
-from dreamvideo.cli import main
-from dreamvideo.media import write_animation, write_png
-from dreamvideo.methods import IDENTITY, METHODS
+from dreamvideo.commands.cli import main
+from dreamvideo.media.clips import write_animation, write_png
 from dreamvideo.nano import comparison, report, suite, world
 from dreamvideo.nano.comparison import TABLES, System, Table
-from dreamvideo.training import Callbacks
+from dreamvideo.training.loop import Callbacks
+from dreamvideo.training.methods import IDENTITY, METHODS
 
 SLIVER = suite.Scale(("mushroom",), ("circling",), ("on the road",), seeds=1, share=1e-9, sampling_steps=1)
 TABLE = Table(
@@ -175,7 +175,7 @@ def test_own_videos_get_the_papers_metrics(tmp_path, capsys, monkeypatch):
     command += ["--prompts", str(prompts), "--out", str(tmp_path)]
     assert main(command) == 2 and "CLIP ViT-B/32 are missing" in capsys.readouterr().err
 
-    from dreamvideo.evaluation import Embedders
+    from dreamvideo.evaluation.metrics import Embedders
 
     def unit(images):
         return torch.nn.functional.normalize(images.mean((2, 3)), dim=1)

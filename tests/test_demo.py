@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from dreamvideo import demo
-from dreamvideo.adapter_files import load_adapter
 from dreamvideo.base import open_base
-from dreamvideo.media import load_image, read_clip
+from dreamvideo.files.adapters import load_adapter
+from dreamvideo.media.clips import load_image, read_clip
+from dreamvideo.nano import demo
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from fakes import CONFIG, tiny_unet
 
-from dreamvideo import base, memory, training
-from dreamvideo.adapters import AdapterConfig, AdapterStack, StackEntry, build_adapter
-from dreamvideo.deltas import DeltaConfig, merge
-from dreamvideo.encoders import clip_pixels
-from dreamvideo.resizing import area_average
+from dreamvideo import base
+from dreamvideo import devices as memory
+from dreamvideo.encoders.clip import clip_pixels
+from dreamvideo.models.adapters import AdapterConfig, AdapterStack, StackEntry, build_adapter
+from dreamvideo.models.deltas import DeltaConfig, merge
+from dreamvideo.models.resizing import area_average
+from dreamvideo.models.unet import UNet
 from dreamvideo.sampling import choose_device
-from dreamvideo.unet import UNet
+from dreamvideo.training import loop as training
 
 FP8 = torch.float8_e4m3fn
 

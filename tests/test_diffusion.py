@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dreamvideo.diffusion import (
+from dreamvideo.models.diffusion import (
     SCHEDULE,
     ddim_invert,
     ddim_sample,

@@ -12,16 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dreamvideo.checkpoints import (
-    CheckpointError,
-    describe,
-    find_base,
-    inspect,
-    read_clip,
-    read_vae,
-)
-from dreamvideo.encoder_files import open_clip_file
-from dreamvideo.unet import UNet, UNetConfig
+from dreamvideo.files.base import CheckpointError, describe, find_base, inspect, read_clip, read_vae
+from dreamvideo.files.encoders import open_clip_file
+from dreamvideo.models.unet import UNet, UNetConfig
 
 VAE = {
     "block_out_channels": (32, 64, 64),
@@ -155,7 +148,7 @@ def test_autoencoder_with_published_names_of_stable_diffusion(tmp_path):
     """The full-size autoencoder: 248 tensors, 83,653,863 parameters."""
     from diffusers import AutoencoderKL
 
-    from dreamvideo.encoder_files import ldm_name
+    from dreamvideo.files.encoders import ldm_name
 
     config = VAE | {"block_out_channels": (128, 256, 512, 512)}
     config |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
@@ -261,7 +254,7 @@ def test_config_of_the_published_clip(tmp_path):
     import open_clip
     from open_clip.model import CLIP as OpenCLIP
 
-    from dreamvideo.encoder_files import _infer_clip
+    from dreamvideo.files.encoders import _infer_clip
 
     published = open_clip.get_model_config("ViT-H-14")
     with torch.device("meta"):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from dreamvideo import encoders
-from dreamvideo.encoders import (
+from dreamvideo.encoders import clip as encoders
+from dreamvideo.encoders.clip import (
     KLAutoencoder,
     Moments,
     OpenClipImage,
@@ -22,7 +22,7 @@ from dreamvideo.encoders import (
     clip_pixels,
     load_encoders,
 )
-from dreamvideo.prompts import check_placeholder, split_prompt
+from dreamvideo.encoders.prompts import check_placeholder, split_prompt
 
 open_clip = pytest.importorskip("open_clip")
 diffusers = pytest.importorskip("diffusers")

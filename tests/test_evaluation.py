@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamvideo import evaluation
-from dreamvideo.evaluation import (
+from dreamvideo.evaluation import metrics as evaluation
+from dreamvideo.evaluation.metrics import (
     Embedders,
     bootstrap_interval,
     image_alignment,

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dreamvideo import files
+from dreamvideo.safety import paths as files
 
 
 def test_written_file_appears_only_when_whole(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from fakes import pictures
 from PIL import Image
 
-from dreamvideo import files
-from dreamvideo.frame_folders import check_frames_writable, write_frames
+from dreamvideo.media.frame_folders import check_frames_writable, write_frames
+from dreamvideo.safety import paths as files
 
 
 def names(folder):

@@ -10,9 +10,9 @@ from fakes import CONFIG, tiny_unet
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
-from dreamvideo.layers import economical
-from dreamvideo.unet import UNet, transformer_sites
+from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.models.layers import economical
+from dreamvideo.models.unet import UNet, transformer_sites
 
 LAYERS = economical(nn)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dreamvideo.locks import Locked, locked, reserved
+from dreamvideo.safety.locks import Locked, locked, reserved
 
 HOLD = """
 import sys

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamvideo import media, media_files
+from dreamvideo.media import clips as media
+from dreamvideo.media import decoding as media_files
 
 SHARED = Path(__file__).parents[2] / "shared" / "media"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from dreamvideo import media
+from dreamvideo.media import clips as media
 
 av = pytest.importorskip("av")
 
@@ -209,7 +209,7 @@ def test_hdr_clips_look_as_they_do_on_a_screen(tmp_path, curve):
 
 
 def test_hdr_keeps_what_is_brighter_than_paper_apart():
-    from dreamvideo.colour import _tone_mapped
+    from dreamvideo.media.colour import _tone_mapped
 
     grey = np.linspace(0, 65535, 200).astype(np.uint16)[None, :, None].repeat(3, 2)
     for curve in (16, 18):

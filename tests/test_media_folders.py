@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamvideo import media
+from dreamvideo.media import clips as media
 
 SIZE = (16, 24)
 

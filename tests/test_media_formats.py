@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamvideo import media
+from dreamvideo.media import clips as media
 
 av = pytest.importorskip("av")
 SIZE = (32, 48)

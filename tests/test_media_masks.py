@@ -11,7 +11,7 @@ import torch
 from node_stubs import load_nodes
 from PIL import Image
 
-from dreamvideo import media
+from dreamvideo.media import clips as media
 
 
 def photograph(width: int = 40, height: int = 30) -> Image.Image:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamvideo import media
-from dreamvideo.clip_times import StreamClock, frame_times
+from dreamvideo.media import clips as media
+from dreamvideo.media.times import StreamClock, frame_times
 
 av = pytest.importorskip("av")
 

@@ -12,21 +12,22 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from dreamvideo import base as base_module
-from dreamvideo import memory, training
-from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo import devices as memory
 from dreamvideo.base import open_base
-from dreamvideo.checkpoints import find_base
-from dreamvideo.cli import explain
 from dreamvideo.commands.arguments import build_parser
-from dreamvideo.encoders import KLAutoencoder, OpenClipText, load_encoders
-from dreamvideo.layers import economical
-from dreamvideo.memory import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes
-from dreamvideo.parking import park
-from dreamvideo.stages import train_motion
-from dreamvideo.training import Callbacks, TrainingSettings
-from dreamvideo.training_data import encode_clips
-from dreamvideo.unet import UNet, UNetConfig
-from dreamvideo.unet_files import load_unet
+from dreamvideo.commands.cli import explain
+from dreamvideo.devices import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes
+from dreamvideo.encoders.clip import KLAutoencoder, OpenClipText, load_encoders
+from dreamvideo.encoders.parking import park
+from dreamvideo.files.base import find_base
+from dreamvideo.files.unet import load_unet
+from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.models.layers import economical
+from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.training import loop as training
+from dreamvideo.training.data import encode_clips
+from dreamvideo.training.loop import Callbacks, TrainingSettings
+from dreamvideo.training.stages import train_motion
 
 FULL, CLIP = UNetConfig(), 32 * 32 * 32  # the latent cells of 32 frames of 256 x 256 pixels
 MOTION = 77_966_496  # parameters of a full-size motion adapter

@@ -10,12 +10,16 @@ from fakes import CONFIG, FEATURE_WIDTH, FakeText, fake_encoders, pictures, tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dreamvideo.adapter_files import AdapterInfo, LoadedAdapter, check_fits, load_adapter, save_authors_adapter
-from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry, build_adapter
 from dreamvideo.defaults import EMBEDDED, FULL_SIZE, fitted
-from dreamvideo.deltas import WEIGHT_GROUPS, DeltaConfig, WeightDelta, merge, overlay, weight_shapes
-from dreamvideo.fingerprint import fingerprint
-from dreamvideo.methods import (
+from dreamvideo.files.adapters import AdapterInfo, LoadedAdapter, check_fits, load_adapter, save_authors_adapter
+from dreamvideo.files.fingerprint import fingerprint
+from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry, build_adapter
+from dreamvideo.models.deltas import WEIGHT_GROUPS, DeltaConfig, WeightDelta, merge, overlay, weight_shapes
+from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.sampling import SamplingSettings, customize, generate, sample_latents
+from dreamvideo.training.data import TrainingData, encode_clips, encode_photos
+from dreamvideo.training.loop import Callbacks, TrainingResult, TrainingSettings
+from dreamvideo.training.methods import (
     CUSTOM_DIFFUSION,
     CUSTOMIZING_MOTION,
     DREAMIX,
@@ -30,11 +34,7 @@ from dreamvideo.methods import (
     for_clips,
     noisy_timesteps,
 )
-from dreamvideo.sampling import SamplingSettings, customize, generate, sample_latents
-from dreamvideo.stages import train_method, train_subject
-from dreamvideo.training import Callbacks, TrainingResult, TrainingSettings
-from dreamvideo.training_data import TrainingData, encode_clips, encode_photos
-from dreamvideo.unet import UNet, UNetConfig
+from dreamvideo.training.stages import train_method, train_subject
 
 STEPS = 4
 ROWS = [fitted(method, CONFIG) for method in METHODS.values()]

@@ -8,11 +8,11 @@ import pytest
 from fakes import pictures
 from tiny_base import write_tiny_base
 
-from dreamvideo.cli import main
 from dreamvideo.commands import common, sample
 from dreamvideo.commands.arguments import build_parser
+from dreamvideo.commands.cli import main
 from dreamvideo.commands.common import file_name
-from dreamvideo.media import write_animation, write_png
+from dreamvideo.media.clips import write_animation, write_png
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamvideo.pictures import contact_sheet, loss_plot
+from dreamvideo.evaluation.pictures import contact_sheet, loss_plot
 
 RED, BLUE = torch.tensor([1.0, 0, 0]), torch.tensor([0, 0, 1.0])
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamvideo.prompts import DEEPEST, check_placeholder, read_weights, unknown_placeholders
+from dreamvideo.encoders.prompts import DEEPEST, check_placeholder, read_weights, unknown_placeholders
 
 
 def weights(prompt, names=()):

@@ -9,9 +9,9 @@ import torch
 
 from dreamvideo.commands import results
 from dreamvideo.commands.results import Run, claimed
-from dreamvideo.locks import Locked, locked
-from dreamvideo.tensor_files import write_safetensors
-from dreamvideo.training import STATE_FORMAT
+from dreamvideo.files.tensors import write_safetensors
+from dreamvideo.safety.locks import Locked, locked
+from dreamvideo.training.loop import STATE_FORMAT
 
 STAGES = ("token", "identity")
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, WIDTH, fake_encoders, pictures, tiny_unet
 
-from dreamvideo.adapter_files import AdapterInfo, LoadedAdapter
-from dreamvideo.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
-from dreamvideo.diffusion import ddim_sample
+from dreamvideo.files.adapters import AdapterInfo, LoadedAdapter
+from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.models.diffusion import ddim_sample
+from dreamvideo.models.unet import UNet
 from dreamvideo.sampling import (
     NOTHING,
     Customization,
@@ -25,7 +26,6 @@ from dreamvideo.sampling import (
     missing_placeholders,
     sample_latents,
 )
-from dreamvideo.unet import UNet
 
 SETTINGS = SamplingSettings("a car turns", frames=3, height=32, width=32, steps=3)
 ENCODERS = fake_encoders()

@@ -13,16 +13,16 @@ from test_methods import ROWS, TOKENS, data_of, each_row
 from tiny_base import CLIP, VAE, randomised
 from torch import Tensor, nn
 
-from dreamvideo.adapters import AdapterConfig, AdapterStack, StackEntry, build_adapter
-from dreamvideo.deltas import DeltaConfig
-from dreamvideo.encoders import Encoders, KLAutoencoder, OpenClipImage, OpenClipText
-from dreamvideo.fingerprint import fingerprint
-from dreamvideo.methods import Method
-from dreamvideo.parking import park
+from dreamvideo.encoders.clip import Encoders, KLAutoencoder, OpenClipImage, OpenClipText
+from dreamvideo.encoders.parking import park
+from dreamvideo.files.fingerprint import fingerprint
+from dreamvideo.models.adapters import AdapterConfig, AdapterStack, StackEntry, build_adapter
+from dreamvideo.models.deltas import DeltaConfig
+from dreamvideo.models.unet import UNet
 from dreamvideo.sampling import Customization, SamplingSettings, generate, sample_latents
-from dreamvideo.stages import train_method
-from dreamvideo.training import TrainingResult, TrainingSettings
-from dreamvideo.unet import UNet
+from dreamvideo.training.loop import TrainingResult, TrainingSettings
+from dreamvideo.training.methods import Method
+from dreamvideo.training.stages import train_method
 
 BASE = tiny_unet()
 DATA = {row.name: data_of(row) for row in ROWS}

@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 
-from dreamvideo import cli
+from dreamvideo.commands import cli
 from dreamvideo.commands.terminal import NobodyReads, Terminal
 
 

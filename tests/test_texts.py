@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from dreamvideo.names import check_name, is_device
-from dreamvideo.texts import one_line, printable, quoted
+from dreamvideo.safety.names import check_name, is_device
+from dreamvideo.safety.texts import one_line, printable, quoted
 
 
 @pytest.mark.parametrize(

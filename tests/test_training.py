@@ -13,10 +13,13 @@ import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, FakeText, fake_encoders, pictures, tiny_unet
 
-from dreamvideo import training
-from dreamvideo.adapter_files import load_adapter
-from dreamvideo.adapters import Adapter, AdapterConfig
-from dreamvideo.methods import (
+from dreamvideo.files.adapters import load_adapter
+from dreamvideo.models.adapters import Adapter, AdapterConfig
+from dreamvideo.sampling import SamplingSettings, customize, generate
+from dreamvideo.training import loop as training
+from dreamvideo.training.data import TrainingData, TrainingItem, digest, encode_clips, encode_photos, with_text
+from dreamvideo.training.loop import Callbacks, LossScale, TrainingError, TrainingSettings, draw_batch, train
+from dreamvideo.training.methods import (
     IDENTITY,
     MOTION,
     MOTION_SEVERAL,
@@ -26,10 +29,7 @@ from dreamvideo.methods import (
     TokenLearner,
     motion_method,
 )
-from dreamvideo.sampling import SamplingSettings, customize, generate
-from dreamvideo.stages import train_identity, train_method, train_motion, train_textual_inversion
-from dreamvideo.training import Callbacks, LossScale, TrainingError, TrainingSettings, draw_batch, train
-from dreamvideo.training_data import TrainingData, TrainingItem, digest, encode_clips, encode_photos, with_text
+from dreamvideo.training.stages import train_identity, train_method, train_motion, train_textual_inversion
 
 SETTINGS = TrainingSettings(steps=8, learning_rate=1e-3, batch_size=2, warmup=2, seed=3, save_every=3)
 TOKENS = {"<toy>": torch.linspace(-1, 1, CONFIG.context_dim)[None]}

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreamvideo.unet import TransformerBlock, UNet, UNetConfig, sinusoid, transformer_sites
-from dreamvideo.unet_layouts import diffusers_name
+from dreamvideo.files.layouts import diffusers_name
+from dreamvideo.models.unet import TransformerBlock, UNet, UNetConfig, sinusoid, transformer_sites
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no ../shared")

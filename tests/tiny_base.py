@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dreamvideo.tensor_files import write_safetensors
-from dreamvideo.unet import UNet, UNetConfig
+from dreamvideo.files.tensors import write_safetensors
+from dreamvideo.models.unet import UNet, UNetConfig
 
 WIDTH = 16  # of the text states
 UNET = UNetConfig(

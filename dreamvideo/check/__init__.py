@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..memory import explain_shortage
+from ..devices import explain_shortage
 from .agreement import agree
 from .machine import attention_kernels, devices, versions
 from .networks import Handle, Session, describe, own_networks

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
 from ..base import EMBEDDED_FOLDER
-from ..checkpoints import find_base, load_unet
-from ..encoders import Encoders, load_encoders
-from ..layers import economical
-from ..unet import Call, UNet
+from ..encoders.clip import Encoders, load_encoders
+from ..files.base import find_base, load_unet
+from ..models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from ..models.layers import economical
+from ..models.unet import Call, UNet
 from .measure import dtype_name
 from .networks import Session
 from .report import Finding

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import __version__
-from ..memory import free_bytes, total_bytes
+from ..devices import free_bytes, total_bytes
 from .measure import dtype_name, gib
 from .report import Finding
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..memory import GIB
+from ..devices import GIB
 
 RESET_PEAK = "5"  # what Linux takes as "the peak begins again here"
 

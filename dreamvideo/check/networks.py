@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..adapter_files import LoadedAdapter
 from ..defaults import FULL_SIZE, Defaults, defaults_for
-from ..encoders import Encoders
+from ..encoders.clip import Encoders
+from ..files.adapters import LoadedAdapter
+from ..models.unet import UNet, UNetConfig
 from ..nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ..sampling import LATENT_FACTOR
-from ..unet import UNet, UNetConfig
 from .measure import dtype_name, gib
 from .report import Finding
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adapter_files import LoadedAdapter
-from ..memory import choose_checkpointing, free_bytes
+from ..devices import choose_checkpointing, free_bytes
+from ..files.adapters import LoadedAdapter
 from ..sampling import LATENT_FACTOR
-from ..stages import train_identity, train_motion, train_textual_inversion
-from ..training import Callbacks, TrainingResult, TrainingSettings
-from ..training_data import TrainingData, encode_clips, encode_photos
+from ..training.data import TrainingData, encode_clips, encode_photos
+from ..training.loop import Callbacks, TrainingResult, TrainingSettings
+from ..training.stages import train_identity, train_motion, train_textual_inversion
 from .measure import dtype_name, forget_peak, pace, peak
 from .networks import Session, checksums, observed, same_device, some, told
 from .report import Finding

@@ -6,17 +6,17 @@ from argparse import Namespace
 from dataclasses import replace
 from itertools import chain
 
-from ..adapter_files import LoadedAdapter
-from ..analysis import relative_changes
 from ..base import Base
-from ..demo import Material
-from ..files import keep_apart, write_json
-from ..media import write_png
-from ..methods import FINE_TUNING_MOTION, FINE_TUNING_SUBJECT, Method
-from ..pictures import bar_plot
-from ..stages import train_method
-from ..training import Callbacks
-from ..training_data import TrainingData, encode_clips, encode_photos
+from ..evaluation.analysis import relative_changes
+from ..evaluation.pictures import bar_plot
+from ..files.adapters import LoadedAdapter
+from ..media.clips import write_png
+from ..nano.demo import Material
+from ..safety.paths import keep_apart, write_json
+from ..training.data import TrainingData, encode_clips, encode_photos
+from ..training.loop import Callbacks
+from ..training.methods import FINE_TUNING_MOTION, FINE_TUNING_SUBJECT, Method
+from ..training.stages import train_method
 from .common import OUTPUT, base_files, open_for, output_folder
 from .embedded import check_media, material_of, own_files
 from .terminal import Terminal

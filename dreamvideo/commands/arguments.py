@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..base import EMBEDDED_FOLDER
-from ..checkpoints import LAYOUTS
 from ..defaults import EMBEDDED, FULL_SIZE
-from ..limits import MOST
-from ..methods import MOTION_METHODS, MOTION_WORD, SUBJECT_METHODS, Method
+from ..files.base import LAYOUTS
+from ..safety.limits import MOST
+from ..safety.texts import SHOWN, quoted
 from ..sampling import FASTEST, MAX_FRAMES, SLOWEST
-from ..texts import SHOWN, quoted
+from ..training.methods import MOTION_METHODS, MOTION_WORD, SUBJECT_METHODS, Method
 from . import analyze, check, embedded, evaluate, files, sample, train
 from .common import DTYPES
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..base import Base
-from ..files import keep_apart, write_text
+from ..safety.paths import keep_apart, write_text
 from .common import base_files, open_for, writable
 from .terminal import Terminal
 
 
 def check(args: Namespace, terminal: Terminal) -> None:
-    from ..check import check as run_check  # no other command waits for it
+    from ..check import check as run_check
 
     if args.out:
         writable(args.out, (".txt", ".md", ""))

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from ..base import Base, open_base
-from ..checkpoints import PARTS, find_base
-from ..files import check_writable
-from ..locks import reserved
-from ..media_folders import PHOTO_SUFFIXES, VIDEO_SUFFIXES
-from ..names import check_name, is_device
+from ..files.base import PARTS, find_base
+from ..media.folders import PHOTO_SUFFIXES, VIDEO_SUFFIXES
+from ..safety.locks import reserved
+from ..safety.names import check_name, is_device
+from ..safety.paths import check_writable
 from ..sampling import latent_size
 from .terminal import Terminal
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from .. import demo as demonstration
 from ..base import Base
-from ..files import keep_apart
-from ..texts import quoted
-from ..training import Callbacks
+from ..nano import demo as demonstration
+from ..safety.paths import keep_apart
+from ..safety.texts import quoted
+from ..training.loop import Callbacks
 from .common import OUTPUT, base_files, media_files, open_for, output_folder, placeholder_of
 from .terminal import Terminal
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ..evaluation import load_embedders, score_video, summarise
-from ..files import check_writable, keep_apart, write_json
-from ..media import load_images, read_clip
-from ..training import Callbacks
+from ..evaluation.metrics import load_embedders, score_video, summarise
+from ..media.clips import load_images, read_clip
+from ..safety.paths import check_writable, keep_apart, write_json
+from ..training.loop import Callbacks
 from .common import OUTPUT, open_for
 from .terminal import Terminal, duration
 

@@ -8,17 +8,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoints
-from ..adapter_files import (
-    LoadedAdapter,
-    load_adapter,
-    save_adapter,
-    save_authors_adapter,
-    save_authors_embedding,
-)
-from ..files import keep_apart
-from ..locks import reserved
-from ..tensor_files import CheckpointError
+from ..files import base as checkpoints
+from ..files.adapters import LoadedAdapter, load_adapter, save_adapter, save_authors_adapter, save_authors_embedding
+from ..files.tensors import CheckpointError
+from ..safety.locks import reserved
+from ..safety.paths import keep_apart
 from .common import ADAPTER, DTYPES, file_name, writable
 from .terminal import Terminal
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import check_writable, write_json
-from ..fingerprint import same_base
-from ..locks import Locked, locked, reserved
-from ..training import steps_of_state
+from ..files.fingerprint import same_base
+from ..safety.locks import Locked, locked, reserved
+from ..safety.paths import check_writable, write_json
+from ..training.loop import steps_of_state
 
 RECORD = "run.json"
 STAGES = ("token", "identity", "weights", "motion")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapter_files import check_fits, load_adapter
 from ..base import Base
-from ..checkpoints import fingerprint, same_base
-from ..files import check_writable, keep_apart
-from ..frame_folders import check_frames_writable, write_frames
-from ..locks import reserved
-from ..media import choose_frames, load_image, read_clip, write_animation, write_video
+from ..files.adapters import check_fits, load_adapter
+from ..files.base import fingerprint, same_base
+from ..media.clips import choose_frames, load_image, read_clip, write_animation, write_video
+from ..media.frame_folders import check_frames_writable, write_frames
+from ..safety.locks import reserved
+from ..safety.paths import check_writable, keep_apart
 from ..sampling import Customization, customize, generate, latent_size
 from .common import OUTPUT, base_files, check_suffix, file_name, open_for
 from .terminal import Terminal

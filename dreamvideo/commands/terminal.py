@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
-from ..texts import printable
+from ..safety.texts import printable
 
 LIVE_SECONDS = 0.1  # between rewritings on a terminal
 LOG_SECONDS = 5.0  # between lines in a file or a pipe

@@ -11,19 +11,19 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapter_files import LoadedAdapter
 from ..base import Base
 from ..defaults import fitted
-from ..files import keep_apart, write_text
-from ..fingerprint import fingerprint
-from ..media import Photo, caption_of, find_clips, load_images, read_motion, write_animation, write_png
-from ..methods import MOTION_METHODS, SUBJECT_METHODS, Method, for_clips
-from ..pictures import loss_plot
-from ..prompts import check_placeholder
+from ..encoders.prompts import check_placeholder
+from ..evaluation.pictures import loss_plot
+from ..files.adapters import LoadedAdapter
+from ..files.fingerprint import fingerprint
+from ..media.clips import Photo, caption_of, find_clips, load_images, read_motion, write_animation, write_png
+from ..safety.paths import keep_apart, write_text
 from ..sampling import customize, generate, notes_on_motion, plain_prompt
-from ..stages import train_method, train_subject
-from ..training import Callbacks, TrainingResult, TrainingSettings
-from ..training_data import digest, encode_clips
+from ..training.data import digest, encode_clips
+from ..training.loop import Callbacks, TrainingResult, TrainingSettings
+from ..training.methods import MOTION_METHODS, SUBJECT_METHODS, Method, for_clips
+from ..training.stages import train_method, train_subject
 from .common import (
     ADAPTER,
     OUTPUT,

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints import find_base, load_unet
 from ..defaults import EMBEDDED
-from ..diffusion import offset_noise
-from ..encoders import Encoders, load_encoders
+from ..encoders.clip import Encoders, load_encoders
+from ..files.base import find_base, load_unet
+from ..models.diffusion import offset_noise
+from ..models.unet import UNet
 from ..sampling import sample_latents
-from ..unet import UNet
 from . import autoencoder, denoiser, package, vision_language, world
 
 STEPS = {"autoencoder": 6000, "decoder": 4000, "clip": 700, "unet": 10600, "settling": 200}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import methods
-from ..methods import IDENTITY, MOTION, MOTION_METHODS, SUBJECT_METHODS, Method
+from ..training import methods
+from ..training.methods import IDENTITY, MOTION, MOTION_METHODS, SUBJECT_METHODS, Method
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import Schedule, offset_noise
-from ..files import atomic_path
-from ..unet import UNet, UNetConfig
+from ..models.diffusion import Schedule, offset_noise
+from ..models.unet import UNet, UNetConfig
+from ..safety.paths import atomic_path
 from . import world
 from .progress import Loop, rank
 from .vision_language import caption_of

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..encoders import KLAutoencoder
-from ..tensor_files import write_safetensors
+from ..encoders.clip import KLAutoencoder
+from ..files.tensors import write_safetensors
 from . import autoencoder, denoiser, rules, vision_language, world
 
 FOLDER = Path(__file__).parent / "weights"

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..files import atomic_path
+from ..safety.paths import atomic_path
 
 
 class Loop:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..evaluation import summarise
-from ..files import write_json, write_text
-from ..media import write_png
-from ..pictures import contact_sheet
+from ..evaluation.metrics import summarise
+from ..evaluation.pictures import contact_sheet
+from ..media.clips import write_png
+from ..safety.paths import write_json, write_text
 from . import world
 from .comparison import Table
 from .suite import Case, Measured, Scale, cases, frames_of

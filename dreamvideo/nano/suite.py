@@ -17,18 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adapter_files import LoadedAdapter, check_fits, load_adapter
 from ..base import Base
 from ..defaults import fitted
-from ..diffusion import Callback
-from ..files import write_json
-from ..fingerprint import fingerprint, same_base
-from ..media import load_image, write_png
-from ..methods import MOTION_WORD, TEXTUAL_INVERSION, Method
+from ..files.adapters import LoadedAdapter, check_fits, load_adapter
+from ..files.fingerprint import fingerprint, same_base
+from ..media.clips import load_image, write_png
+from ..models.diffusion import Callback
+from ..safety.paths import write_json
 from ..sampling import customize, generate
-from ..stages import train_method
-from ..training import Callbacks
-from ..training_data import TrainingData, encode_clips, encode_photos
+from ..training.data import TrainingData, encode_clips, encode_photos
+from ..training.loop import Callbacks
+from ..training.methods import MOTION_WORD, TEXTUAL_INVERSION, Method
+from ..training.stages import train_method
 from . import fidelity, world
 from .comparison import System, Table
 

@@ -64,7 +64,7 @@ def settle(folder: Path, state: dict[str, Tensor], steps: int) -> None:
 
 
 def _contrast(path: Path, model, steps: int, batch: int = 64, learning_rate: float = 1e-3) -> None:
-    from ..encoders import OpenClipText, clip_pixels
+    from ..encoders.clip import OpenClipText, clip_pixels
 
     text = OpenClipText(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

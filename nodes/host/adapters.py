@@ -12,10 +12,10 @@ import node_helpers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...dreamvideo.adapter_files import LoadedAdapter, check_fits
-from ...dreamvideo.adapters import Adapter, AnyAdapter, StackEntry
-from ...dreamvideo.deltas import WeightDelta
-from ...dreamvideo.fingerprint import same_base
+from ...dreamvideo.files.adapters import LoadedAdapter, check_fits
+from ...dreamvideo.files.fingerprint import same_base
+from ...dreamvideo.models.adapters import Adapter, AnyAdapter, StackEntry
+from ...dreamvideo.models.deltas import WeightDelta
 from .deltas import take_off_deltas, with_deltas
 from .model import APPEARANCE, APPEARANCE_STRENGTH, KEY, model_of
 

@@ -15,9 +15,9 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ...dreamvideo.base import Base
-from ...dreamvideo.encoders import LATENT_SCALE, Encoders, Moments, clip_pixels, tell_what_is_cut
-from ...dreamvideo.prompts import check_placeholder
-from ...dreamvideo.texts import quoted
+from ...dreamvideo.encoders.clip import LATENT_SCALE, Encoders, Moments, clip_pixels, tell_what_is_cut
+from ...dreamvideo.encoders.prompts import check_placeholder
+from ...dreamvideo.safety.texts import quoted
 from ..placeholders import PlaceholderTokenizer
 
 

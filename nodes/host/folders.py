@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 import folder_paths
 
-from ...dreamvideo.files import inside
-from ...dreamvideo.names import check_name
-from ...dreamvideo.texts import quoted
+from ...dreamvideo.safety.names import check_name
+from ...dreamvideo.safety.paths import inside
+from ...dreamvideo.safety.texts import quoted
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...dreamvideo.encoder_files import open_clip_file, open_vae
+from ...dreamvideo.files.encoders import open_clip_file, open_vae
+from ...dreamvideo.files.unet import read_unet
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
-from ...dreamvideo.unet_files import read_unet
 from ..autoencoder import SmallAutoencoder
 from .model import ModelScopeT2V
 from .paging import is_dynamic, patcher_class

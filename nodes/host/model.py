@@ -20,12 +20,12 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
-from ...dreamvideo.adapters import AdapterStack
-from ...dreamvideo.fingerprint import fingerprint
-from ...dreamvideo.layers import economical
+from ...dreamvideo.files.fingerprint import fingerprint
+from ...dreamvideo.files.layouts import infer_config, original_shapes
+from ...dreamvideo.models.adapters import AdapterStack
+from ...dreamvideo.models.layers import economical
+from ...dreamvideo.models.unet import UNet, UNetConfig
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
-from ...dreamvideo.unet import UNet, UNetConfig
-from ...dreamvideo.unet_layouts import infer_config, original_shapes
 from .paging import switched_on
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from comfy_api.latest import ui
 from PIL import Image
 from torch import Tensor
 
-from ...dreamvideo.texts import printable
+from ...dreamvideo.safety.texts import printable
 from .training import stop_if_interrupted
 
 

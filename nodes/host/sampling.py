@@ -10,7 +10,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...dreamvideo.diffusion import SCHEDULE, ddim_invert, ddim_sample, ddim_timesteps
+from ...dreamvideo.models.diffusion import SCHEDULE, ddim_invert, ddim_sample, ddim_timesteps
 from .adapters import without_adapters
 from .model import unet_of
 

@@ -269,8 +269,8 @@ def _write_base(folder: Path) -> None:
     sys.path.insert(0, str(PACK))
     try:
         from dreamvideo.base import EMBEDDED_FOLDER
+        from dreamvideo.models.unet import UNet
         from dreamvideo.nano.denoiser import CONFIG
-        from dreamvideo.unet import UNet
     finally:
         sys.path.remove(str(PACK))
     generator = torch.Generator().manual_seed(0)

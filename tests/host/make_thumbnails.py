@@ -44,7 +44,7 @@ def upload(server: Server, name: str, data: bytes) -> None:
 def upload_photographs(server: Server) -> list[str]:
     """A toy's, transparent where the toy is, for Load Image's mask is white there; their names."""
     sys.path.insert(0, str(PACK))
-    from dreamvideo.demo import toy_material
+    from dreamvideo.nano.demo import toy_material
 
     names = []
     for number, photo in enumerate(toy_material(8).photos):

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapter_files import save_adapter
-from .diffusion import SCHEDULE, offset_noise
-from .fingerprint import fingerprint, same_base
-from .limits import MOST, bare, json_object, parsed, whole
-from .memory import choose_checkpointing, free_bytes
+from ..devices import choose_checkpointing, free_bytes
+from ..files.adapters import save_adapter
+from ..files.fingerprint import fingerprint, same_base
+from ..files.tensors import open_file, write_safetensors
+from ..models.diffusion import SCHEDULE, offset_noise
+from ..models.unet import UNet
+from ..safety.limits import MOST, bare, json_object, parsed, whole
+from .data import EMPTY_PROMPT, TrainingData, TrainingItem, digest
 from .methods import Learner, Method
-from .tensor_files import open_file, write_safetensors
-from .training_data import EMPTY_PROMPT, TrainingData, TrainingItem, digest
-from .unet import UNet
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from .texts import hidden, quoted
+from ..safety.texts import hidden, quoted
 
 PLACEHOLDER = re.compile(r"<[^<>\s]+>|(?<!\S)\*(?!\S)")  # what can only be meant as one: <name>, and the authors' *
 LONGEST_PLACEHOLDER = 50  # characters

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .limits import (
+from ..safety.limits import (
     MOST,
     MOST_BLOCKS,
     MOST_CHANNELS,
@@ -25,8 +25,8 @@ from .limits import (
     short,
     whole,
 )
-from .tensor_files import CheckpointError, StateDict, TensorFile
-from .unet_layouts import name_stranger
+from .layouts import name_stranger
+from .tensors import CheckpointError, StateDict, TensorFile
 
 Shape = tuple[int, ...]
 

@@ -20,10 +20,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .clip_times import FrameChoice, choose_frames, frame_times, thin_out
-from .files import atomic_path
-from .masks import cover_crop, crop_note, crop_subject, fit_mask, mask_to_latent, picture_mask
-from .media_files import (
+from ..safety.paths import atomic_path
+from .decoding import (
     Frame,
     NoPictures,
     animation_frames,
@@ -36,7 +34,9 @@ from .media_files import (
     source_name,
     video_frames,
 )
-from .media_folders import PathLike, Say, caption_of, clip_files, frame_files, mask_files, photograph_files, quiet
+from .folders import PathLike, Say, caption_of, clip_files, frame_files, mask_files, photograph_files, quiet
+from .masks import cover_crop, crop_note, crop_subject, fit_mask, mask_to_latent, picture_mask
+from .times import FrameChoice, choose_frames, frame_times, thin_out
 
 __all__ = [
     "Clip",

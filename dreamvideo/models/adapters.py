@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..safety.limits import MOST_CHANNELS, check_fields, short, whole
 from .deltas import DeltaConfig, WeightDelta, attach, merge
-from .limits import MOST_CHANNELS, check_fields, short, whole
 from .resizing import area_average
 from .unet import UNet, UNetConfig, transformer_sites
 

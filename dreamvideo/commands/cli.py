@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from .commands.terminal import NobodyReads, Terminal
-from .texts import one_line
+from ..safety.texts import one_line
+from .terminal import NobodyReads, Terminal
 
 FAILED, INTERRUPTED, NOBODY_READS = 2, 130, 141
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str], terminal: Terminal) -> None:
     # Here, not above: importing PyTorch takes seconds, in which Ctrl-C should end as cleanly as later.
-    from .commands.arguments import build_parser
+    from .arguments import build_parser
 
     try:
         args = build_parser().parse_args(argv)
@@ -95,7 +95,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, ValueError):
         return text
     if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
-        from .memory import explain_shortage  # brings PyTorch, without which nothing came so far
+        from ..devices import explain_shortage
 
         return explain_shortage(error)
     if isinstance(error, ModuleNotFoundError):

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from .files import atomic_folder, check_folder_writable
-from .media import SOFTWARE, PathLike, write_png
+from ..safety.paths import atomic_folder, check_folder_writable
+from .clips import SOFTWARE, PathLike, write_png
 
 FRAME_NAME = re.compile(r"\d{4,}\.png")
 

@@ -19,20 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters import (
-    ADAPTER_NAMES,
-    TRANSFORMER_KINDS,
-    AdapterConfig,
-    AnyAdapter,
-    AnyConfig,
-    build_adapter,
-)
-from .deltas import DeltaConfig, WeightDelta, weight_shapes
-from .files import atomic_path
-from .limits import MOST, bare, json_object, line, parsed, real, short, whole
+from ..models.adapters import ADAPTER_NAMES, TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyConfig, build_adapter
+from ..models.deltas import DeltaConfig, WeightDelta, weight_shapes
+from ..models.unet import UNetConfig, transformer_sites
+from ..safety.limits import MOST, bare, json_object, line, parsed, real, short, whole
+from ..safety.paths import atomic_path
 from .pickles import StoredTensor, TensorSpec, Unusable
-from .tensor_files import CheckpointError, OpenFile, is_finite, open_file, readable, write_safetensors
-from .unet import UNetConfig, transformer_sites
+from .tensors import CheckpointError, OpenFile, is_finite, open_file, readable, write_safetensors
 
 FORMAT = "dreamvideo-adapter"
 FORMAT_VERSION = 1

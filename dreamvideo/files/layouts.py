@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from .limits import bare
-from .tensor_files import CheckpointError
-from .unet import UNet, UNetConfig
+from ..models.unet import UNet, UNetConfig
+from ..safety.limits import bare
+from .tensors import CheckpointError
 
 Shape = tuple[int, ...]
 

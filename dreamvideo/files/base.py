@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .encoder_files import find_clip, find_vae, open_clip_file, open_vae, read_clip, read_vae
+from .encoders import find_clip, find_vae, open_clip_file, open_vae, read_clip, read_vae
 from .fingerprint import fingerprint, same_base
-from .tensor_files import SUFFIXES, CheckpointError, StateDict, TensorFile, shards
-from .unet_files import LAYOUTS, UNetFile, convert, load_unet, read_unet
-from .unet_layouts import find_layout, name_stranger
+from .layouts import find_layout, name_stranger
+from .tensors import SUFFIXES, CheckpointError, StateDict, TensorFile, shards
+from .unet import LAYOUTS, UNetFile, convert, load_unet, read_unet
 
 __all__ = [
     "LAYOUTS",

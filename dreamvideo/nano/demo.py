@@ -15,16 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Base
-from .defaults import Defaults
-from .files import write_json
-from .media import Photo, caption_of, find_clips, load_images, read_motion, write_animation, write_png, write_video
-from .nano import rules, world
-from .pictures import contact_sheet, loss_plot
-from .sampling import NOTHING, customize, generate
-from .stages import SubjectResult, train_motion, train_subject
-from .training import Callbacks, TrainingResult, TrainingSettings
-from .training_data import encode_clips
+from ..base import Base
+from ..defaults import Defaults
+from ..evaluation.pictures import contact_sheet, loss_plot
+from ..media.clips import (
+    Photo,
+    caption_of,
+    find_clips,
+    load_images,
+    read_motion,
+    write_animation,
+    write_png,
+    write_video,
+)
+from ..safety.paths import write_json
+from ..sampling import NOTHING, customize, generate
+from ..training.data import encode_clips
+from ..training.loop import Callbacks, TrainingResult, TrainingSettings
+from ..training.stages import SubjectResult, train_motion, train_subject
+from . import rules, world
 
 PLACEHOLDER = "<my-toy>"
 SUBJECT = world.Subject("mushroom", "red")  # no mushroom is in the base's training

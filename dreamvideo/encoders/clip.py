@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.resizing import area_average
+from ..safety.texts import quoted
 from .prompts import Piece, check_placeholder, clip_tokenizer, read_weights, split_prompt
-from .resizing import area_average
-from .texts import quoted
 
 if TYPE_CHECKING:
-    from .checkpoints import BaseFiles
+    from ..files.base import BaseFiles
 
 log = logging.getLogger(__name__)
 
@@ -422,7 +422,7 @@ def load_encoders(base: BaseFiles, device="cpu", dtype=torch.float32) -> Encoder
     for part, path in (("text and image encoder (CLIP)", base.clip), ("VAE", base.vae)):
         if path is None:
             raise ValueError(f"The base of {base.unet} has no {part}: put its file into the same folder.")
-    from .checkpoints import read_clip, read_vae
+    from ..files.base import read_clip, read_vae
 
     state, config = read_clip(base.clip)
     clip = build_clip(state, config, device, dtype)

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .files import atomic_path, check_readable
-from .limits import bare, short
+from ..safety.limits import bare, short
+from ..safety.paths import atomic_path, check_readable
 from .pickles import CodeRefused, PickleError, StoredTensor, TensorSpec, read_contents
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .limits import MOST_CHANNELS, check_fields, short, whole
+from ..safety.limits import MOST_CHANNELS, check_fields, short, whole
 from .unet import UNet, UNetConfig, transformer_sites
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -20,7 +20,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from .limits import short
+from ..safety.limits import short
 
 # Bytes of a pickle and of an archive's directory: a checkpoint of 6 GB with its optimizer has 1 million of each.
 MAX_DIRECTORY = 8 << 20

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .encoder_files import read_clip
-from .encoders import CLIP_MEAN, CLIP_STD, build_clip
-from .tensor_files import TensorFile
+from ..encoders.clip import CLIP_MEAN, CLIP_STD, build_clip
+from ..files.encoders import read_clip
+from ..files.tensors import TensorFile
 
 SIDE = 224  # pixels that both towers see
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

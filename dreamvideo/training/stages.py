@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapter_files import AdapterInfo, LoadedAdapter
-from .adapters import AdapterConfig, AnyAdapter, build_adapter
-from .encoders import Encoders, TextEncoder, check_matches
-from .fingerprint import fingerprint
+from ..encoders.clip import Encoders, TextEncoder, check_matches
+from ..files.adapters import AdapterInfo, LoadedAdapter
+from ..files.fingerprint import fingerprint
+from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter
+from ..models.unet import UNet
+from ..safety.texts import quoted
+from .data import TrainingData, encode_photos, with_text
+from .loop import Callbacks, TrainingResult, TrainingSettings, train
 from .methods import (
     IDENTITY,
     TEXTUAL_INVERSION,
@@ -28,10 +32,6 @@ from .methods import (
     TokenLearner,
     motion_method,
 )
-from .texts import quoted
-from .training import Callbacks, TrainingResult, TrainingSettings, train
-from .training_data import TrainingData, encode_photos, with_text
-from .unet import UNet
 
 RARE_WORD = "sks"  # what rows with a rare token call a subject by, before its class word (DreamBooth's choice)
 

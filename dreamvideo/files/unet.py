@@ -11,11 +11,10 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .files import check_writable, keep_apart, write_json
-from .limits import bare, json_object, parsed
-from .tensor_files import CheckpointError, StateDict, TensorFile, TensorSpec, readable, write_tensors
-from .unet import AttentionFunction, UNet, UNetConfig
-from .unet_layouts import (
+from ..models.unet import AttentionFunction, UNet, UNetConfig
+from ..safety.limits import bare, json_object, parsed
+from ..safety.paths import check_writable, keep_apart, write_json
+from .layouts import (
     diffusers_name,
     diffusers_shape,
     find_layout,
@@ -27,6 +26,7 @@ from .unet_layouts import (
     plain_name,
     reshapable,
 )
+from .tensors import CheckpointError, StateDict, TensorFile, TensorSpec, readable, write_tensors
 
 LAYOUTS = ("original", "diffusers", "vgen")
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .clip_times import DEFAULT_FRAME_SECONDS, StreamClock, animation_delay
+from ..safety.paths import check_readable
 from .colour import frame_note, frame_pixels, to_srgb
-from .files import check_readable
-from .media_folders import ANIMATION_SUFFIXES, PHOTO_SUFFIXES, PathLike, Say, frame_files, quiet
+from .folders import ANIMATION_SUFFIXES, PHOTO_SUFFIXES, PathLike, Say, frame_files, quiet
+from .times import DEFAULT_FRAME_SECONDS, StreamClock, animation_delay
 
 Frame = Callable[[], Tensor]
 """Gives the pixels of a decoded frame, uint8 [3, H, W], until the next one is asked for."""

@@ -14,11 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .adapters import AdapterConfig, AdapterStack, AnyAdapter, AnyConfig, StackEntry
-from .deltas import DeltaConfig
-from .diffusion import SCHEDULE, diffusion_loss
-from .encoders import TextEncoder
-from .unet import Adapters
+from ..encoders.clip import TextEncoder
+from ..models.adapters import AdapterConfig, AdapterStack, AnyAdapter, AnyConfig, StackEntry
+from ..models.deltas import DeltaConfig
+from ..models.diffusion import SCHEDULE, diffusion_loss
+from ..models.unet import Adapters
 
 LossFunction = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 """(prediction, noise, mask or None, normalize the mask's area) -> scalar; see `diffusion.diffusion_loss`."""

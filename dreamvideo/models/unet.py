@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .limits import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS, check_fields, real, whole
+from ..safety.limits import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS, check_fields, real, whole
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 TOKENS_IN_CACHE = 1024  # a CPU's; what a layer makes of more is written to main memory and read again

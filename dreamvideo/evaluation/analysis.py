@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
-from .deltas import WeightDelta
-from .unet import UNet, transformer_sites
+from ..models.deltas import WeightDelta
+from ..models.unet import UNet, transformer_sites
 
 CATEGORIES = ("cross-attention", "self-attention", "feed-forward", "other")
 

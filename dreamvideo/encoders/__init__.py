@@ -1,0 +1,1 @@
+"""What turns prompts, images and pixels into what the UNet reads."""

@@ -1,0 +1,1 @@
+"""The paper's measures and its analysis of layers, and pictures that tell how a run went."""

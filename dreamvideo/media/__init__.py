@@ -1,0 +1,1 @@
+"""Photographs, masks and clips in; videos, animations and pictures out."""

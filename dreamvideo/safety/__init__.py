@@ -1,0 +1,1 @@
+"""Below every room: values, text, names and paths from outside, checked where they come in."""
