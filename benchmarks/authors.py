@@ -22,7 +22,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dreamvideo.encoders.clip import Encoders
+from dreamvideo.encoders.protocols import Encoders
 from dreamvideo.files.layouts import diffusers_name, diffusers_shape
 from dreamvideo.files.unet import diffusers_config
 from dreamvideo.models.adapters import Adapter, Bottleneck

@@ -18,9 +18,11 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamvideo.devices import GIB
-from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.models.adapters import Adapter, AdapterConfig
+from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.layers import economical
-from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.models.stack import AdapterStack, StackEntry
+from dreamvideo.models.unet import UNet
 
 from .authors import AuthorsNetwork
 from .setting import CAPTION

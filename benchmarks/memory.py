@@ -14,7 +14,8 @@ import torch
 
 from dreamvideo.files.tensors import TensorSpec, write_tensors
 from dreamvideo.files.unet import load_unet
-from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.models.config import UNetConfig
+from dreamvideo.models.unet import UNet
 
 from . import sampling, training
 from .clock import forget_peak, peak_bytes

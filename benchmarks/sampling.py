@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dreamvideo.models.adapters import AdapterStack, StackEntry
 from dreamvideo.models.diffusion import ddim_sample
+from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.sampling import sample_latents
 
 from .authors import AuthorsNetwork

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dreamvideo.encoders.clip import Encoders
+from dreamvideo.encoders.protocols import Encoders
 from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.models.unet import UNet
 

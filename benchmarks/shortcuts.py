@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dreamvideo.models import unet as network
-from dreamvideo.models.adapters import AdapterStack, StackEntry
-from dreamvideo.models.unet import Attention, UNet
+from dreamvideo.models.blocks import Attention
+from dreamvideo.models.stack import AdapterStack, StackEntry
+from dreamvideo.models.unet import UNet
 
 from .clock import interleaved
 from .growth import forward

@@ -10,9 +10,12 @@ from diffusers import AutoencoderKL
 from open_clip.model import CLIP
 from torch import nn
 
-from dreamvideo.encoders.clip import Encoders, KLAutoencoder, OpenClipImage, OpenClipText
+from dreamvideo.encoders.autoencoder import KLAutoencoder
+from dreamvideo.encoders.clip import OpenClipImage, OpenClipText
+from dreamvideo.encoders.protocols import Encoders
+from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.layers import economical
-from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.models.unet import UNet
 
 
 @dataclass(frozen=True)

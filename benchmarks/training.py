@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamvideo.models.adapters import AdapterStack, StackEntry
+from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.training.data import TrainingData, encode_clips, encode_photos, with_text
-from dreamvideo.training.loop import TrainingSettings, _Run
+from dreamvideo.training.loop import _Run
 from dreamvideo.training.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, AdapterLearner, Method, TokenLearner
+from dreamvideo.training.settings import TrainingSettings
 
 from .authors import AuthorsNetwork, AuthorsTraining
 from .clock import interleaved

@@ -10,8 +10,9 @@ from torch import nn
 
 from .defaults import Defaults, defaults_for
 from .devices import crowded, limit, total_bytes
-from .encoders.clip import Encoders, check_matches, load_encoders
+from .encoders.loading import check_matches, load_encoders
 from .encoders.parking import park
+from .encoders.protocols import Encoders
 from .files.base import BaseFiles, find_base, load_unet
 from .media.folders import PathLike
 from .models.layers import economical

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .models.adapters import AdapterConfig
-from .models.unet import UNetConfig
+from .models.config import UNetConfig
 from .sampling import SamplingSettings
-from .training.loop import TrainingSettings
 from .training.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
+from .training.settings import TrainingSettings
 
 STAGES = {"token": TEXTUAL_INVERSION, "identity": IDENTITY, "motion": MOTION}
 

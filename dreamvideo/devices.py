@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .models.unet import UNetConfig
+from .models.config import UNetConfig
 
 GIB = 2**30
 # Numbers that a training step keeps for its backward pass, for each latent cell of each frame and channel of the finest

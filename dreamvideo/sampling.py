@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .encoders.clip import Encoders, check_matches
+from .encoders.loading import check_matches
 from .encoders.prompts import unknown_placeholders
-from .files.adapters import LoadedAdapter
-from .models.adapters import AdapterStack, StackEntry
+from .encoders.protocols import Encoders
+from .files.adapter_info import LoadedAdapter
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
+from .models.stack import AdapterStack, StackEntry
 from .models.unet import UNet
 from .safety.texts import quoted, shortened
 

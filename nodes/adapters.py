@@ -9,8 +9,9 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..dreamvideo.files.adapters import LoadedAdapter, load_adapter, save_adapter, write_safetensors
-from ..dreamvideo.models.adapters import StackEntry
+from ..dreamvideo.files.adapter_info import LoadedAdapter
+from ..dreamvideo.files.adapters import load_adapter, save_adapter, write_safetensors
+from ..dreamvideo.models.stack import StackEntry
 from ..dreamvideo.safety.locks import reserved
 from . import host
 from .fields import CATEGORY, Adapter, model_input, other_base_input

@@ -10,7 +10,9 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..dreamvideo.evaluation.pictures import contact_sheet
-from ..dreamvideo.media.clips import Clip, cover_crop, crop_note, crop_subject, read_motion, thin_out
+from ..dreamvideo.media.clips import Clip, read_motion
+from ..dreamvideo.media.masks import cover_crop, crop_note, crop_subject
+from ..dreamvideo.media.times import thin_out
 from ..dreamvideo.nano.demo import toy_material
 from . import host
 from .fields import (

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dreamvideo.media.clips import fit_mask
+from ..dreamvideo.media.masks import fit_mask
 from ..dreamvideo.sampling import MAX_FRAMES as MAX_FRAMES
 
 CATEGORY = "DreamVideo"

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..dreamvideo.evaluation.pictures import contact_sheet
-from ..dreamvideo.files.adapters import LoadedAdapter
+from ..dreamvideo.files.adapter_info import LoadedAdapter
 from ..dreamvideo.models.diffusion import mix_noise_prior, offset_noise
 from ..dreamvideo.sampling import customize, missing_placeholders
 from . import host

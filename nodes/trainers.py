@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ..dreamvideo.base import Base
 from ..dreamvideo.defaults import FULL_SIZE, Defaults, defaults_for, fitted
-from ..dreamvideo.encoders.clip import Encoders
+from ..dreamvideo.encoders.protocols import Encoders
 from ..dreamvideo.evaluation.pictures import contact_sheet
-from ..dreamvideo.files.adapters import LoadedAdapter
-from ..dreamvideo.models.unet import UNetConfig
+from ..dreamvideo.files.adapter_info import LoadedAdapter
+from ..dreamvideo.models.config import UNetConfig
 from ..dreamvideo.safety.paths import check_writable, inside
 from ..dreamvideo.safety.texts import printable
 from ..dreamvideo.sampling import customize, generate, missing_placeholders, notes_on_motion, plain_prompt
 from ..dreamvideo.training.data import TrainingData, digest, encode_clips, encode_photos
-from ..dreamvideo.training.loop import Callbacks, TrainingResult, TrainingSettings, steps_of_state
+from ..dreamvideo.training.loop import Callbacks, TrainingResult
 from ..dreamvideo.training.methods import (
     IDENTITY,
     MOTION_METHODS,
@@ -35,7 +35,9 @@ from ..dreamvideo.training.methods import (
     Method,
     for_clips,
 )
+from ..dreamvideo.training.settings import TrainingSettings
 from ..dreamvideo.training.stages import train_identity, train_method, train_textual_inversion
+from ..dreamvideo.training.state import steps_of_state
 from . import host
 from .adapters import ADAPTERS, SUFFIX, apply, save
 from .fields import (

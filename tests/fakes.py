@@ -7,8 +7,9 @@ import hashlib
 import torch
 import torch.nn.functional as F
 
-from dreamvideo.encoders.clip import Encoders, Moments
-from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.encoders.protocols import Encoders, Moments
+from dreamvideo.models.config import UNetConfig
+from dreamvideo.models.unet import UNet
 
 CONFIG = UNetConfig(
     dim=32, dim_mult=(1,), res_blocks=1, attention_levels=(True,), head_dim=16, first_heads=2, context_dim=8

@@ -14,16 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamvideo.files.adapters import (
-    AdapterInfo,
-    check_fits,
-    load_adapter,
-    save_adapter,
-    save_authors_adapter,
-    save_authors_embedding,
-)
-from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, Bottleneck, StackEntry
-from dreamvideo.models.unet import UNet, UNetConfig, transformer_sites
+from dreamvideo.files.adapter_info import AdapterInfo, check_fits
+from dreamvideo.files.adapters import load_adapter, save_adapter
+from dreamvideo.files.foreign_adapters import save_authors_adapter, save_authors_embedding
+from dreamvideo.models.adapters import Adapter, AdapterConfig, Bottleneck
+from dreamvideo.models.config import UNetConfig, transformer_sites
+from dreamvideo.models.stack import AdapterStack, StackEntry
+from dreamvideo.models.unet import UNet
 
 ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
 needs_oracles = pytest.mark.skipif(not ORACLES.is_dir(), reason="needs ../shared/oracles")

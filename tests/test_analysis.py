@@ -12,7 +12,7 @@ from tiny_base import write_tiny_base
 from dreamvideo.commands.cli import main
 from dreamvideo.evaluation.analysis import category, relative_changes
 from dreamvideo.evaluation.pictures import bar_plot
-from dreamvideo.media.clips import write_animation, write_png
+from dreamvideo.media.writing import write_animation, write_png
 from dreamvideo.models.deltas import DeltaConfig, WeightDelta
 
 

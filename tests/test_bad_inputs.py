@@ -29,14 +29,15 @@ from tiny_base import write_tiny_base
 
 from dreamvideo.commands.cli import main
 from dreamvideo.files import tensors as tensor_files
-from dreamvideo.files.adapters import AdapterInfo, load_adapter, save_adapter
+from dreamvideo.files.adapter_info import AdapterInfo
+from dreamvideo.files.adapters import load_adapter, save_adapter
 from dreamvideo.files.base import load_unet, read_clip, read_vae
 from dreamvideo.files.tensors import TensorFile
-from dreamvideo.media.decoding import read_picture
+from dreamvideo.media.pictures import read_picture
 from dreamvideo.models.adapters import Adapter, AdapterConfig
+from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.deltas import DeltaConfig, WeightDelta
-from dreamvideo.models.unet import UNetConfig
-from dreamvideo.training.loop import steps_of_state
+from dreamvideo.training.state import steps_of_state
 
 UNET = UNetConfig(
     dim=8, dim_mult=(1, 2), res_blocks=1, attention_levels=(True, True), head_dim=4, first_heads=2, context_dim=12,

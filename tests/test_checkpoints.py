@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from dreamvideo.files import tensors as tensor_files
 from dreamvideo.files.base import CheckpointError, convert, fingerprint, load_unet, read_unet, same_base
 from dreamvideo.files.layouts import diffusers_name, diffusers_shape, infer_config, original_shapes
-from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.models.config import UNetConfig
+from dreamvideo.models.unet import UNet
 
 ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
 TINY = UNetConfig(dim=32, dim_mult=(1, 2), res_blocks=1, attention_levels=(True, False), head_dim=8, context_dim=24)

@@ -20,7 +20,8 @@ from dreamvideo.commands import common, train
 from dreamvideo.commands.cli import main
 from dreamvideo.commands.terminal import Terminal, duration
 from dreamvideo.files.adapters import load_adapter
-from dreamvideo.media.clips import Clip, read_clip, read_motion, write_animation, write_png
+from dreamvideo.media.clips import Clip, read_clip, read_motion
+from dreamvideo.media.writing import write_animation, write_png
 
 SIZE = ["--height", str(SIDE), "--width", str(SIDE)]
 SHORT = ["--steps", "3", "--lr", "0.1", "--batch", "1", *SIZE]

@@ -13,7 +13,7 @@ from tiny_base import write_tiny_base
 from dreamvideo import defaults
 from dreamvideo.base import open_base
 from dreamvideo.commands.cli import main
-from dreamvideo.media.clips import write_animation, write_png
+from dreamvideo.media.writing import write_animation, write_png
 from dreamvideo.nano import comparison, report, suite, world
 from dreamvideo.nano.comparison import TABLES, System, Table
 from dreamvideo.training.loop import Callbacks

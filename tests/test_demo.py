@@ -9,7 +9,8 @@ import torch
 
 from dreamvideo.base import open_base
 from dreamvideo.files.adapters import load_adapter
-from dreamvideo.media.clips import load_image, read_clip
+from dreamvideo.media.clips import read_clip
+from dreamvideo.media.photographs import load_image
 from dreamvideo.nano import demo
 
 

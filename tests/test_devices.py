@@ -12,9 +12,10 @@ from fakes import CONFIG, tiny_unet
 from dreamvideo import base
 from dreamvideo import devices as memory
 from dreamvideo.encoders.clip import clip_pixels
-from dreamvideo.models.adapters import AdapterConfig, AdapterStack, StackEntry, build_adapter
+from dreamvideo.models.adapters import AdapterConfig, build_adapter
 from dreamvideo.models.deltas import DeltaConfig, merge
 from dreamvideo.models.resizing import area_average
+from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
 from dreamvideo.sampling import choose_device
 from dreamvideo.training import loop as training

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from dreamvideo.files.base import CheckpointError, describe, find_base, inspect, read_clip, read_vae
 from dreamvideo.files.encoders import open_clip_file
-from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.models.config import UNetConfig
+from dreamvideo.models.unet import UNet
 
 VAE = {
     "block_out_channels": (32, 64, 64),

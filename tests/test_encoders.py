@@ -11,18 +11,11 @@ import pytest
 import torch
 
 from dreamvideo.encoders import clip as encoders
-from dreamvideo.encoders.clip import (
-    KLAutoencoder,
-    Moments,
-    OpenClipImage,
-    OpenClipText,
-    build_clip,
-    build_vae,
-    check_matches,
-    clip_pixels,
-    load_encoders,
-)
+from dreamvideo.encoders.autoencoder import KLAutoencoder, build_vae
+from dreamvideo.encoders.clip import OpenClipImage, OpenClipText, build_clip, clip_pixels
+from dreamvideo.encoders.loading import check_matches, load_encoders
 from dreamvideo.encoders.prompts import check_placeholder, split_prompt
+from dreamvideo.encoders.protocols import Moments
 
 open_clip = pytest.importorskip("open_clip")
 diffusers = pytest.importorskip("diffusers")

@@ -16,7 +16,7 @@ from fakes import pictures
 from safetensors import safe_open
 from tiny_base import SIDE, write_tiny_base
 
-from dreamvideo.media.clips import write_animation, write_png
+from dreamvideo.media.writing import write_animation, write_png
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows neither forks nor knows SIGKILL.")
 

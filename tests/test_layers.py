@@ -10,9 +10,11 @@ from fakes import CONFIG, tiny_unet
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.models.adapters import Adapter, AdapterConfig
+from dreamvideo.models.config import transformer_sites
 from dreamvideo.models.layers import economical
-from dreamvideo.models.unet import UNet, transformer_sites
+from dreamvideo.models.stack import AdapterStack, StackEntry
+from dreamvideo.models.unet import UNet
 
 LAYERS = economical(nn)
 

@@ -17,16 +17,21 @@ from dreamvideo.base import open_base
 from dreamvideo.commands.arguments import build_parser
 from dreamvideo.commands.cli import explain
 from dreamvideo.devices import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes
-from dreamvideo.encoders.clip import KLAutoencoder, OpenClipText, load_encoders
+from dreamvideo.encoders.autoencoder import KLAutoencoder
+from dreamvideo.encoders.clip import OpenClipText
+from dreamvideo.encoders.loading import load_encoders
 from dreamvideo.encoders.parking import park
 from dreamvideo.files.base import find_base
 from dreamvideo.files.unet import load_unet
-from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.models.adapters import Adapter, AdapterConfig
+from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.layers import economical
-from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.models.stack import AdapterStack, StackEntry
+from dreamvideo.models.unet import UNet
 from dreamvideo.training import loop as training
 from dreamvideo.training.data import encode_clips
-from dreamvideo.training.loop import Callbacks, TrainingSettings
+from dreamvideo.training.loop import Callbacks
+from dreamvideo.training.settings import TrainingSettings
 from dreamvideo.training.stages import train_motion
 
 FULL, CLIP = UNetConfig(), 32 * 32 * 32  # the latent cells of 32 frames of 256 x 256 pixels

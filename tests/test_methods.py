@@ -11,14 +11,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dreamvideo.defaults import EMBEDDED, FULL_SIZE, fitted
-from dreamvideo.files.adapters import AdapterInfo, LoadedAdapter, check_fits, load_adapter, save_authors_adapter
+from dreamvideo.files.adapter_info import AdapterInfo, LoadedAdapter, check_fits
+from dreamvideo.files.adapters import load_adapter
 from dreamvideo.files.fingerprint import fingerprint
-from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry, build_adapter
+from dreamvideo.files.foreign_adapters import save_authors_adapter
+from dreamvideo.models.adapters import Adapter, AdapterConfig, build_adapter
+from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.deltas import WEIGHT_GROUPS, DeltaConfig, WeightDelta, merge, overlay, weight_shapes
-from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.models.stack import AdapterStack, StackEntry
+from dreamvideo.models.unet import UNet
 from dreamvideo.sampling import SamplingSettings, customize, generate, sample_latents
 from dreamvideo.training.data import TrainingData, encode_clips, encode_photos
-from dreamvideo.training.loop import Callbacks, TrainingResult, TrainingSettings
+from dreamvideo.training.loop import Callbacks, TrainingResult
 from dreamvideo.training.methods import (
     CUSTOM_DIFFUSION,
     CUSTOMIZING_MOTION,
@@ -34,6 +38,7 @@ from dreamvideo.training.methods import (
     for_clips,
     noisy_timesteps,
 )
+from dreamvideo.training.settings import TrainingSettings
 from dreamvideo.training.stages import train_method, train_subject
 
 STEPS = 4

@@ -11,15 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreamvideo.files.adapters import (
-    AdapterInfo,
-    load_adapter,
-    save_adapter,
-    save_authors_adapter,
-    save_authors_embedding,
-)
+from dreamvideo.files.adapter_info import AdapterInfo
+from dreamvideo.files.adapters import load_adapter, save_adapter
+from dreamvideo.files.foreign_adapters import save_authors_adapter, save_authors_embedding
 from dreamvideo.models.adapters import Adapter, AdapterConfig
-from dreamvideo.models.unet import UNetConfig
+from dreamvideo.models.config import UNetConfig
 
 UNET = UNetConfig(
     dim=8, dim_mult=(1, 2), res_blocks=1, attention_levels=(True, True), head_dim=4, first_heads=2, context_dim=12,

@@ -12,7 +12,7 @@ from dreamvideo.commands import common, sample
 from dreamvideo.commands.arguments import build_parser
 from dreamvideo.commands.cli import main
 from dreamvideo.commands.common import file_name
-from dreamvideo.media.clips import write_animation, write_png
+from dreamvideo.media.writing import write_animation, write_png
 
 
 @pytest.fixture

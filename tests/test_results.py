@@ -11,7 +11,7 @@ from dreamvideo.commands import results
 from dreamvideo.commands.results import Run, claimed
 from dreamvideo.files.tensors import write_safetensors
 from dreamvideo.safety.locks import Locked, locked
-from dreamvideo.training.loop import STATE_FORMAT
+from dreamvideo.training.state import STATE_FORMAT
 
 STAGES = ("token", "identity")
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, WIDTH, fake_encoders, pictures, tiny_unet
 
-from dreamvideo.files.adapters import AdapterInfo, LoadedAdapter
-from dreamvideo.models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from dreamvideo.files.adapter_info import AdapterInfo, LoadedAdapter
+from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.models.diffusion import ddim_sample
+from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
 from dreamvideo.sampling import (
     NOTHING,

@@ -18,7 +18,8 @@ from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.sampling import SamplingSettings, customize, generate
 from dreamvideo.training import loop as training
 from dreamvideo.training.data import TrainingData, TrainingItem, digest, encode_clips, encode_photos, with_text
-from dreamvideo.training.loop import Callbacks, LossScale, TrainingError, TrainingSettings, draw_batch, train
+from dreamvideo.training.drawing import draw_batch
+from dreamvideo.training.loop import Callbacks, TrainingError, train
 from dreamvideo.training.methods import (
     IDENTITY,
     MOTION,
@@ -29,6 +30,8 @@ from dreamvideo.training.methods import (
     TokenLearner,
     motion_method,
 )
+from dreamvideo.training.precision import LossScale
+from dreamvideo.training.settings import TrainingSettings
 from dreamvideo.training.stages import train_identity, train_method, train_motion, train_textual_inversion
 
 SETTINGS = TrainingSettings(steps=8, learning_rate=1e-3, batch_size=2, warmup=2, seed=3, save_every=3)

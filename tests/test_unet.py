@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamvideo.files.layouts import diffusers_name
-from dreamvideo.models.unet import TransformerBlock, UNet, UNetConfig, sinusoid, transformer_sites
+from dreamvideo.models.blocks import TransformerBlock, sinusoid
+from dreamvideo.models.config import UNetConfig, transformer_sites
+from dreamvideo.models.unet import UNet
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no ../shared")

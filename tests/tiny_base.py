@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from dreamvideo.files.tensors import write_safetensors
-from dreamvideo.models.unet import UNet, UNetConfig
+from dreamvideo.models.config import UNetConfig
+from dreamvideo.models.unet import UNet
 
 WIDTH = 16  # of the text states
 UNET = UNetConfig(

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..base import EMBEDDED_FOLDER
-from ..encoders.clip import Encoders, load_encoders
+from ..encoders.loading import load_encoders
+from ..encoders.protocols import Encoders
 from ..files.base import find_base, load_unet
-from ..models.adapters import Adapter, AdapterConfig, AdapterStack, StackEntry
+from ..models.adapters import Adapter, AdapterConfig
+from ..models.blocks import Call
 from ..models.layers import economical
-from ..models.unet import Call, UNet
+from ..models.stack import AdapterStack, StackEntry
+from ..models.unet import UNet
 from .measure import dtype_name
 from .networks import Session
 from .report import Finding

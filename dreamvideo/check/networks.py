@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..defaults import FULL_SIZE, Defaults, defaults_for
-from ..encoders.clip import Encoders
-from ..files.adapters import LoadedAdapter
-from ..models.unet import UNet, UNetConfig
+from ..encoders.protocols import Encoders
+from ..files.adapter_info import LoadedAdapter
+from ..models.config import UNetConfig
+from ..models.unet import UNet
 from ..nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ..sampling import LATENT_FACTOR
 from .measure import dtype_name, gib

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..devices import choose_checkpointing, free_bytes
-from ..files.adapters import LoadedAdapter
+from ..files.adapter_info import LoadedAdapter
 from ..sampling import LATENT_FACTOR
 from ..training.data import TrainingData, encode_clips, encode_photos
-from ..training.loop import Callbacks, TrainingResult, TrainingSettings
+from ..training.loop import Callbacks, TrainingResult
+from ..training.settings import TrainingSettings
 from ..training.stages import train_identity, train_motion, train_textual_inversion
 from .measure import dtype_name, forget_peak, pace, peak
 from .networks import Session, checksums, observed, same_device, some, told

@@ -9,8 +9,8 @@ from itertools import chain
 from ..base import Base
 from ..evaluation.analysis import relative_changes
 from ..evaluation.pictures import bar_plot
-from ..files.adapters import LoadedAdapter
-from ..media.clips import write_png
+from ..files.adapter_info import LoadedAdapter
+from ..media.writing import write_png
 from ..nano.demo import Material
 from ..safety.paths import keep_apart, write_json
 from ..training.data import TrainingData, encode_clips, encode_photos

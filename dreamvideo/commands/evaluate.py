@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from ..evaluation.metrics import load_embedders, score_video, summarise
-from ..media.clips import load_images, read_clip
+from ..media.clips import read_clip
+from ..media.photographs import load_images
 from ..safety.paths import check_writable, keep_apart, write_json
 from ..training.loop import Callbacks
 from .common import OUTPUT, open_for

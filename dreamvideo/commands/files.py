@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import base as checkpoints
-from ..files.adapters import LoadedAdapter, load_adapter, save_adapter, save_authors_adapter, save_authors_embedding
+from ..files.adapter_info import LoadedAdapter
+from ..files.adapters import load_adapter, save_adapter
+from ..files.foreign_adapters import save_authors_adapter, save_authors_embedding
 from ..files.tensors import CheckpointError
 from ..safety.locks import reserved
 from ..safety.paths import keep_apart

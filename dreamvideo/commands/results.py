@@ -19,7 +19,7 @@ from typing import Any
 from ..files.fingerprint import same_base
 from ..safety.locks import Locked, locked, reserved
 from ..safety.paths import check_writable, write_json
-from ..training.loop import steps_of_state
+from ..training.state import steps_of_state
 
 RECORD = "run.json"
 STAGES = ("token", "identity", "weights", "motion")

@@ -11,10 +11,14 @@ from pathlib import Path
 from torch import Tensor
 
 from ..base import Base
-from ..files.adapters import check_fits, load_adapter
+from ..files.adapter_info import check_fits
+from ..files.adapters import load_adapter
 from ..files.base import fingerprint, same_base
-from ..media.clips import choose_frames, load_image, read_clip, write_animation, write_video
+from ..media.clips import read_clip
 from ..media.frame_folders import check_frames_writable, write_frames
+from ..media.photographs import load_image
+from ..media.times import choose_frames
+from ..media.writing import write_animation, write_video
 from ..safety.locks import reserved
 from ..safety.paths import check_writable, keep_apart
 from ..sampling import Customization, customize, generate, latent_size

@@ -15,14 +15,18 @@ from ..base import Base
 from ..defaults import fitted
 from ..encoders.prompts import check_placeholder
 from ..evaluation.pictures import loss_plot
-from ..files.adapters import LoadedAdapter
+from ..files.adapter_info import LoadedAdapter
 from ..files.fingerprint import fingerprint
-from ..media.clips import Photo, caption_of, find_clips, load_images, read_motion, write_animation, write_png
+from ..media.clips import find_clips, read_motion
+from ..media.folders import caption_of
+from ..media.photographs import Photo, load_images
+from ..media.writing import write_animation, write_png
 from ..safety.paths import keep_apart, write_text
 from ..sampling import customize, generate, notes_on_motion, plain_prompt
 from ..training.data import digest, encode_clips
-from ..training.loop import Callbacks, TrainingResult, TrainingSettings
+from ..training.loop import Callbacks, TrainingResult
 from ..training.methods import MOTION_METHODS, SUBJECT_METHODS, Method, for_clips
+from ..training.settings import TrainingSettings
 from ..training.stages import train_method, train_subject
 from .common import (
     ADAPTER,

@@ -1,15 +1,10 @@
-"""What turns prompts, images and pixels into what the UNet reads, behind three small protocols.
-
-The implementations here are open_clip's CLIP (both towers) and diffusers' AutoencoderKL; another host puts its own
-encoders behind the same protocols. Whatever the precision of the weights, results leave in float32.
-"""
+"""open_clip's CLIP, both towers, behind the protocols. Whatever its precision, results leave in float32."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,89 +13,14 @@ from torch import Tensor, nn
 from ..models.resizing import area_average
 from ..safety.texts import quoted
 from .prompts import Piece, check_placeholder, clip_tokenizer, read_weights, split_prompt
-
-if TYPE_CHECKING:
-    from ..files.base import BaseFiles
+from .protocols import checked_images, full_precision
+from .weights import filled
 
 log = logging.getLogger(__name__)
 
 START, END, PAD = 49406, 49407, 0  # CLIP's byte-pair vocabulary; the base was trained with 0 behind the end token
-LATENT_SCALE = 0.18215  # Stable Diffusion's f8 autoencoder: brings latents to about unit variance
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-PIXELS_PER_CHUNK = 8 * 256 * 256  # what the autoencoder takes at once unless told
-
-
-class TextEncoder(Protocol):
-    """Prompts to text states."""
-
-    @property
-    def width(self) -> int: ...
-
-    def encode(
-        self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None, *, weighted: bool = False
-    ) -> Tensor:
-        """Text states [B, 77, D] of B prompts; `tokens` maps placeholders to learned vectors [n, D], differentiably.
-
-        weighted: brackets are weights, as in `prompts.read_weights`; else they are text, as captions want it.
-        """
-        ...
-
-    def embed_word(self, word: str) -> Tensor:
-        """Token embeddings [n, D] of a word or a phrase, one row a byte-pair token."""
-        ...
-
-    def check_placeholder(self, name: str, taken: Iterable[str] = ()) -> None:
-        """Raise ValueError unless `name` can stand for a learned token beside the placeholders `taken`."""
-        ...
-
-
-class ImageEncoder(Protocol):
-    """Images to the features that guide motion adapters."""
-
-    @property
-    def width(self) -> int: ...
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Features [B, D], not normalised, of images [B, 3, H, W] in 0..1 of any size."""
-        ...
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and standard deviation of scaled latents, each [N, 4, H/8, W/8]."""
-
-    mean: Tensor
-    std: Tensor
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """One draw of the latents; the noise comes from the generator's own device, so a seed means one thing."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device, dtype=self.mean.dtype)
-        return self.mean + self.std * noise.to(self.mean.device)
-
-
-class Autoencoder(Protocol):
-    """Pixels to latents and back."""
-
-    def encode(self, images: Tensor, chunk: int | None = None) -> Moments:
-        """Moments of the scaled latents of images [N, 3, H, W] in 0..1, `chunk` images at a time."""
-        ...
-
-    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Images [N, 3, H, W] in 0..1 of scaled latents [N, 4, H/8, W/8], `chunk` at a time."""
-        ...
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """The three encoders of a base."""
-
-    text: TextEncoder
-    image: ImageEncoder
-    vae: Autoencoder
-
-
-# ------------------------------------------------------------------------------------------------- CLIP
 
 
 class OpenClipText:
@@ -136,7 +56,7 @@ class OpenClipText:
         ids = clip_tokenizer().encode(word)
         if not ids:
             raise ValueError(f"The word {quoted(word)} holds nothing to start a token from; give a word such as dog.")
-        return _full_precision(self.clip.token_embedding.weight.detach()[ids])
+        return full_precision(self.clip.token_embedding.weight.detach()[ids])
 
     def tokenize(self, prompt: str, counts: Mapping[str, int] | None = None) -> tuple[list[int], list[tuple[str, int]]]:
         """Token ids of one prompt, filled to the context length, and for each place its (placeholder, row) or ("", 0).
@@ -197,7 +117,7 @@ class OpenClipText:
         x = self.clip.token_embedding(torch.tensor(ids, device=device))  # [B, 77, D]
         x = _put_in(x, slots, vectors)
         x = x + self.clip.positional_embedding.to(x.dtype)
-        x = _full_precision(self.clip.ln_final(self._blocks(x)))
+        x = full_precision(self.clip.ln_final(self._blocks(x)))
         return _weigh(x[:-1], x[-1], weights[:-1]) if weighs else x
 
     def _checked(self, name: str, rows: Tensor) -> Tensor:
@@ -277,8 +197,8 @@ class OpenClipImage:
     def encode(self, images: Tensor) -> Tensor:
         """Features [B, D] of images [B, 3, H, W] in 0..1 of any size."""
         weight = self.clip.visual.conv1.weight
-        pixels = clip_pixels(_checked_images(images).to(weight.device, torch.float32), self.image_size)
-        return _full_precision(self.clip.encode_image(pixels.to(weight.dtype)))
+        pixels = clip_pixels(checked_images(images).to(weight.device, torch.float32), self.image_size)
+        return full_precision(self.clip.encode_image(pixels.to(weight.dtype)))
 
 
 def clip_pixels(images: Tensor, size: int) -> Tensor:
@@ -312,64 +232,6 @@ def _centre_crop(images: Tensor, limit: int) -> Tensor:
     return images[..., top : top + limit, left : left + limit]
 
 
-# -------------------------------------------------------------------------------------------------- VAE
-
-
-class KLAutoencoder:
-    """diffusers' `AutoencoderKL` with the latent scale applied, a few images at a time."""
-
-    def __init__(self, vae: nn.Module):
-        self.vae = vae
-
-    @property
-    def factor(self) -> int:
-        """Pixels a latent cell covers along each side (8)."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    def to(self, *args: Any, **kwargs: Any) -> KLAutoencoder:
-        """Move the autoencoder, as `nn.Module.to`."""
-        self.vae.to(*args, **kwargs)
-        return self
-
-    @torch.no_grad()
-    def encode(self, images: Tensor, chunk: int | None = None) -> Moments:
-        """Moments of the scaled latents of images [N, 3, H, W] in 0..1.
-
-        `chunk` images go in at a time; by default as many as make up eight of 256 x 256 pixels. ValueError unless
-        height and width divide by `factor`.
-        """
-        height, width = _checked_images(images).shape[-2:]
-        if height % self.factor or width % self.factor:
-            near = " x ".join(str(max(round(n / self.factor), 1) * self.factor) for n in (width, height))
-            raise ValueError(
-                f"Images of {width} x {height} pixels do not divide into latents of {self.factor} x {self.factor} "
-                f"pixels; the nearest size that does is {near}."
-            )
-        parts = [self.vae.encode(part * 2 - 1).latent_dist for part in self._parts(images, chunk, height * width)]
-        mean = torch.cat([_full_precision(part.mean) for part in parts])
-        std = torch.cat([_full_precision(part.std) for part in parts])
-        return Moments(mean * LATENT_SCALE, std * LATENT_SCALE)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Images [N, 3, H, W] in 0..1 of scaled latents [N, 4, H/8, W/8]; `chunk` as in encode."""
-        channels = self.vae.config.latent_channels
-        if latents.ndim != 4 or latents.shape[1] != channels or not len(latents):
-            raise ValueError(f"Latents come as [N, {channels}, h, w]; these have shape {list(latents.shape)}.")
-        pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
-        parts = self._parts(latents / LATENT_SCALE, chunk, pixels)
-        images = torch.cat([_full_precision(self.vae.decode(part).sample) for part in parts])
-        return (images / 2 + 0.5).clamp(0, 1)
-
-    def _parts(self, x: Tensor, chunk: int | None, pixels: int) -> Iterable[Tensor]:
-        chunk = chunk or max(PIXELS_PER_CHUNK // pixels, 1)
-        weight = self.vae.encoder.conv_in.weight
-        return (part.to(weight) for part in x.split(chunk))
-
-
-# ---------------------------------------------------------------------------------------------- loading
-
-
 def build_clip(state: dict[str, Tensor], config: Mapping[str, Any], device="cpu", dtype=torch.float32) -> nn.Module:
     """open_clip's `CLIP` from weights in open_clip's names and {embed_dim, vision_cfg, text_cfg}; frozen.
 
@@ -381,70 +243,4 @@ def build_clip(state: dict[str, Tensor], config: Mapping[str, Any], device="cpu"
         clip = CLIP(**config)
     length = clip.context_length
     clip.attn_mask = torch.full((length, length), float("-inf")).triu(1)  # causal; no file holds it
-    return _fill(clip, state, device, dtype, "CLIP")
-
-
-def build_vae(state: dict[str, Tensor], config: Mapping[str, Any], device="cpu", dtype=torch.float32) -> nn.Module:
-    """diffusers' `AutoencoderKL` from weights in its names and its config; otherwise as build_clip."""
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        vae = AutoencoderKL(**config)
-    return _fill(vae, state, device, dtype, "VAE")
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor], device, dtype, part: str) -> nn.Module:
-    moved = {key: _moved(key, state.pop(key), device, dtype, part) for key in list(state)}
-    expected = module.state_dict()
-    missing = [key for key in expected if key not in moved]
-    if missing:
-        raise ValueError(f"The {part} file lacks {len(missing)} of {len(expected)} tensors, {missing[0]} among them.")
-    for key, tensor in expected.items():
-        if moved[key].shape != tensor.shape:
-            raise ValueError(
-                f"The {part} file's {key} has shape {list(moved[key].shape)} where {list(tensor.shape)} belongs."
-            )
-    module.load_state_dict({key: moved[key] for key in expected}, assign=True)
-    # The buffers are still to be moved; diffusers' own `to` would warn of a choice that is meant.
-    return nn.Module.to(module, device, dtype).eval().requires_grad_(False)
-
-
-def _moved(key: str, tensor: Tensor, device, dtype, part: str) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor.to(device)
-    if not tensor.isfinite().all():
-        raise ValueError(f"The {part} file's {key} holds values that are not numbers: the file is damaged.")
-    return tensor.to(device, dtype)
-
-
-def load_encoders(base: BaseFiles, device="cpu", dtype=torch.float32) -> Encoders:
-    """The text encoder, image encoder and autoencoder of a base, frozen. ValueError if the base lacks a part."""
-    for part, path in (("text and image encoder (CLIP)", base.clip), ("VAE", base.vae)):
-        if path is None:
-            raise ValueError(f"The base of {base.unet} has no {part}: put its file into the same folder.")
-    from ..files.base import read_clip, read_vae
-
-    state, config = read_clip(base.clip)
-    clip = build_clip(state, config, device, dtype)
-    state, config = read_vae(base.vae)
-    vae = build_vae(state, config, device, dtype)
-    return Encoders(OpenClipText(clip), OpenClipImage(clip), KLAutoencoder(vae))
-
-
-def check_matches(unet_config, text: TextEncoder) -> None:
-    """Raise ValueError unless the text encoder's states have the width of the UNet's context (`context_dim`)."""
-    if text.width != unet_config.context_dim:
-        raise ValueError(
-            f"The UNet reads text states of width {unet_config.context_dim} and this text encoder gives {text.width}: "
-            "use the CLIP file that belongs to the base (OpenCLIP ViT-H-14 for ModelScope)."
-        )
-
-
-def _checked_images(images: Tensor) -> Tensor:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
-        raise ValueError(f"Images come as [N, 3, height, width]; these have shape {list(images.shape)}.")
-    return images
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return filled(clip, state, device, dtype, "CLIP")

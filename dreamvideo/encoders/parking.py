@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .clip import Encoders
+from .protocols import Encoders
 
 PIXELS_PER_VISIT = 2 * 256 * 256  # what a parked autoencoder takes at once
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 import torch
 
+from ..models.config import transformer_sites
 from ..models.deltas import WeightDelta
-from ..models.unet import UNet, transformer_sites
+from ..models.unet import UNet
 
 CATEGORIES = ("cross-attention", "self-attention", "feed-forward", "other")
 

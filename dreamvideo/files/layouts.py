@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ..models.unet import UNet, UNetConfig
+from ..models.config import UNetConfig
+from ..models.unet import UNet
 from ..safety.limits import bare
 from .tensors import CheckpointError
 

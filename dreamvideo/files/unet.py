@@ -11,9 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..models.unet import AttentionFunction, UNet, UNetConfig
+from ..models.blocks import AttentionFunction
+from ..models.config import UNetConfig
+from ..models.unet import UNet
 from ..safety.limits import bare, json_object, parsed
 from ..safety.paths import check_writable, keep_apart, write_json
+from .dtypes import readable
 from .layouts import (
     diffusers_name,
     diffusers_shape,
@@ -26,7 +29,7 @@ from .layouts import (
     plain_name,
     reshapable,
 )
-from .tensors import CheckpointError, StateDict, TensorFile, TensorSpec, readable, write_tensors
+from .tensors import CheckpointError, StateDict, TensorFile, TensorSpec, write_tensors
 
 LAYOUTS = ("original", "diffusers", "vgen")
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"

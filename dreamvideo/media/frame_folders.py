@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..safety.paths import atomic_folder, check_folder_writable
-from .clips import SOFTWARE, PathLike, write_png
+from .clips import PathLike
+from .writing import SOFTWARE, write_png
 
 FRAME_NAME = re.compile(r"\d{4,}\.png")
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..safety.limits import MOST_CHANNELS, check_fields, short, whole
-from .unet import UNet, UNetConfig, transformer_sites
+from .config import UNetConfig, transformer_sites
+from .unet import UNet
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..defaults import EMBEDDED
-from ..encoders.clip import Encoders, load_encoders
+from ..encoders.loading import load_encoders
+from ..encoders.protocols import Encoders
 from ..files.base import find_base, load_unet
 from ..models.diffusion import offset_noise
 from ..models.unet import UNet

@@ -18,20 +18,15 @@ from torch import Tensor
 from ..base import Base
 from ..defaults import Defaults
 from ..evaluation.pictures import contact_sheet, loss_plot
-from ..media.clips import (
-    Photo,
-    caption_of,
-    find_clips,
-    load_images,
-    read_motion,
-    write_animation,
-    write_png,
-    write_video,
-)
+from ..media.clips import find_clips, read_motion
+from ..media.folders import caption_of
+from ..media.photographs import Photo, load_images
+from ..media.writing import write_animation, write_png, write_video
 from ..safety.paths import write_json
 from ..sampling import NOTHING, customize, generate
 from ..training.data import encode_clips
-from ..training.loop import Callbacks, TrainingResult, TrainingSettings
+from ..training.loop import Callbacks, TrainingResult
+from ..training.settings import TrainingSettings
 from ..training.stages import SubjectResult, train_motion, train_subject
 from . import rules, world
 

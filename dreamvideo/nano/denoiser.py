@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..models.config import UNetConfig
 from ..models.diffusion import Schedule, offset_noise
-from ..models.unet import UNet, UNetConfig
+from ..models.unet import UNet
 from ..safety.paths import atomic_path
 from . import world
 from .progress import Loop, rank

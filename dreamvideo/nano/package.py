@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..encoders.clip import KLAutoencoder
+from ..encoders.autoencoder import KLAutoencoder
 from ..files.tensors import write_safetensors
 from . import autoencoder, denoiser, rules, vision_language, world
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..evaluation.metrics import summarise
 from ..evaluation.pictures import contact_sheet
-from ..media.clips import write_png
+from ..media.writing import write_png
 from ..safety.paths import write_json, write_text
 from . import world
 from .comparison import Table

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ..base import Base
 from ..defaults import fitted
-from ..files.adapters import LoadedAdapter, check_fits, load_adapter
+from ..files.adapter_info import LoadedAdapter, check_fits
+from ..files.adapters import load_adapter
 from ..files.fingerprint import fingerprint, same_base
-from ..media.clips import load_image, write_png
+from ..media.photographs import load_image
+from ..media.writing import write_png
 from ..models.diffusion import Callback
 from ..safety.paths import write_json
 from ..sampling import customize, generate

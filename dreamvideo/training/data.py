@@ -14,8 +14,8 @@ from operator import length_hint
 import torch
 from torch import Tensor
 
-from ..encoders.clip import Encoders, TextEncoder
-from ..media.clips import mask_to_latent
+from ..encoders.protocols import Encoders, TextEncoder
+from ..media.masks import mask_to_latent
 
 EMPTY_PROMPT = ""  # what a dropped caption becomes, and the unconditional half of sampling
 IMAGES_AT_ONCE = 8

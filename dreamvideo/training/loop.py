@@ -12,9 +12,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,18 @@ from torch import Tensor
 
 from ..devices import choose_checkpointing, free_bytes
 from ..files.adapters import save_adapter
-from ..files.fingerprint import fingerprint, same_base
-from ..files.tensors import open_file, write_safetensors
-from ..models.diffusion import SCHEDULE, offset_noise
+from ..files.fingerprint import fingerprint
+from ..files.tensors import write_safetensors
+from ..models.diffusion import SCHEDULE
 from ..models.unet import UNet
-from ..safety.limits import MOST, bare, json_object, parsed, whole
-from .data import EMPTY_PROMPT, TrainingData, TrainingItem, digest
+from .data import EMPTY_PROMPT, TrainingData, digest
+from .drawing import Batch, draw_batch
 from .methods import Learner, Method
+from .precision import LossScale, adamw, all_finite, total_norm
+from .settings import TrainingSettings
+from .state import BEGIN_ANEW, STATE_FORMAT, check_same_run, not_whole, read_state
 
 log = logging.getLogger(__name__)
-
-STATE_FORMAT = "dreamvideo-training"
-BEGIN_ANEW = "begin anew with --restart (in ComfyUI: switch resume off)"
-# What a resumed run may change: these decide where training ends and what it costs, not what a step computes.
-FREE_SETTINGS = ("steps", "save_every", "preview_every", "gradient_checkpointing", "memory")
 
 
 class TrainingError(ValueError):
@@ -45,64 +43,6 @@ class TrainingError(ValueError):
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train; `for_method` fills in a method's defaults.
-
-    warmup: steps over which the learning rate rises linearly to its full value. (The authors' first update has a
-    learning rate of exactly 0 and so does nothing; here it has 1 / warmup.)
-    offset_noise: strength of the noise that is shared by a frame's pixels (0.1 as released).
-    masked: use the data's masks; normalize_mask: weigh small subjects like large ones, which the authors do not.
-    noisier: of two draws of its timestep every sample takes the noisier one, for a base so small that looks are decided
-    there alone. The paper draws once.
-    shift: by how many latent cells (of 8 pixels) at most every sample is moved at random, its edges repeated: few
-    photographs teach else where a subject stands. The paper moves none.
-    p_text_drop, p_image_drop: see `Method`. Released: 0 and none for subjects; 0.5 and 0.5 for a motion from one clip,
-    0.5 and 0 from several. A motion trained with p_image_drop 0 is sampled with unconditional feature strength 0.
-    save_every, preview_every: in steps; 0 for never (the state is still saved at the end).
-    gradient_checkpointing: recompute instead of keeping activations: less memory, about a third more time. None: where
-    a step would not fit otherwise into what is free, or within `memory`, GiB that the process may take on the device.
-    """
-
-    steps: int
-    learning_rate: float
-    batch_size: int
-    warmup: int = 10
-    seed: int = 0
-    offset_noise: float = 0.1
-    masked: bool = True
-    normalize_mask: bool = False
-    noisier: bool = False
-    shift: int = 0
-    p_text_drop: float = 0.0
-    p_image_drop: float = 0.0
-    save_every: int = 100
-    preview_every: int = 0
-    gradient_checkpointing: bool | None = None
-    memory: float | None = None
-
-    def __post_init__(self) -> None:
-        least_of = {"steps": 1, "batch_size": 1, "warmup": 0, "shift": 0, "save_every": 0, "preview_every": 0}
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"Training {name} must be at least {least}, got {getattr(self, name)}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"The learning rate must be a positive number, got {self.learning_rate}.")
-        for name in ("p_text_drop", "p_image_drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability from 0 to 1, got {getattr(self, name)}.")
-
-    @classmethod
-    def for_method(cls, method: Method, **overrides: Any) -> TrainingSettings:
-        """A method's own settings, with overrides."""
-        names = ("steps", "learning_rate", "batch_size", "masked", "p_text_drop", "p_image_drop")
-        return cls(**{**{name: getattr(method, name) for name in names}, **overrides})
-
-    def deciding(self) -> dict[str, Any]:
-        """Those that decide what every step computes: a resumed run must have them, an adapter file tells them."""
-        return {name: value for name, value in asdict(self).items() if name not in FREE_SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -134,83 +74,6 @@ class TrainingResult:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the adapter file of one of the three stages."""
         save_adapter(path, self.trained.adapter, self.trained.info, self.trained.tokens, self.trained.features)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's draw, on the CPU, float32.
-
-    latents, noise [B, 4, F, h, w]; timesteps [B]; states [B, 77, D] or None; dropped [B], where the empty prompt
-    replaces the caption; features [B, D], zeros where dropped, or None; mask [B, 1, F, h, w] or None.
-    """
-
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    captions: list[str]
-    states: Tensor | None
-    dropped: Tensor
-    features: Tensor | None
-    mask: Tensor | None
-
-
-def draw_batch(
-    data: TrainingData, method: Method, settings: TrainingSettings, queue: Tensor, generator: torch.Generator
-) -> tuple[Batch, Tensor]:
-    """Draw a step's samples. `queue` holds the items still to come in this round; the new queue is returned.
-
-    Every round takes every item once, in a new order; a batch larger than what is left begins the next round.
-    """
-    size = settings.batch_size
-    while len(queue) < size:
-        queue = torch.cat([queue, torch.randperm(len(data.items), generator=generator)])
-    items = [data.items[i] for i in queue[:size].tolist()]
-    samples = [_draw_sample(item, data.frames, method, settings.shift, generator) for item in items]
-    latents, masks, features = zip(*samples, strict=True)
-    dropped = torch.rand(size, generator=generator) < settings.p_text_drop  # [B]
-    blind = torch.rand(size, generator=generator) < settings.p_image_drop  # [B]
-    masked = settings.masked and any(item.mask is not None for item in items)
-    states = torch.stack([data.states[item.caption] for item in items]) if data.states else None
-    timesteps = method.timesteps(size, generator)
-    if settings.noisier:
-        timesteps = timesteps.maximum(method.timesteps(size, generator))
-    shape = (size, *latents[0].shape)
-    batch = Batch(
-        latents=torch.stack(latents),  # [B, 4, F, h, w]
-        noise=offset_noise(shape, generator, settings.offset_noise),
-        timesteps=timesteps,
-        captions=[item.caption for item in items],
-        states=states,
-        dropped=dropped,
-        features=torch.stack(features) * ~blind[:, None] if method.appearance_guidance else None,
-        mask=torch.stack(masks) if masked else None,
-    )
-    return batch, queue[size:]
-
-
-def _draw_sample(
-    item: TrainingItem, frames: int, method: Method, shift: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Latents [4, F, h, w] of a random stretch, its mask [1, F, h, w], and the feature [D] of a random frame of it."""
-    start = int(torch.randint(item.mean.shape[1] - frames + 1, (), generator=generator))
-    guide = start + int(torch.randint(frames, (), generator=generator))
-    stretch = slice(start, start + frames)
-    mean, std = item.mean[:, stretch], item.std[:, stretch]
-    mask = torch.ones_like(mean[:1]) if item.mask is None else item.mask[:, stretch]
-    feature = item.features[guide] if method.appearance_guidance else None
-    latents = mean + std * torch.randn(mean.shape, generator=generator)
-    if shift:
-        down, right = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
-        latents, mask = _moved(latents, down, right), _moved(mask, down, right)
-    return latents, mask, feature
-
-
-def _moved(picture: Tensor, down: int, right: int) -> Tensor:
-    """[C, F, h, w] moved by whole cells; what comes in repeats the edge."""
-    height, width = picture.shape[-2:]
-    rows = (torch.arange(height) - down).clamp(0, height - 1)
-    columns = (torch.arange(width) - right).clamp(0, width - 1)
-    return picture[..., rows[:, None], columns]
 
 
 @torch.inference_mode(False)
@@ -300,7 +163,7 @@ class _Run:
         self.tensors = learner.tensors()
         self.device = next(unet.parameters()).device
         # The authors' optimiser: no weight decay, no clipping, no averaging.
-        self.optimizer = _adamw(list(self.tensors.values()), settings.learning_rate)
+        self.optimizer = adamw(list(self.tensors.values()), settings.learning_rate)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.rng = self.generator.get_state()  # as it was before the step in progress
         self.queue = torch.empty(0, dtype=torch.int64)
@@ -320,7 +183,7 @@ class _Run:
         gradients = [tensor.grad for tensor in self.tensors.values() if tensor.grad is not None]
         if not gradients:
             raise TrainingError("Nothing is being trained: no gradient reaches the learner's tensors.", self.step)
-        found = [loss.detach().float(), _norm(gradients).to(loss.device)]
+        found = [loss.detach().float(), total_norm(gradients).to(loss.device)]
         value, norm = torch.stack(found).tolist()  # the only wait for the device
         if not math.isfinite(value):
             raise self._failure(f"the loss became {value}")
@@ -356,9 +219,9 @@ class _Run:
         return self.method.loss(prediction, batch.noise.to(device), mask, self.settings.normalize_mask)
 
     def _failure(self, what: str) -> TrainingError:
-        if not _finite(self.unet.parameters()):
+        if not all_finite(self.unet.parameters()):
             cause = "the base's weights hold NaN or infinity"
-        elif not _finite(self.tensors.values()):
+        elif not all_finite(self.tensors.values()):
             cause = "the trained tensors held NaN or infinity from the start"
         elif self.unet.dtype == torch.float16:
             cause = "half precision overflowed; train in bfloat16 or float32"
@@ -401,8 +264,8 @@ class _Run:
 
     def restore(self) -> None:
         """Take over the state file. Raises ValueError when it is another run's or no whole state."""
-        about, tensors = _read_state(self.path)
-        _check_same_run(self.path, about["run"], self.description)
+        about, tensors = read_state(self.path)
+        check_same_run(self.path, about["run"], self.description)
         if about["step"] > self.settings.steps:
             raise ValueError(
                 f"{self.path.name} is at step {about['step']}, past the {self.settings.steps} asked for; "
@@ -411,7 +274,7 @@ class _Run:
         try:
             self._take_over(tensors)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a tensor is missing or of another shape
-            raise _not_whole(self.path, error) from error
+            raise not_whole(self.path, error) from error
         self.step = self.saved_step = about["step"]
         self.torn = False
 
@@ -433,42 +296,6 @@ class _Run:
         self.scale.restore(tensors["loss_scale"])
 
 
-class LossScale:
-    """Keeps gradients within half precision's range: a factor that halves on overflow and doubles after long peace.
-
-    For float16 only (the authors' GradScaler); elsewhere the factor is 1 and stays so.
-    """
-
-    PEACE = 2000
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.active = dtype == torch.float16
-        self.factor = 65536.0 if self.active else 1.0
-        self.good = 0
-
-    @property
-    def may_shrink(self) -> bool:
-        return self.active and self.factor > 1.0
-
-    def after(self, finite: bool) -> None:
-        """Take note of a step whose gradients were finite or not."""
-        if not self.active:
-            return
-        self.good = self.good + 1 if finite else 0
-        if not finite:
-            self.factor /= 2
-        elif self.good == self.PEACE:
-            self.factor, self.good = self.factor * 2, 0
-
-    def state(self) -> Tensor:
-        return torch.tensor([self.factor, self.good], dtype=torch.float64)
-
-    def restore(self, state: Tensor) -> None:
-        factor, good = state.tolist()
-        if self.active:
-            self.factor, self.good = factor, int(good)
-
-
 class _Pace:
     """Steps per second, smoothed, of the steps alone: previews and saves do not count."""
 
@@ -482,27 +309,6 @@ class _Pace:
         lap = max(time.perf_counter() - self.started, 1e-9)
         self.seconds = lap if self.seconds is None else 0.9 * self.seconds + 0.1 * lap
         return 1 / self.seconds
-
-
-def _adamw(tensors: list[Tensor], learning_rate: float) -> torch.optim.AdamW:
-    """In one kernel where device and PyTorch have it."""
-    try:
-        return torch.optim.AdamW(tensors, lr=learning_rate, weight_decay=0.0, fused=True)
-    except RuntimeError:
-        return torch.optim.AdamW(tensors, lr=learning_rate, weight_decay=0.0)
-
-
-def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The norm of all of them together, not finite where one number is not: a scalar that is still on its way.
-
-    It lies where the first of them does; the others may lie elsewhere.
-    """
-    found = torch._foreach_norm([tensor.detach() for tensor in tensors])
-    return torch.stack([norm.to(found[0].device, torch.float32) for norm in found]).norm()
-
-
-def _finite(tensors: Iterable[Tensor]) -> bool:
-    return all(tensor.detach().float().isfinite().all() for tensor in tensors)  # float: nothing asks eight-bit numbers
 
 
 def _checkpoints(run: _Run, callbacks: Callbacks) -> bool:
@@ -538,42 +344,3 @@ def _check(data: TrainingData, method: Method, settings: TrainingSettings) -> No
     missing = [caption for caption in data.captions if data.states and caption not in data.states]
     if missing:
         raise ValueError(f"There is no text state of the caption {missing[0]!r} in these data; see `with_text`.")
-
-
-def steps_of_state(path: Path) -> int:
-    """How many steps a state file has done. Raises ValueError when it is no whole state."""
-    return _read_state(path, tensors_too=False)[0]["step"]
-
-
-def _read_state(path: Path, tensors_too: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a state file tells of itself, and its tensors where the whole of it is wanted."""
-    try:
-        file = open_file(path)
-        about = parsed(file.metadata.get(STATE_FORMAT, "null"))
-        if not isinstance(about, dict) or about.get("format") != STATE_FORMAT:
-            raise ValueError("it holds no training state")
-        whole("its step", about.get("step"), int(MOST["steps"]), 0)
-        json_object("what it tells of its run", about.get("run"))
-        tensors = {name: value.read().clone() for name, value in file.tensors.items() if tensors_too}
-    except ValueError as error:
-        raise _not_whole(path, error) from error
-    return about, tensors
-
-
-def _not_whole(path: Path, error: Exception) -> ValueError:
-    reason = bare(" ".join(str(error).split()).rstrip("."))
-    return ValueError(f"{path} is no whole training state ({reason}); delete it, or {BEGIN_ANEW}.")
-
-
-def _check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    names = {
-        "base": "another base",
-        "data": "other data",
-        "start": "another starting point (class word, adapter shape)",
-    }
-    for key, value in ours.items():
-        there = theirs.get(key)
-        if there == value or (key == "base" and same_base(str(there), value)):
-            continue
-        what = names.get(key, f"{key} {there} instead of {value}")
-        raise ValueError(f"{path} holds a run with {what}; go back to it, or {BEGIN_ANEW}.")

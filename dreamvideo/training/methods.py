@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..encoders.clip import TextEncoder
-from ..models.adapters import AdapterConfig, AdapterStack, AnyAdapter, AnyConfig, StackEntry
+from ..encoders.protocols import TextEncoder
+from ..models.adapters import AdapterConfig, AnyAdapter, AnyConfig
 from ..models.deltas import DeltaConfig
 from ..models.diffusion import SCHEDULE, diffusion_loss
+from ..models.stack import AdapterStack, StackEntry
 from ..models.unet import Adapters
 
 LossFunction = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..encoders.clip import Encoders, TextEncoder, check_matches
-from ..files.adapters import AdapterInfo, LoadedAdapter
+from ..encoders.loading import check_matches
+from ..encoders.protocols import Encoders, TextEncoder
+from ..files.adapter_info import AdapterInfo, LoadedAdapter
 from ..files.fingerprint import fingerprint
 from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter
 from ..models.unet import UNet
 from ..safety.texts import quoted
 from .data import TrainingData, encode_photos, with_text
-from .loop import Callbacks, TrainingResult, TrainingSettings, train
+from .loop import Callbacks, TrainingResult, train
 from .methods import (
     IDENTITY,
     TEXTUAL_INVERSION,
@@ -32,6 +33,7 @@ from .methods import (
     TokenLearner,
     motion_method,
 )
+from .settings import TrainingSettings
 
 RARE_WORD = "sks"  # what rows with a rare token call a subject by, before its class word (DreamBooth's choice)
 

@@ -12,10 +12,11 @@ import node_helpers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...dreamvideo.files.adapters import LoadedAdapter, check_fits
+from ...dreamvideo.files.adapter_info import LoadedAdapter, check_fits
 from ...dreamvideo.files.fingerprint import same_base
-from ...dreamvideo.models.adapters import Adapter, AnyAdapter, StackEntry
+from ...dreamvideo.models.adapters import Adapter, AnyAdapter
 from ...dreamvideo.models.deltas import WeightDelta
+from ...dreamvideo.models.stack import StackEntry
 from .deltas import take_off_deltas, with_deltas
 from .model import APPEARANCE, APPEARANCE_STRENGTH, KEY, model_of
 

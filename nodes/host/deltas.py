@@ -11,7 +11,7 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...dreamvideo.models.adapters import StackEntry
+from ...dreamvideo.models.stack import StackEntry
 from .model import KEY, unet_of
 from .paging import static_clone
 

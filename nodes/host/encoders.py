@@ -15,8 +15,9 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ...dreamvideo.base import Base
-from ...dreamvideo.encoders.clip import LATENT_SCALE, Encoders, Moments, clip_pixels, tell_what_is_cut
+from ...dreamvideo.encoders.clip import clip_pixels, tell_what_is_cut
 from ...dreamvideo.encoders.prompts import check_placeholder
+from ...dreamvideo.encoders.protocols import LATENT_SCALE, Encoders, Moments
 from ...dreamvideo.safety.texts import quoted
 from ..placeholders import PlaceholderTokenizer
 

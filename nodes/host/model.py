@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ...dreamvideo.files.fingerprint import fingerprint
 from ...dreamvideo.files.layouts import infer_config, original_shapes
-from ...dreamvideo.models.adapters import AdapterStack
+from ...dreamvideo.models.config import UNetConfig
 from ...dreamvideo.models.layers import economical
-from ...dreamvideo.models.unet import UNet, UNetConfig
+from ...dreamvideo.models.stack import AdapterStack
+from ...dreamvideo.models.unet import UNet
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from .paging import switched_on
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...dreamvideo.base import Base
-from ...dreamvideo.encoders.clip import Encoders
+from ...dreamvideo.encoders.protocols import Encoders
 from .encoders import HostText
 from .model import unet_of
 from .paging import static_clone

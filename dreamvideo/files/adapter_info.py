@@ -1,0 +1,151 @@
+"""What a file of an adapter, of weight deltas or of learned tokens says about itself, and with which UNet it goes."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.adapters import TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyConfig
+from ..models.config import UNetConfig, transformer_sites
+from ..models.deltas import DeltaConfig, weight_shapes
+from ..safety.limits import json_object, line, parsed, real, short
+from .adapters import _CHECKS
+
+FORMAT = "dreamvideo-adapter"
+
+
+FORMAT_VERSION = 1
+
+
+KINDS = (*TRANSFORMER_KINDS, DeltaConfig.kind, "token")
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What a file says about itself.
+
+    kind: "identity" or "motion" for an adapter, "weights" for weight deltas, "token" for learned token vectors alone.
+    base_fingerprint: of the UNet it was trained on, "" where unknown (the authors' files do not say).
+    """
+
+    kind: str
+    format_version: int = FORMAT_VERSION
+    adapter_config: AnyConfig | None = None
+    unet_config: UNetConfig | None = None
+    base_fingerprint: str = ""
+    class_word: str = ""
+    placeholder: str = ""
+    captions: tuple[str, ...] = ()
+    steps: int | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """E.g. "identity adapter for <wolf> (plushie), 800 steps"."""
+        words = {"token": "learned token", "weights": "set of weight deltas"}.get(self.kind, f"{self.kind} adapter")
+        words += f" for {self.placeholder}" if self.placeholder else ""
+        words += f" ({self.class_word})" if self.class_word else ""
+        return words + (f", {self.steps} steps" if self.steps is not None else "")
+
+    def to_metadata(self) -> dict[str, str]:
+        """Safetensors metadata: text fields as they are, the others as JSON, and a sentence for human readers."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values |= {name: values[name] and values[name].to_dict() for name in ("adapter_config", "unet_config")}
+        texts = {key: value if isinstance(value, str) else _json(value) for key, value in values.items()}
+        return {"format": FORMAT, "description": f"DreamVideo {self}", **texts}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> AdapterInfo:
+        """Raises ValueError where the metadata is not of this format."""
+        given = {item.name: metadata[item.name] for item in fields(cls) if item.name in metadata}
+        family = DeltaConfig if given.get("kind") == DeltaConfig.kind else AdapterConfig
+        texts = ("kind", "base_fingerprint", "class_word", "placeholder")
+        if "kind" not in given:
+            raise ValueError("it names no kind")
+        values: dict[str, Any] = {name: line(name, given[name]) for name in texts if name in given}
+        for name, check in _CHECKS.items():
+            if name in given and (value := parsed(given[name])) is not None:
+                values[name] = check(name, value)
+        for name, config in (("adapter_config", family), ("unet_config", UNetConfig)):
+            if name in given and (value := parsed(given[name])) is not None:
+                values[name] = config.from_dict(json_object(name, value))
+        return cls(**values)
+
+
+def _captions(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is a list of texts, not {short(value)}")
+    return tuple(line("a caption", caption, most=10_000, breaks=True) for caption in value)
+
+
+def _extra(name: str, value: object) -> dict[str, Any]:
+    settings = json_object("settings", json_object(name, value).get("settings", {}))
+    real("p_image_drop", settings.get("p_image_drop", 0.0), 0, 1)
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """A file's contents. tokens: placeholder -> [n, D]; features: image features of the photographs, [n, D]."""
+
+    adapter: AnyAdapter | None
+    info: AdapterInfo
+    tokens: dict[str, Tensor]
+    features: Tensor | None
+
+
+def check_fits(
+    info: AdapterInfo,
+    unet_config: UNetConfig,
+    fingerprint: str | None = None,
+    *,
+    kind: str | None = None,
+    same_base: Callable[[str, str], bool] = operator.eq,
+) -> None:
+    """Raise ValueError, saying what the file is, where it does not go with a UNet or is not of the `kind` asked for.
+
+    fingerprint: of the UNet's weights; None, or a file that does not name its base, compares the architecture only.
+    same_base: compares two fingerprints, with whatever tolerance they need.
+    """
+    if kind is not None and info.kind != kind:
+        raise ValueError(f"This file is of kind {info.kind} ({info}), but one of kind {kind} is wanted here.")
+    theirs = info.unet_config
+    if theirs is not None and theirs.context_dim != unet_config.context_dim:
+        raise ValueError(
+            f"This {info} is for another base: it was made for text states of width {theirs.context_dim}, "
+            f"but this base has {unet_config.context_dim}."
+        )
+    if theirs is not None and info.kind != "token" and places(info, theirs) != places(info, unet_config):
+        fits, has = (describe(places(info, config)) for config in (theirs, unet_config))
+        raise ValueError(f"This {info} is for another base: it fits {fits}, but this base has {has}.")
+    if fingerprint and info.base_fingerprint and not same_base(info.base_fingerprint, fingerprint):
+        raise ValueError(
+            f"This {info} is for another base: one of the same architecture with other weights; "
+            "load the base it was trained on, or take it all the same (other_base, on the command line --other-base)."
+        )
+
+
+def places(info: AdapterInfo, unet_config: UNetConfig) -> dict[str, Any]:
+    """Where a file's tensors sit: transformer -> width, of an adapter's kind, or weight -> shape."""
+    if isinstance(info.adapter_config, DeltaConfig):
+        return weight_shapes(unet_config, info.adapter_config.weights)
+    kind = TRANSFORMER_KINDS[info.kind]
+    return {site.name: site.width for site in transformer_sites(unet_config) if site.kind == kind}
+
+
+def describe(places: Mapping[str, Any]) -> str:
+    if any(isinstance(place, torch.Size) for place in places.values()):
+        return f"{len(places)} weights of {sum(shape.numel() for shape in places.values()):,} numbers"
+    widths = "/".join(str(width) for width in sorted(set(places.values())))
+    return f"{len(places)} transformers of width {widths}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,106 @@
+"""The tensors of an adapter's file: checked by their shapes, read once, put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..models.adapters import AnyAdapter, build_adapter
+from ..models.config import UNetConfig
+from ..safety.limits import bare, line, short
+from .adapter_info import AdapterInfo, describe
+from .dtypes import is_finite, readable
+from .pickle_machine import Unusable
+from .pickles import StoredTensor, TensorSpec
+
+ADAPTER_KEY = re.compile(
+    r"(?P<site>(?:(?:input|output)_blocks\.\d+|middle_block)\.\d+)\.transformer_blocks\.0"
+    r"\.(?P<name>attn|cross_attn|ff)_adapter\.(?P<linear>down|up|condition)_linear\.(?:weight|bias)"
+)
+
+
+def without_stop(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def assemble(path: Path, info: AdapterInfo, state: Mapping[str, StoredTensor]) -> AnyAdapter:
+    """The adapter of an info with the weights of `state`, which are read once their shapes are right."""
+    try:
+        adapter = build_adapter(info.adapter_config, info.unet_config, device="meta")
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no usable adapter: {without_stop(error)}.") from error
+    wanted = {key: list(value.shape) for key, value in adapter.state_dict().items()}
+    found = {key: list(value.shape) for key, value in state.items()}
+    if found != wanted:
+        raise ValueError(f"{path.name} ({info}) does not fit the UNet: {_difference(found, wanted)}.")
+    adapter.load_state_dict(read_all(state, f"{path.name}, a {info}, is unusable"), assign=True)
+    return adapter
+
+
+def _difference(found: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> str:
+    theirs, ours = (
+        {
+            ADAPTER_KEY.fullmatch(key)["site"]: shape[1]
+            for key, shape in shapes.items()
+            if key.endswith("down_linear.weight") and len(shape) == 2
+        }
+        for shapes in (found, wanted)
+    )
+    if theirs != ours:
+        return f"the file is for {describe(theirs)}, the UNet has {describe(ours)}"
+    key = next(key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key))
+    return f"{key} is {found.get(key, 'missing')}, expected {wanted.get(key, 'no such tensor')}"
+
+
+def check_tensors(tensors: Mapping[str, Tensor], subject: str) -> None:
+    """Raise ValueError for what is not fit to be written."""
+    check_specs({key: TensorSpec(tuple(value.shape), value.dtype) for key, value in tensors.items()}, subject)
+    for key, value in tensors.items():
+        if not is_finite(value):
+            raise ValueError(f"{subject}: {bare(key)} holds NaN or infinite values.")
+
+
+def check_specs(tensors: Mapping[Any, Any], subject: str) -> None:
+    for key, value in tensors.items():
+        if not isinstance(value, TensorSpec):
+            what = f"a {value.what}" if isinstance(value, Unusable) else f"a {type(value).__name__}"
+        elif not value.dtype.is_floating_point:
+            what = f"a {str(value.dtype)} tensor"
+        else:
+            continue
+        raise ValueError(f"{subject}: {bare(str(key))} is {what}, not a tensor of weights.")
+
+
+def check_tokens(tokens: Mapping[str, TensorSpec], subject: str, unet_config: UNetConfig | None) -> None:
+    """Raise ValueError unless they are vectors [n, D] with names; D is what the UNet reads, where that is known."""
+    for name, vectors in tokens.items():
+        if not name.strip():
+            raise ValueError(f"{subject}: one of its tokens has no name.")
+        try:
+            line("a token's name", name)
+        except ValueError as error:
+            raise ValueError(f"{subject}: {error}.") from error
+        if len(vectors.shape) != 2 or not vectors.elements:
+            raise ValueError(f"{subject}: the vectors of {short(name)} are {list(vectors.shape)} and not [n, D].")
+        if unet_config is not None and vectors.shape[1] != unet_config.context_dim:
+            raise ValueError(
+                f"{subject}: the vectors of {short(name)} are {vectors.shape[1]} wide, "
+                f"and its UNet reads text states of {unet_config.context_dim}."
+            )
+    if len({vectors.shape[1] for vectors in tokens.values()}) > 1:
+        raise ValueError(f"{subject}: its tokens are of several widths.")
+
+
+def read_all(tensors: Mapping[str, StoredTensor], subject: str) -> dict[str, Tensor]:
+    """The tensors themselves. Cloned: some systems cannot replace a file, as a training will, while it is mapped."""
+    found = {}
+    for key, value in tensors.items():
+        tensor = value.read()
+        found[key] = tensor.to(readable(tensor.dtype), copy=True).contiguous()
+        if not is_finite(found[key]):
+            raise ValueError(f"{subject}: {bare(key)} holds NaN or infinite values.")
+    return found

@@ -1,0 +1,115 @@
+"""The UNet's architecture in numbers, and where its transformers sit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..safety.limits import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS, check_fields, real, whole
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Architecture of the UNet; the defaults are ModelScope 1.7B's.
+
+    `dim_mult` and `attention_levels` have one entry a level, finest level first. Attention heads are `head_dim` wide
+    everywhere, C // head_dim of them, except in the temporal transformer behind the first convolution, which has
+    `first_heads` and so an inner width of its own.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    dim: int = 320
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    attention_levels: tuple[bool, ...] = (True, True, True, False)
+    head_dim: int = 64
+    first_heads: int = 8
+    context_dim: int = 1024
+    norm_groups: int = 32
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        if len(self.dim_mult) != len(self.attention_levels):
+            raise ValueError(
+                f"UNetConfig needs one attention flag a level, got {len(self.attention_levels)} flags "
+                f"for {len(self.dim_mult)} levels."
+            )
+        for channels in (self.dim, *self.channels):
+            if channels % self.norm_groups or channels % self.head_dim:
+                raise ValueError(
+                    f"UNetConfig: {channels} channels must divide by {self.norm_groups} (norm groups) "
+                    f"and by head_dim {self.head_dim}."
+                )
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError for what no network of this family has, before one is built of it."""
+        for name in ("in_channels", "out_channels", "dim", "head_dim", "first_heads", "context_dim", "norm_groups"):
+            whole(f"UNetConfig: {name}", getattr(self, name), MOST_CHANNELS)
+        whole("UNetConfig: res_blocks", self.res_blocks, MOST_BLOCKS)
+        real("UNetConfig: dropout", self.dropout, 0, 1)
+        if not isinstance(self.dim_mult, (tuple, list)) or not isinstance(self.attention_levels, (tuple, list)):
+            raise ValueError("UNetConfig: dim_mult and attention_levels are lists with an entry a level")
+        whole("UNetConfig: the number of levels", len(self.dim_mult), MOST_LEVELS)
+        if not all(isinstance(attends, bool) for attends in self.attention_levels):
+            raise ValueError("UNetConfig: attention_levels are true or false")
+        for mult in self.dim_mult:
+            whole(
+                "UNetConfig: the channels of a level", self.dim * whole("UNetConfig: dim_mult", mult, 64), MOST_CHANNELS
+            )
+        whole(
+            "UNetConfig: the inner width behind the first convolution", self.first_heads * self.head_dim, MOST_CHANNELS
+        )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(self.dim * mult for mult in self.dim_mult)
+
+    @property
+    def stride(self) -> int:
+        """By what latent height and width must divide."""
+        return 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def embed_dim(self) -> int:
+        return 4 * self.dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; `from_dict` takes it back."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
+        check_fields(cls, values)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class TransformerSite:
+    """Where a transformer sits: its module name, "spatial" or "temporal", and the width of its residual stream."""
+
+    name: str
+    kind: str
+    width: int
+
+
+def transformer_sites(config: UNetConfig) -> list[TransformerSite]:
+    """Every transformer of the UNet, in the order in which data meets them."""
+
+    def pair(block: str, channels: int) -> list[TransformerSite]:
+        return [TransformerSite(f"{block}.1", "spatial", channels), TransformerSite(f"{block}.2", "temporal", channels)]
+
+    levels = list(zip(config.channels, config.attention_levels, strict=True))
+    blocks = config.res_blocks + 1  # of a level: on the way in its last one is the downsampling
+    sites = [TransformerSite("input_blocks.0.1", "temporal", config.first_heads * config.head_dim)]
+    for level, (channels, attends) in enumerate(levels):
+        for index in range(config.res_blocks if attends else 0):
+            sites += pair(f"input_blocks.{level * blocks + index + 1}", channels)
+    sites += pair("middle_block", config.channels[-1])
+    for level, (channels, attends) in enumerate(reversed(levels)):
+        for index in range(blocks if attends else 0):
+            sites += pair(f"output_blocks.{level * blocks + index}", channels)
+    return sites

@@ -1,0 +1,239 @@
+"""Several adapters and weight deltas acting together: strengths, regions of the picture, windows in time."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adapters import Adapter, AnyAdapter, Bottleneck
+from .deltas import WeightDelta, merge
+from .resizing import area_average
+from .unet import UNet
+
+LAST_TIMESTEP = 999  # the noisiest
+
+
+@dataclass(frozen=True, eq=False)
+class StackEntry:
+    """One adapter of a stack, or weight deltas, and how much of it, where in the picture and when.
+
+    strength: factor on its residuals; 0 leaves the base exactly as it is.
+    mask: where it acts, [H, W] or [F, H, W] in 0..1 at any resolution; averaged down to each level of the UNet. Weight
+    deltas take none: a weight serves the whole picture.
+    window: part of the sampling trajectory where it acts, 0 the noisiest step, 1 the last.
+    schedule: further factor, a function of positions on the trajectory, [B] in 0..1 -> [B].
+    """
+
+    adapter: AnyAdapter
+    strength: float = 1.0
+    mask: Tensor | None = None
+    window: tuple[float, float] = (0.0, 1.0)
+    schedule: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        start, end = self.window
+        if not math.isfinite(self.strength):
+            raise ValueError(f"Adapter strength is a finite number, not {self.strength}.")
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"An adapter's window goes from a start to a later end within 0..1, not {start} to {end}.")
+        if self.mask is not None and (self.mask.ndim not in (2, 3) or not ((self.mask >= 0) & (self.mask <= 1)).all()):
+            raise ValueError(
+                f"An adapter's mask is [H, W] or [F, H, W] with values in 0..1, not {list(self.mask.shape)} "
+                f"in {float(self.mask.min()):g}..{float(self.mask.max()):g}."
+            )
+        if self.mask is not None and isinstance(self.adapter, WeightDelta):
+            raise ValueError("Weight deltas act on the whole picture; take the mask off or use an adapter.")
+
+    def factors(self, timesteps: Tensor) -> Tensor | None:
+        """Strength at each of the timesteps [B]: [B], or None where it is 0 for all of them."""
+        if self.strength == 0:
+            return None
+        position = 1 - timesteps.float() / LAST_TIMESTEP
+        factors = torch.full_like(position, self.strength)
+        if self.window != (0.0, 1.0):
+            factors = factors * ((position >= self.window[0]) & (position <= self.window[1]))
+        if self.schedule is not None:
+            factors = factors * self.schedule(position)
+        unlimited = self.window == (0.0, 1.0) and self.schedule is None  # asking the tensor would wait for the device
+        return factors if unlimited or factors.any() else None
+
+    def factor(self, timesteps: Tensor) -> float:
+        """The one factor of all the timesteps [B]. Raises ValueError where they differ: a batch shares its weights."""
+        if self.window == (0.0, 1.0) and self.schedule is None:
+            return self.strength
+        factors = self.factors(timesteps)
+        different = [0.0] if factors is None else factors.unique().tolist()
+        if len(different) > 1:
+            raise ValueError(
+                f"Weight deltas have one strength for a batch, but its timesteps ask for {len(different)} of them."
+            )
+        return different[0]
+
+
+class AdapterStack:
+    """Several adapters acting together; their residuals add up. The `Adapters` that a UNet's forward takes.
+
+    feature: image feature for appearance guidance, [B, D], or [B, F, D] for one a frame; one row serves every sample.
+    feature_strength: factor (lam) on its projection, a number or [B]. Three states stay distinct for every sample:
+    an image (lam * (W e + b)), a zero image (e = 0 leaves lam * b), and none (feature None, or lam = 0: not even b).
+    Per-sample features and strengths let classifier-free guidance run as one batch.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[StackEntry],
+        feature: Tensor | None = None,
+        feature_strength: Tensor | float = 1.0,
+    ) -> None:
+        self.entries = tuple(entries)
+        self._merged: tuple[Any, UNet | None] = (None, None)  # of what, and the result
+        self.feature = feature
+        self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
+        self.shifts: dict[Bottleneck, Tensor] = {}  # what the feature adds, kept from one step of sampling to the next
+        if feature is None:
+            return
+        if feature.ndim not in (2, 3):
+            raise ValueError(f"An image feature is [B, D] or [B, F, D], not {list(feature.shape)}.")
+        for config in (entry.adapter.config for entry in self.entries):
+            if config.condition_dim not in (None, feature.shape[-1]):
+                raise ValueError(
+                    f"This {config.kind} adapter reads image features of width {config.condition_dim}, "
+                    f"not {feature.shape[-1]}: the image encoder is not the one it was trained with."
+                )
+
+    def with_condition(self, feature: Tensor | None, strength: Tensor | float = 1.0) -> AdapterStack:
+        """The same adapters under another image feature."""
+        return AdapterStack(self.entries, feature, strength)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AdapterStack:
+        """A stack that lies there, `dtype` for its adapters. One that has to change is copied: others may use it."""
+        entries = [
+            replace(
+                entry,
+                adapter=_moved(entry.adapter, device, dtype),
+                mask=None if entry.mask is None else entry.mask.to(device=device),
+            )
+            for entry in self.entries
+        ]
+        feature = None if self.feature is None else self.feature.to(device=device)
+        return AdapterStack(entries, feature, self.feature_strength.to(device=device))
+
+    def network(self, unet: UNet, timesteps: Tensor) -> UNet:
+        """The UNet with the weight deltas of this stack merged in; `unet` itself where there are none.
+
+        Without gradients the merge is kept, so that the steps of a sampling share one as long as the factors stay.
+        """
+        deltas = [(e.adapter, e.factor(timesteps)) for e in self.entries if isinstance(e.adapter, WeightDelta)]
+        deltas = [(delta, factor) for delta, factor in deltas if factor != 0]
+        if not deltas:
+            return unet
+        if torch.is_grad_enabled():
+            return merge(unet, deltas)
+        versions = [_version(tensor) for delta, _ in deltas for tensor in delta.parameters()]
+        what = (unet, unet.dtype, next(unet.parameters()).device, [factor for _, factor in deltas], versions)
+        if self._merged[0] != what:
+            self._merged = (what, merge(unet, deltas))
+        return self._merged[1]
+
+    def bind(self, timesteps: Tensor, size: tuple[int, int]) -> BoundStack:
+        """Ready for one forward with timesteps [B] of latents (h, w). Raises ValueError when the batch does not fit."""
+        for name, rows in (("image features", self.feature), ("feature strengths", self.feature_strength)):
+            if rows is not None and rows.ndim and rows.shape[0] not in (1, len(timesteps)):
+                raise ValueError(f"Got {rows.shape[0]} {name} for {len(timesteps)} samples; give one, or one a sample.")
+        acting = [(entry, entry.factors(timesteps)) for entry in self.entries]
+        return BoundStack(
+            [(entry, factors) for entry, factors in acting if factors is not None],
+            None if self.feature is None else self.feature.reshape(len(self.feature), -1, self.feature.shape[-1]),
+            self.feature_strength.reshape(-1, 1, 1),
+            self.shifts,
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _moved(adapter: AnyAdapter, device: torch.device | str | None, dtype: torch.dtype | None) -> AnyAdapter:
+    found = {(parameter.device, parameter.dtype) for parameter in adapter.parameters()}  # a host offloads by parts
+    probes = [torch.empty(0, device=place, dtype=kind).to(device=device, dtype=dtype) for place, kind in found]
+    if found == {(probe.device, probe.dtype) for probe in probes}:
+        return adapter
+    return copy.deepcopy(adapter).to(device=device, dtype=dtype)
+
+
+class BoundStack:
+    """A stack at given timesteps; `add` is what transformer blocks call."""
+
+    def __init__(
+        self,
+        acting: list[tuple[StackEntry, Tensor]],
+        feature: Tensor | None,
+        strength: Tensor,
+        shifts: dict[Bottleneck, Tensor],
+    ) -> None:
+        self.acting = acting  # with factors [B]
+        self.feature = feature  # [B or 1, F or 1, D]
+        self.strength = strength  # [B or 1, 1, 1]
+        self.shifts = shifts
+        self.weights: dict[tuple[int, tuple[int, int]], Tensor] = {}  # of each entry at each level, float32
+
+    def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
+        """`after` plus the residuals of all adapters at `site`; see `unet.BoundAdapters` for the shapes."""
+        x = after
+        for index, (entry, factors) in enumerate(self.acting):
+            bottleneck = entry.adapter.at(site)
+            if bottleneck is None:
+                continue
+            source = before if entry.adapter.config.placement == "parallel" else after
+            _check_width(entry.adapter, bottleneck, site, source)
+            residual = bottleneck(source, self._shift(bottleneck, source, temporal))
+            residual, weight = residual.to(x), self._weight(index, factors, x, size, temporal).to(x)
+            place = None if torch.is_grad_enabled() else residual  # which nobody else has
+            x = torch.addcmul(x, residual, weight, out=place)
+        return x
+
+    def _weight(self, index: int, factors: Tensor, x: Tensor, size: tuple[int, int], temporal: bool) -> Tensor:
+        key = (index, size)
+        if key not in self.weights:
+            mask = self.acting[index][0].mask
+            weight = factors[:, None, None, None]  # [B, 1, 1, 1]
+            if mask is not None:
+                weight = weight * _mask_at(mask.to(x.device), x.shape[2 if temporal else 1], size, temporal)
+            self.weights[key] = weight
+        return self.weights[key]
+
+    def _shift(self, bottleneck: Bottleneck, x: Tensor, temporal: bool) -> Tensor | None:
+        if self.feature is None or bottleneck.condition_linear is None:
+            return None
+        frames = x.shape[2 if temporal else 1]
+        if self.feature.shape[1] not in (1, frames):
+            raise ValueError(f"Got image features for {self.feature.shape[1]} frames, but the video has {frames}.")
+        if torch.is_grad_enabled():
+            shift = bottleneck.shift(self.feature.to(x.device), self.strength)  # [B, F or 1, hidden]
+        elif (shift := self.shifts.get(bottleneck)) is None:
+            shift = self.shifts[bottleneck] = bottleneck.shift(self.feature.to(x.device), self.strength)
+        return shift.unsqueeze(1 if temporal else 2)
+
+
+def _check_width(adapter: Adapter, bottleneck: Bottleneck, site: str, x: Tensor) -> None:
+    width = bottleneck.down_linear.in_features
+    if x.shape[-1] != width:
+        raise ValueError(
+            f"This {adapter.config.kind} adapter is for another UNet: at {site} it is made for width {width}, "
+            f"but the UNet has {x.shape[-1]}."
+        )
+
+
+def _mask_at(mask: Tensor, frames: int, size: tuple[int, int], temporal: bool) -> Tensor:
+    """A mask [H, W] or [F, H, W] averaged down to one level: [1, F or 1, N, 1], or [1, N, F or 1, 1] if temporal."""
+    mask = mask.float().reshape(1, -1, *mask.shape[-2:])  # [1, F or 1, H, W]
+    if mask.shape[1] not in (1, frames):
+        raise ValueError(f"An adapter's mask has {mask.shape[1]} frames, but the video has {frames}.")
+    level = area_average(mask, size).flatten(2).unsqueeze(3)  # [1, F or 1, N, 1]
+    return level.transpose(1, 2) if temporal else level
