@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dreamvideo.models import unet as network
+from dreamvideo.models import blocks
 from dreamvideo.models.blocks import Attention
 from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
@@ -70,12 +70,12 @@ def video_forwards(setting: Setting, plain: UNet) -> dict[str, Callable[[], None
 
 def in_one_piece(job: Callable[[], None], tokens: int) -> Callable[[], None]:
     def run() -> None:
-        usual = network.TOKENS_IN_CACHE
-        network.TOKENS_IN_CACHE = tokens
+        usual = blocks.TOKENS_IN_CACHE
+        blocks.TOKENS_IN_CACHE = tokens
         try:
             job()
         finally:
-            network.TOKENS_IN_CACHE = usual
+            blocks.TOKENS_IN_CACHE = usual
 
     return run
 

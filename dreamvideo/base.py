@@ -13,7 +13,8 @@ from .devices import crowded, limit, total_bytes
 from .encoders.loading import check_matches, load_encoders
 from .encoders.parking import park
 from .encoders.protocols import Encoders
-from .files.base import BaseFiles, find_base, load_unet
+from .files.base import BaseFiles, find_base
+from .files.unet import load_unet
 from .media.folders import PathLike
 from .models.layers import economical
 from .models.unet import UNet

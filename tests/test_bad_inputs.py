@@ -31,8 +31,9 @@ from dreamvideo.commands.cli import main
 from dreamvideo.files import tensors as tensor_files
 from dreamvideo.files.adapter_info import AdapterInfo
 from dreamvideo.files.adapters import load_adapter, save_adapter
-from dreamvideo.files.base import load_unet, read_clip, read_vae
+from dreamvideo.files.encoders import read_clip, read_vae
 from dreamvideo.files.tensors import TensorFile
+from dreamvideo.files.unet import load_unet
 from dreamvideo.media.pictures import read_picture
 from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.models.config import UNetConfig

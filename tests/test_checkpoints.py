@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreamvideo.files import tensors as tensor_files
-from dreamvideo.files.base import CheckpointError, convert, fingerprint, load_unet, read_unet, same_base
+from dreamvideo.files import dtypes
+from dreamvideo.files.fingerprint import fingerprint, same_base
 from dreamvideo.files.layouts import diffusers_name, diffusers_shape, infer_config, original_shapes
+from dreamvideo.files.tensors import CheckpointError
+from dreamvideo.files.unet import convert, load_unet, read_unet
 from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.unet import UNet
 
@@ -233,7 +235,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import torch
-from dreamvideo.checkpoints import convert, load_unet
+from dreamvideo.files.unet import convert, load_unet
 
 def resident(key):
     with open("/proc/self/status") as lines:
@@ -413,8 +415,8 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, state, value)
 
 
 def test_sums_that_overflow_are_not_taken_for_infinite_weights():
-    assert tensor_files.is_finite(torch.full((4, 4), 3e38))
-    assert tensor_files.is_finite(torch.full((4, 4), 6e4, dtype=torch.float16))
+    assert dtypes.is_finite(torch.full((4, 4), 3e38))
+    assert dtypes.is_finite(torch.full((4, 4), 6e4, dtype=torch.float16))
 
 
 def zeros(*names):

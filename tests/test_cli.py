@@ -400,7 +400,7 @@ def test_places_that_cannot_be_written(folder, capsys, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("dreamvideo.files.os.replace", full)
+    monkeypatch.setattr("dreamvideo.safety.paths.os.replace", full)
     assert "space" in refused(capsys, sample(folder, "a dog", "--seed", "2", out="full.gif"))
     assert (folder / "full.gif").read_bytes() == before and not list(folder.glob(".full*"))
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from dreamvideo.encoders import autoencoder
 from dreamvideo.encoders import clip as encoders
 from dreamvideo.encoders.autoencoder import KLAutoencoder, build_vae
 from dreamvideo.encoders.clip import OpenClipImage, OpenClipText, build_clip, clip_pixels
 from dreamvideo.encoders.loading import check_matches, load_encoders
 from dreamvideo.encoders.prompts import check_placeholder, split_prompt
 from dreamvideo.encoders.protocols import Moments
+from dreamvideo.files.base import BaseFiles
 
 open_clip = pytest.importorskip("open_clip")
 diffusers = pytest.importorskip("diffusers")
@@ -390,7 +392,7 @@ def test_latents_are_diffusers_times_the_scale(vae, chunk):
 
 
 def test_large_images_go_one_by_one(vae, monkeypatch):
-    monkeypatch.setattr(encoders, "PIXELS_PER_CHUNK", 3 * 16 * 16)
+    monkeypatch.setattr(autoencoder, "PIXELS_PER_CHUNK", 3 * 16 * 16)
     sizes = []
     hook = vae.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     KLAutoencoder(vae).encode(images(4, 3, 16, 16))
@@ -453,7 +455,6 @@ def test_half_a_base(missing, name):
 
 
 def test_a_base_of_files(tmp_path, clip):
-    checkpoints = pytest.importorskip("dreamvideo.checkpoints")
     from safetensors.torch import save_file
 
     config = VAE_CONFIG | {"block_out_channels": (32, 32, 32, 32), "norm_num_groups": 32}
@@ -461,7 +462,7 @@ def test_a_base_of_files(tmp_path, clip):
     metadata = {"open_clip_config": json.dumps(CLIP_CONFIG)}
     save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "clip.safetensors", metadata)
     save_file(vae.state_dict(), tmp_path / "vae.safetensors")
-    base = checkpoints.BaseFiles(
+    base = BaseFiles(
         unet=tmp_path / "unet.safetensors", clip=tmp_path / "clip.safetensors", vae=tmp_path / "vae.safetensors"
     )
     loaded = load_encoders(base)

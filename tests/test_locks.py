@@ -12,7 +12,7 @@ from dreamvideo.safety.locks import Locked, locked, reserved
 
 HOLD = """
 import sys
-from dreamvideo.locks import locked
+from dreamvideo.safety.locks import locked
 with locked(sys.argv[1]):
     print('held', flush=True)
     input()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from dreamvideo.media import clips as media
+from dreamvideo.media import clips, photographs
 
 av = pytest.importorskip("av")
 
@@ -80,20 +80,22 @@ def test_embedded_profiles_are_followed(tmp_path, colourants, gamma, kind):
     options = {"jpg": {"quality": 98, "subsampling": 0}, "webp": {"lossless": True}}.get(kind, {})
     picture.save(tmp_path / f"a.{kind}", icc_profile=icc_profile(b"RGB ", gamma, colourants), **options)
     notes = []
-    image = media.load_images(tmp_path, say=notes.append)[0].image
+    image = photographs.load_images(tmp_path, say=notes.append)[0].image
     assert np.abs(seen(image) - BARS).max() <= (6 if kind == "jpg" else 3) and not notes  # JPEG rounds by itself
 
 
 def test_grey_profiles_are_followed(tmp_path):
     for mode in ("L", "LA"):
         Image.new("L", (20, 20), 128).convert(mode).save(tmp_path / "a.png", icc_profile=icc_profile(b"GRAY", 1.0))
-        assert media.load_image(tmp_path / "a.png").mean() * 255 == pytest.approx(188, abs=2)  # linear, half of white
+        assert photographs.load_image(tmp_path / "a.png").mean() * 255 == pytest.approx(
+            188, abs=2
+        )  # linear, half of white
 
 
 def test_colours_of_a_large_photograph_survive_its_reduction(tmp_path):
     pixels = encoded(ADOBE, 2.2, bars(64, 700))
     Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=icc_profile(b"RGB ", 2.2, ADOBE))
-    image = media.load_image(tmp_path / "a.png")
+    image = photographs.load_image(tmp_path / "a.png")
     assert image.shape[2] == 2048
     assert np.abs(seen(image, 341) - BARS).max() <= 3
 
@@ -102,7 +104,7 @@ def test_colours_of_a_large_photograph_survive_its_reduction(tmp_path):
 def test_broken_profiles_are_left_aside_and_told(tmp_path, profile):
     Image.fromarray(bars()).save(tmp_path / "a.png", icc_profile=profile)
     notes = []
-    image = media.load_images(tmp_path, say=notes.append)[0].image
+    image = photographs.load_images(tmp_path, say=notes.append)[0].image
     assert np.abs(seen(image) - BARS).max() <= 1
     assert notes == ["a.png: its colour profile cannot be used and is left aside."]
 
@@ -111,7 +113,7 @@ def test_print_colours_go_through_their_profile(tmp_path):
     picture = Image.fromarray(bars()).convert("CMYK")
     picture.save(tmp_path / "a.tif", icc_profile=icc_profile(b"RGB ", 2.2, SRGB))  # of another space
     notes = []
-    assert np.abs(seen(media.load_images(tmp_path, say=notes.append)[0].image) - BARS).max() <= 2
+    assert np.abs(seen(photographs.load_images(tmp_path, say=notes.append)[0].image) - BARS).max() <= 2
     assert len(notes) == 1
 
 
@@ -120,7 +122,7 @@ def test_a_camera_that_names_adobe_rgb_is_believed(tmp_path):
     exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
     picture = Image.fromarray(encoded(ADOBE, 2.2, bars()))
     picture.save(tmp_path / "a.jpg", exif=exif, quality=98, subsampling=0)
-    assert np.abs(seen(media.load_image(tmp_path / "a.jpg")) - BARS).max() <= 3
+    assert np.abs(seen(photographs.load_image(tmp_path / "a.jpg")) - BARS).max() <= 3
 
 
 def test_profiles_do_not_move_masks(tmp_path):
@@ -128,13 +130,13 @@ def test_profiles_do_not_move_masks(tmp_path):
     mask.paste(150, (10, 5, 25, 20))
     mask.putpixel((0, 0), 0)
     mask.save(tmp_path / "m.png", icc_profile=icc_profile(b"GRAY", 1.0))
-    assert media.load_mask(tmp_path / "m.png").sum() == 15 * 15
+    assert photographs.load_mask(tmp_path / "m.png").sum() == 15 * 15
 
 
 def test_pillows_own_srgb_changes_nothing(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(bars()).save(tmp_path / "a.png", icc_profile=profile)
-    assert np.abs(seen(media.load_image(tmp_path / "a.png")) - BARS).max() <= 1
+    assert np.abs(seen(photographs.load_image(tmp_path / "a.png")) - BARS).max() <= 1
 
 
 # --- clips -----------------------------------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ def write(path, pixels: np.ndarray, matrix: int, form: str = "yuv420p", levels: 
 
 
 def clip_bars(path, width: int = 16) -> np.ndarray:
-    clip = media.read_clip(path)
+    clip = clips.read_clip(path)
     assert clip.note == ""
     return seen(clip.pixels([1])[0], width)
 
@@ -229,8 +231,8 @@ def test_wide_colours_without_hdr_are_brought_in(tmp_path, primaries):
 
 def test_a_matrix_that_is_not_known_is_told(tmp_path):
     write(tmp_path / "a.mp4", bars(), 1, colorspace=14)
-    assert "matrix 14" in media.read_clip(tmp_path / "a.mp4").note
-    assert "matrix 14" in media.read_motion(tmp_path / "a.mp4", (32, 96), 2, 8.0).note
+    assert "matrix 14" in clips.read_clip(tmp_path / "a.mp4").note
+    assert "matrix 14" in clips.read_motion(tmp_path / "a.mp4", (32, 96), 2, 8.0).note
 
 
 @pytest.mark.parametrize(
@@ -262,7 +264,7 @@ def test_transparent_clips_lie_on_white_as_photographs_do(tmp_path, name, codec,
             for _ in range(4):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba").reformat(format=form)))
             container.mux(stream.encode())
-    clip = media.read_clip(path)
+    clip = clips.read_clip(path)
     assert len(clip.frames) >= 1 and clip.note == ""
     assert clip.frames[:, :, :, :24].min() >= 250
     assert (clip.frames[:, :, 8:40, 40:].float().mean(dim=(0, 2, 3)) - torch.tensor([200.0, 0, 0])).abs().max() < 8

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamvideo.media import clips as media
+from dreamvideo.media import clips, folders, photographs, writing
 
 SIZE = (16, 24)
 
@@ -22,7 +22,7 @@ def moving(frames: int = 8) -> torch.Tensor:
 
 def clip(path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    media.write_video(path, moving())
+    writing.write_video(path, moving())
 
 
 # --- photographs -----------------------------------------------------------------------------------------------------
@@ -34,14 +34,14 @@ def test_a_shells_star_is_the_folder(tmp_path):
     for name in ("00.txt", "01.caption", "notes.json"):
         (tmp_path / name).write_text("a toy")
     notes = []
-    photos = media.load_images(sorted(tmp_path.iterdir()), say=notes.append)
+    photos = photographs.load_images(sorted(tmp_path.iterdir()), say=notes.append)
     assert [photo.path.name for photo in photos] == ["00.png", "01.jpg"]
     assert all(photo.mask is not None and photo.caption == "a toy" for photo in photos)
     assert len(notes) == 2 and "notes.json is left out" in notes[0] and "other is left out: it is a folder" in notes[1]
     with pytest.raises(ValueError, match="notes.json is none; give the folder"):
-        media.load_images([tmp_path / "notes.json", tmp_path / "00.txt"])
+        photographs.load_images([tmp_path / "notes.json", tmp_path / "00.txt"])
     with pytest.raises(ValueError, match="gone.png does not exist"):
-        media.load_images([tmp_path / "00.png", tmp_path / "gone.png"])
+        photographs.load_images([tmp_path / "00.png", tmp_path / "gone.png"])
 
 
 def test_folders_in_the_folder_are_named_with_their_number(tmp_path):
@@ -49,11 +49,11 @@ def test_folders_in_the_folder_are_named_with_their_number(tmp_path):
         picture(tmp_path / "10_toy" / f"{index}.png")
     notes = []
     for source in (tmp_path, [tmp_path]):
-        assert len(media.load_images(source, say=notes.append)) == 3
+        assert len(photographs.load_images(source, say=notes.append)) == 3
     assert len(notes) == 2 and "10_toy (3)" in notes[0]
     picture(tmp_path / "1_dog" / "a.png")
     with pytest.raises(ValueError, match=r"its folders 10_toy \(3\), 1_dog \(1\): give one of them"):
-        media.load_images(tmp_path)
+        photographs.load_images(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".TXT", ".caption", ".png.txt"])
@@ -61,7 +61,7 @@ def test_folders_in_the_folder_are_named_with_their_number(tmp_path):
 def test_captions_of_other_tools(tmp_path, suffix, encoding):
     picture(tmp_path / "a.png")
     (tmp_path / f"a{suffix}").write_text("ein Spielzeug\nim Gr\u00fcnen", encoding=encoding)
-    assert media.load_images(tmp_path)[0].caption == "ein Spielzeug im Gr\u00fcnen"
+    assert photographs.load_images(tmp_path)[0].caption == "ein Spielzeug im Gr\u00fcnen"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le", "utf-16-be"])
@@ -69,7 +69,7 @@ def test_captions_in_other_encodings_say_the_way_out(tmp_path, encoding):
     picture(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes("Spielzeug im Gr\u00fcnen".encode(encoding))
     with pytest.raises(ValueError, match=r"a\.txt is not a readable UTF-8 text; save it as UTF-8"):
-        media.load_images(tmp_path)
+        photographs.load_images(tmp_path)
 
 
 # --- clips -----------------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_stills_and_sound_among_clips_are_left_out_and_named(tmp_path, star):
     av = pytest.importorskip("av")
     clip(tmp_path / "My clip [x].mp4")
     clip(tmp_path / "My clip [x]-audio.mp4")
-    media.write_video(tmp_path / "still.mp4", moving(1))
+    writing.write_video(tmp_path / "still.mp4", moving(1))
     picture(tmp_path / "My clip [x].webp")
     picture(tmp_path / "thumb.gif")
     with av.open(str(tmp_path / "sound.webm"), "w") as container:
@@ -92,14 +92,14 @@ def test_stills_and_sound_among_clips_are_left_out_and_named(tmp_path, star):
         container.mux(stream.encode())
     (tmp_path / "My clip [x].txt").write_text("a caption")
     notes = []
-    found = media.find_clips(sorted(tmp_path.iterdir()) if star else tmp_path, 8, notes.append)
+    found = clips.find_clips(sorted(tmp_path.iterdir()) if star else tmp_path, 8, notes.append)
     assert [path.name for path in found] == ["My clip [x].mp4"]
     for name in ("[x]-audio.mp4", "[x].webp", "thumb.gif", "still.mp4", "sound.webm"):
         assert sum(name in note.split(" is left out: it is")[0] for note in notes) == 1
     with pytest.raises(ValueError, match=r"still\.mp4 holds a single frame"):
-        media.find_clips(tmp_path / "still.mp4", 8)
+        clips.find_clips(tmp_path / "still.mp4", 8)
     with pytest.raises(ValueError, match=r"sound\.webm has no picture track"):
-        media.find_clips([tmp_path / "sound.webm"], 8)
+        clips.find_clips([tmp_path / "sound.webm"], 8)
 
 
 def test_a_song_with_a_cover_is_no_clip(tmp_path):
@@ -111,28 +111,28 @@ def test_a_song_with_a_cover_is_no_clip(tmp_path):
         container.mux(stream.encode(av.VideoFrame(32, 32, "yuvj420p")))
         container.mux(stream.encode())
     with pytest.raises(ValueError, match=r"a\.mp4 (has no picture track|holds a single frame)"):
-        media.find_clips(tmp_path / "a.mp4", 8)
+        clips.find_clips(tmp_path / "a.mp4", 8)
 
 
 def test_numbered_animations_are_clips_each(tmp_path):
     for index in range(3):
-        media.write_animation(tmp_path / f"made_{index:05d}.gif", moving())
-    assert len(media.find_clips(tmp_path, 8)) == 3
+        writing.write_animation(tmp_path / f"made_{index:05d}.gif", moving())
+    assert len(clips.find_clips(tmp_path, 8)) == 3
 
 
 @pytest.mark.parametrize("given", ["folder", "above", "star", "list"])
 def test_a_folder_of_frames_is_a_clip(tmp_path, given):
     folder = tmp_path / "made" / "dance.v2"
     for index, frame in enumerate(moving(12)):
-        media.write_png(folder / f"{index:04d}.png", frame)
+        writing.write_png(folder / f"{index:04d}.png", frame)
     (tmp_path / "made" / "dance.v2.txt").write_text("a person is dancing")
     source = {"folder": folder, "above": tmp_path / "made", "star": sorted(folder.iterdir()), "list": [folder]}[given]
-    (found,) = media.find_clips(source, 8)
-    assert found == folder and media.caption_of(found) == "a person is dancing"
-    motion = media.read_motion(found, SIZE, 8, 12.0)
+    (found,) = clips.find_clips(source, 8)
+    assert found == folder and folders.caption_of(found) == "a person is dancing"
+    motion = clips.read_motion(found, SIZE, 8, 12.0)
     assert motion.fps == 12 and "12 pictures of dance.v2 are taken as 12 frames a second" in motion.note
     assert (motion.pixels() - moving(12)).abs().max() < 0.003
-    whole = media.read_clip(found)
+    whole = clips.read_clip(found)
     assert len(whole.frames) == 12 and whole.fps == pytest.approx(8) and "8 frames a second" in whole.note
 
 
@@ -141,29 +141,29 @@ def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
         picture(tmp_path / "walk" / f"{index}.png")
     monkeypatch.chdir(tmp_path / "walk")
     for source in (".", ["0.png", "1.png"]):
-        (found,) = media.find_clips(source, 8)
-        assert found.name == "walk" and media.caption_of(found) is None
+        (found,) = clips.find_clips(source, 8)
+        assert found.name == "walk" and folders.caption_of(found) is None
 
 
 def test_frames_come_by_number_and_photographs_are_no_clip(tmp_path):
     for index in range(12):
         picture(tmp_path / "a" / f"frame_{index}.png", 20 * index)
-    motion = media.read_motion(tmp_path / "a", SIZE, 8, 8.0)
+    motion = clips.read_motion(tmp_path / "a", SIZE, 8, 8.0)
     assert (motion.frames[:, 0].float().mean(dim=(1, 2)) - 20 * torch.arange(12)).abs().max() < 1
     for name in ("side.png", "front.png"):
         picture(tmp_path / "b" / name)
     with pytest.raises(ValueError, match="no videos in"):
-        media.find_clips(tmp_path / "b")
+        clips.find_clips(tmp_path / "b")
     with pytest.raises(ValueError, match="a folder without numbered pictures"):
-        media.read_motion(tmp_path / "b", SIZE, 8, 8.0)
+        clips.read_motion(tmp_path / "b", SIZE, 8, 8.0)
 
 
 def test_clips_in_a_folder_of_the_folder_are_named(tmp_path):
     clip(tmp_path / "5_dance" / "a.mp4")
     notes = []
-    assert [path.name for path in media.find_clips(tmp_path, 8, notes.append)] == ["a.mp4"] and "5_dance (1)" in notes[
+    assert [path.name for path in clips.find_clips(tmp_path, 8, notes.append)] == ["a.mp4"] and "5_dance (1)" in notes[
         0
     ]
     clip(tmp_path / "1_walk" / "b.mp4")
     with pytest.raises(ValueError, match=r"1_walk \(1\), 5_dance \(1\)"):
-        media.find_clips(tmp_path, 8)
+        clips.find_clips(tmp_path, 8)

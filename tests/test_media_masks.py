@@ -11,7 +11,7 @@ import torch
 from node_stubs import load_nodes
 from PIL import Image
 
-from dreamvideo.media import clips as media
+from dreamvideo.media import photographs
 
 
 def photograph(width: int = 40, height: int = 30) -> Image.Image:
@@ -50,7 +50,9 @@ def opaque(kind: str) -> tuple[Image.Image, dict]:
 def test_opacity_that_does_not_vary_marks_nothing(tmp_path, kind):
     picture, options = opaque(kind)
     picture.save(tmp_path / "m.png", **options)
-    assert torch.equal(media.load_mask(tmp_path / "m.png"), (torch.from_numpy(np.array(mask_of())) > 0).float()[None])
+    assert torch.equal(
+        photographs.load_mask(tmp_path / "m.png"), (torch.from_numpy(np.array(mask_of())) > 0).float()[None]
+    )
 
 
 def test_opacity_that_varies_marks_the_subject(tmp_path):
@@ -58,7 +60,7 @@ def test_opacity_that_varies_marks_the_subject(tmp_path):
         picture = photograph().convert(mode)
         picture.putalpha(mask_of())
         picture.save(tmp_path / "m.png")
-        assert media.load_mask(tmp_path / "m.png").sum() == 225
+        assert photographs.load_mask(tmp_path / "m.png").sum() == 225
 
 
 # --- where masks lie -------------------------------------------------------------------------------------------------
@@ -78,16 +80,16 @@ def test_masks_of_other_tools_are_masks(tmp_path, name, given):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     mask_of().save(tmp_path / name, lossless=True)
     source = {"folder": tmp_path, "star": sorted(tmp_path.iterdir()), "one": [tmp_path / "00.jpg"]}[given]
-    (photo,) = media.load_images(source)
+    (photo,) = photographs.load_images(source)
     assert photo.path.name == "00.jpg" and photo.mask is not None and photo.mask.sum() == 225
-    (photo,) = media.load_images(source, with_masks=False)
+    (photo,) = photographs.load_images(source, with_masks=False)
     assert photo.path.name == "00.jpg" and photo.mask is None
 
 
 def test_a_photograph_of_a_mask_is_a_photograph(tmp_path):
     photograph().save(tmp_path / "gas_mask.jpg")
     photograph().save(tmp_path / "side.jpg")
-    assert len(media.load_images(tmp_path)) == 2
+    assert len(photographs.load_images(tmp_path)) == 2
 
 
 def test_misnamed_masks_are_named(tmp_path):
@@ -97,14 +99,14 @@ def test_misnamed_masks_are_named(tmp_path):
     mask_of().save(tmp_path / "masks" / "00.png")
     mask_of().save(tmp_path / "masks" / "O1.png")
     with pytest.raises(ValueError, match=r"the mask O1\.png; the mask of 01\.png would be 01\.png"):
-        media.load_images(tmp_path)
-    assert len(media.load_images(tmp_path, with_masks=False)) == 2
+        photographs.load_images(tmp_path)
+    assert len(photographs.load_images(tmp_path, with_masks=False)) == 2
     (tmp_path / "masks" / "O1.png").rename(tmp_path / "masks" / "01.png")
     mask_of().save(tmp_path / "masks" / "02.png")  # of a photograph that was taken out
-    assert all(photo.mask is not None for photo in media.load_images(tmp_path))
+    assert all(photo.mask is not None for photo in photographs.load_images(tmp_path))
     photograph().save(tmp_path / "03-masklabel.png")
     with pytest.raises(ValueError, match=r"03-masklabel\.png is named as a mask"):
-        media.load_images(tmp_path)
+        photographs.load_images(tmp_path)
 
 
 # --- crops -----------------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def test_crop_follows_the_mask(tmp_path, width, height, box):
     photograph(width, height).save(tmp_path / "a.png")
     mask_of(box, (width, height)).save(tmp_path / "masks" / "a.png")
     notes = []
-    photo = media.load_images(tmp_path, (30, 30), say=notes.append)[0]
+    photo = photographs.load_images(tmp_path, (30, 30), say=notes.append)[0]
     assert photo.mask.sum() == (box[2] - box[0]) * (box[3] - box[1]) and not notes
     top, left = photo.mask[0].nonzero().min(dim=0).values.tolist()  # photograph and mask moved alike
     assert photo.image[0, top, left] * 255 == pytest.approx(box[0] * 255 // width, abs=1)
@@ -130,8 +132,8 @@ def test_crop_is_the_centre_where_that_holds_the_subject(tmp_path):
     (tmp_path / "masks").mkdir()
     photograph(60, 30).save(tmp_path / "a.png")
     mask_of((18, 5, 24, 20), (60, 30)).save(tmp_path / "masks" / "a.png")
-    photo = media.load_images(tmp_path, (30, 30))[0]
-    assert torch.equal(photo.image, media.load_images(tmp_path, (30, 30), with_masks=False)[0].image)
+    photo = photographs.load_images(tmp_path, (30, 30))[0]
+    assert torch.equal(photo.image, photographs.load_images(tmp_path, (30, 30), with_masks=False)[0].image)
 
 
 def test_what_the_crop_cuts_off_is_told(tmp_path):
@@ -139,7 +141,7 @@ def test_what_the_crop_cuts_off_is_told(tmp_path):
     photograph(90, 30).save(tmp_path / "a.png")
     mask_of((10, 5, 70, 20), (90, 30)).save(tmp_path / "masks" / "a.png")
     notes = []
-    photo = media.load_images(tmp_path, (30, 30), say=notes.append)[0]
+    photo = photographs.load_images(tmp_path, (30, 30), say=notes.append)[0]
     assert photo.mask.sum() == 30 * 15
     assert notes == ["a.png: 50% of the subject lies outside the crop to 30x30."]
 
@@ -189,7 +191,7 @@ def test_command_line_and_node_decide_alike(tmp_path, subject_images, case):
     image = (torch.from_numpy(np.array(photograph(*size))).float() / 255)[None]
     marks = torch.from_numpy(np.array(mask)).float()[None] / 255
     try:
-        photo = media.load_images(tmp_path, (64, 64), say=notes.append)[0]
+        photo = photographs.load_images(tmp_path, (64, 64), say=notes.append)[0]
     except ValueError as error:
         sentence = str(error).replace(str(tmp_path / "masks" / "a.png"), "of photograph 1")
         with pytest.raises(ValueError) as caught:

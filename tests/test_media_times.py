@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamvideo.media import clips as media
+from dreamvideo.media import clips, writing
 from dreamvideo.media.times import StreamClock, frame_times
 
 av = pytest.importorskip("av")
@@ -28,7 +28,7 @@ def write(path, codec: str, frames: int = 30, fps: int = 25, **options: str) -> 
         container.mux(stream.encode())
 
 
-def places(clip: media.Clip) -> torch.Tensor:
+def places(clip: clips.Clip) -> torch.Tensor:
     """The square's column in each frame."""
     bright = (clip.pixels()[:, 0, 32] > 0.5).float()  # [F, W]
     return bright.argmax(dim=1)
@@ -54,11 +54,11 @@ def places(clip: media.Clip) -> torch.Tensor:
 )
 def test_reordered_frames_keep_rate_and_order(tmp_path, name, codec, options):
     write(tmp_path / name, codec, **options)
-    clip = media.read_clip(tmp_path / name)
+    clip = clips.read_clip(tmp_path / name)
     assert len(clip.frames) == 30
     torch.testing.assert_close(clip.times, torch.arange(30, dtype=torch.float64) / 25, atol=0.0021, rtol=0)
     assert (places(clip) - 2 * torch.arange(30)).abs().max() <= 2
-    thinned = media.read_motion(tmp_path / name, (64, 96), 4, 12.5)
+    thinned = clips.read_motion(tmp_path / name, (64, 96), 4, 12.5)
     assert len(thinned.frames) == 15 and thinned.fps == pytest.approx(12.5)
 
 
@@ -76,8 +76,8 @@ def test_the_delay_that_writers_fill_is_no_time(tmp_path):
 
 def test_a_stretch_of_an_avi_is_of_its_frames(tmp_path):
     write(tmp_path / "a.avi", "mpeg4", bf="2", g="5")
-    whole = media.read_clip(tmp_path / "a.avi", (64, 96)).frames
-    clip = media.read_motion(tmp_path / "a.avi", (64, 96), 2, 25.0, start=0.4, seconds=0.4)
+    whole = clips.read_clip(tmp_path / "a.avi", (64, 96)).frames
+    clip = clips.read_motion(tmp_path / "a.avi", (64, 96), 2, 25.0, start=0.4, seconds=0.4)
     assert len(clip.frames) == 10 and (clip.frames.float() - whole[10:20].float()).abs().mean() < 3
 
 
@@ -85,7 +85,7 @@ def test_joined_streams_have_no_holes(tmp_path):
     write(tmp_path / "a.ts", "libx264", bf="2")
     data = (tmp_path / "a.ts").read_bytes()
     (tmp_path / "b.ts").write_bytes(data + data)
-    clip = media.read_clip(tmp_path / "b.ts")
+    clip = clips.read_clip(tmp_path / "b.ts")
     assert clip.fps == pytest.approx(25, rel=0.02) and clip.times.diff().max() < 0.09 and len(clip.frames) >= 58
 
 
@@ -99,7 +99,7 @@ def test_an_edit_list_hides_what_it_cuts_off(tmp_path):
             frame.pts, frame.time_base = k - 8, Fraction(1, 25)  # eight begin before the clip does
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    clip = media.read_clip(tmp_path / "a.mp4")
+    clip = clips.read_clip(tmp_path / "a.mp4")
     assert clip.fps == pytest.approx(25) and len(clip.frames) == 12
     assert clip.frames[0].float().mean() == pytest.approx(80, abs=4)
 
@@ -130,18 +130,18 @@ def test_short_delays_are_those_of_browsers(tmp_path, suffix):
     pictures = [Image.new("RGB", (20, 20), (60 * k, 0, 0)) for k in range(4)]
     asked = [0, 10, 20, 50]
     pictures[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=pictures[1:], duration=asked, lossless=True)
-    clip = media.read_clip(tmp_path / f"a{suffix}")
+    clip = clips.read_clip(tmp_path / f"a{suffix}")
     torch.testing.assert_close(clip.times, torch.tensor([0, 0.1, 0.2, 0.22], dtype=torch.float64))
 
 
 def test_a_picture_that_stands_for_the_animation_is_no_frame_of_it(tmp_path):
     pictures = [Image.new("RGB", (20, 20), (60 * k, 0, 0)) for k in range(4)]
     pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:], duration=100, default_image=True)
-    assert media.read_clip(tmp_path / "a.png").frames[:, 0, 0, 0].tolist() == [60, 120, 180]
+    assert clips.read_clip(tmp_path / "a.png").frames[:, 0, 0, 0].tolist() == [60, 120, 180]
 
 
 def test_what_is_written_is_shown_as_fast_as_it_can_be(tmp_path):
     frames = torch.rand((12, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     for name, most in (("a.gif", 50), ("a.webp", 91)):
-        media.write_animation(tmp_path / name, frames, fps=120)
-        assert media.read_clip(tmp_path / name).fps == pytest.approx(most, rel=0.02)
+        writing.write_animation(tmp_path / name, frames, fps=120)
+        assert clips.read_clip(tmp_path / name).fps == pytest.approx(most, rel=0.02)

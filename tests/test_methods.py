@@ -240,7 +240,7 @@ def test_guidance_in_one_batch_equals_two_calls_and_merges_once(unet, monkeypatc
     cond, uncond = torch.ones(1, 77, CONFIG.context_dim), torch.zeros(1, 77, CONFIG.context_dim)
     noise = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(1))
     merges = []
-    monkeypatch.setattr("dreamvideo.adapters.merge", lambda *given: merges.append(given) or merge(*given))
+    monkeypatch.setattr("dreamvideo.models.stack.merge", lambda *given: merges.append(given) or merge(*given))
     batched = sample_latents(unet, cond, uncond, noise, stack=AdapterStack([StackEntry(delta)]), steps=3, guidance=2.0)
     assert len(merges) == 1
     merged = merge(unet, [(delta, 1.0)])

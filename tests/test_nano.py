@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from dreamvideo.encoders.loading import load_encoders
-from dreamvideo.files.base import find_base, load_unet
+from dreamvideo.files.base import find_base
+from dreamvideo.files.unet import load_unet
 from dreamvideo.nano import autoencoder, denoiser, package, rules, world
 from dreamvideo.nano.command import sampler
 

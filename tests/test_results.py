@@ -10,6 +10,7 @@ import torch
 from dreamvideo.commands import results
 from dreamvideo.commands.results import Run, claimed
 from dreamvideo.files.tensors import write_safetensors
+from dreamvideo.safety import paths
 from dreamvideo.safety.locks import Locked, locked
 from dreamvideo.training.state import STATE_FORMAT
 
@@ -29,7 +30,7 @@ def train(folder, run, out=None, restart=False, stop_at=None):
     """A training that goes on from what it finds; returns (file's name, steps found, whether it was finished)."""
     with claimed(out, folder / "my-dog.safetensors", run, restart) as place:
         state = place.states / "identity.safetensors"
-        found = results.steps_of_state(state) if state.exists() else 0
+        found = state.steps_of_state(state) if state.exists() else 0
         if place.finished:
             return place.out.name, found, True
         write_state(place.states, stop_at or run.steps)
@@ -116,9 +117,9 @@ def test_a_failure_before_the_first_state_leaves_nothing(tmp_path):
 
 
 def test_what_a_kill_before_the_first_state_leaves_is_in_nobodys_way(tmp_path):
-    results.write_json(tmp_path / "my-dog.state" / "run.json", {"run": {"data": "cat"}, "steps": 3, "done": False})
+    paths.write_json(tmp_path / "my-dog.state" / "run.json", {"run": {"data": "cat"}, "steps": 3, "done": False})
     assert train(tmp_path, a_run()) == ("my-dog.safetensors", 0, False)
-    results.write_json(tmp_path / "wolf.state" / "run.json", {"run": {"data": "cat"}, "steps": 3, "done": False})
+    paths.write_json(tmp_path / "wolf.state" / "run.json", {"run": {"data": "cat"}, "steps": 3, "done": False})
     assert train(tmp_path, a_run(), tmp_path / "wolf.safetensors") == ("wolf.safetensors", 0, False)
 
 

@@ -115,7 +115,7 @@ def test_a_reader_that_goes_ends_a_run_as_ctrl_c_does():
 @pytest.mark.parametrize("debug", [False, True])
 def test_warnings_are_ours_alone(monkeypatch, capsys, debug):
     def warn(argv, terminal):
-        logging.getLogger("dreamvideo.encoders").warning("The prompt is\ntoo long.")
+        logging.getLogger("dreamvideo.encoders.clip").warning("The prompt is\ntoo long.")
         logging.getLogger("somebody").warning("Library talk.")
         warnings.warn("More of it.", stacklevel=1)
 

@@ -16,7 +16,7 @@ from fakes import CONFIG, FEATURE_WIDTH, FakeText, fake_encoders, pictures, tiny
 from dreamvideo.files.adapters import load_adapter
 from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.sampling import SamplingSettings, customize, generate
-from dreamvideo.training import loop as training
+from dreamvideo.training import loop, precision
 from dreamvideo.training.data import TrainingData, TrainingItem, digest, encode_clips, encode_photos, with_text
 from dreamvideo.training.drawing import draw_batch
 from dreamvideo.training.loop import Callbacks, TrainingError, train
@@ -33,6 +33,7 @@ from dreamvideo.training.methods import (
 from dreamvideo.training.precision import LossScale
 from dreamvideo.training.settings import TrainingSettings
 from dreamvideo.training.stages import train_identity, train_method, train_motion, train_textual_inversion
+from dreamvideo.training.state import read_state
 
 SETTINGS = TrainingSettings(steps=8, learning_rate=1e-3, batch_size=2, warmup=2, seed=3, save_every=3)
 TOKENS = {"<toy>": torch.linspace(-1, 1, CONFIG.context_dim)[None]}
@@ -93,7 +94,7 @@ def undisturbed(unet, tmp_path_factory):
 def fixed_loss(unet, data, learner, method, draws: int = 12) -> float:
     """The loss over the same draws, whatever was trained before."""
     settings = replace(SETTINGS, batch_size=draws)
-    run = training._Run(unet, data, method, settings, learner, None)
+    run = loop._Run(unet, data, method, settings, learner, None)
     batch, _ = draw_batch(data, method, settings, EMPTY, torch.Generator().manual_seed(99))
     with torch.no_grad():
         return run._loss(batch).item()
@@ -151,7 +152,7 @@ def test_neither_the_global_generator_nor_checkpointing_matters(unet, undisturbe
 
 def test_warm_up_rises_linearly_from_its_first_step(unet):
     learner = TokenLearner(FakeText(), TOKENS)
-    run = training._Run(unet, photo_data(), TEXTUAL_INVERSION, replace(SETTINGS, warmup=4), learner, None)
+    run = loop._Run(unet, photo_data(), TEXTUAL_INVERSION, replace(SETTINGS, warmup=4), learner, None)
     rates = []
     for _ in range(6):
         run.update()
@@ -310,7 +311,7 @@ def test_a_dropped_caption_is_the_empty_prompt_and_a_dropped_image_a_zero_one(un
     data = with_text(clip_data(), FakeText())
     adapter = Adapter(MOTION_CONFIG, CONFIG)
     torch.nn.init.ones_(adapter.at("middle_block.2.transformer_blocks.0.ff").up_linear.weight)
-    run = training._Run(unet, data, MOTION, SETTINGS, AdapterLearner(adapter), None)
+    run = loop._Run(unet, data, MOTION, SETTINGS, AdapterLearner(adapter), None)
     batch, _ = draw_batch(data, MOTION, SETTINGS, EMPTY, torch.Generator().manual_seed(0))
     empty = data.states[""].expand_as(batch.states)
     with torch.no_grad():
@@ -380,16 +381,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(unet, undisturbed, tmp_path, mon
 
     def killed_run():
         with monkeypatch.context() as patch:
-            patch.setattr(training._Run, "save", _save_unless_dying(training._Run.save))
+            patch.setattr(loop._Run, "save", _save_unless_dying(loop._Run.save))
             with pytest.raises(Killed):
                 run(unet, settings=settings, state_path=path, resume=True)
         monkeypatch.undo()
 
-    killing(training._Run, "_loss", 4)
+    killing(loop._Run, "_loss", 4)
     killed_run()
-    killing(training.LossScale, "after", 1)
+    killing(precision.LossScale, "after", 1)
     killed_run()
-    killing(training, "write_safetensors", 0)
+    killing(loop, "write_safetensors", 0)
     killed_run()
     result = run(unet, settings=settings, state_path=path, resume=True)
     assert result.losses == whole.losses
@@ -439,10 +440,10 @@ def test_control_c_at_any_moment_can_be_resumed(unet, undisturbed, tmp_path, mon
             raise KeyboardInterrupt
         return original(*args)
 
-    original = {"_loss": training._Run._loss, "after": LossScale.after, "progress": lambda *args: None}[moment]
+    original = {"_loss": loop._Run._loss, "after": LossScale.after, "progress": lambda *args: None}[moment]
     callbacks = Callbacks(progress=interrupt) if moment == "progress" else None
     if moment != "progress":
-        monkeypatch.setattr(training._Run if moment == "_loss" else LossScale, moment, interrupt)
+        monkeypatch.setattr(loop._Run if moment == "_loss" else LossScale, moment, interrupt)
     result = identity_run(unet, state_path=path, callbacks=callbacks)
     # Four whole steps; one that was torn in its update is undone to the last file, of step 3; one more was finished.
     assert result.stopped and result.steps == {"_loss": 4, "after": 3, "progress": 5}[moment]
@@ -557,7 +558,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(unet, tmp_p
         train(unet, data, replace(IDENTITY, loss=loss), SETTINGS, learner, state_path=path)
     assert e.value.step == 4
     assert all(torch.isfinite(parameter).all() for parameter in learner.adapter.parameters())
-    about, tensors = training._read_state(path)
+    about, tensors = read_state(path)
     assert about["step"] == 3 and all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 

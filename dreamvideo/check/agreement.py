@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..base import EMBEDDED_FOLDER
 from ..encoders.loading import load_encoders
 from ..encoders.protocols import Encoders
-from ..files.base import find_base, load_unet
+from ..files.base import find_base
+from ..files.unet import load_unet
 from ..models.adapters import Adapter, AdapterConfig
 from ..models.blocks import Call
 from ..models.layers import economical

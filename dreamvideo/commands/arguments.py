@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..base import EMBEDDED_FOLDER
 from ..defaults import EMBEDDED, FULL_SIZE
-from ..files.base import LAYOUTS
+from ..files.unet import LAYOUTS
 from ..safety.limits import MOST
 from ..safety.texts import SHOWN, quoted
 from ..sampling import FASTEST, MAX_FRAMES, SLOWEST

@@ -13,6 +13,7 @@ from ..files.adapter_info import LoadedAdapter
 from ..files.adapters import load_adapter, save_adapter
 from ..files.foreign_adapters import save_authors_adapter, save_authors_embedding
 from ..files.tensors import CheckpointError
+from ..files.unet import convert as convert_unet
 from ..safety.locks import reserved
 from ..safety.paths import keep_apart
 from .common import ADAPTER, DTYPES, file_name, writable
@@ -39,7 +40,7 @@ def convert(args: Namespace, terminal: Terminal) -> None:
         if source.is_dir():
             source = checkpoints.find_base(source, partial=True).unet or source
         dtype = DTYPES[args.dtype] if args.dtype else None
-        written = [checkpoints.convert(source, args.target, args.layout or "original", dtype)]
+        written = [convert_unet(source, args.target, args.layout or "original", dtype)]
     elif args.layout or args.dtype:
         raise ValueError(f"--layout and --dtype are for UNets, and {args.source} is of another kind: {loaded.info}.")
     else:

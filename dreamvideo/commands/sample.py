@@ -13,7 +13,7 @@ from torch import Tensor
 from ..base import Base
 from ..files.adapter_info import check_fits
 from ..files.adapters import load_adapter
-from ..files.base import fingerprint, same_base
+from ..files.fingerprint import fingerprint, same_base
 from ..media.clips import read_clip
 from ..media.frame_folders import check_frames_writable, write_frames
 from ..media.photographs import load_image

@@ -14,8 +14,7 @@ from torch import Tensor
 from ..models.adapters import TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyConfig
 from ..models.config import UNetConfig, transformer_sites
 from ..models.deltas import DeltaConfig, weight_shapes
-from ..safety.limits import json_object, line, parsed, real, short
-from .adapters import _CHECKS
+from ..safety.limits import MOST, json_object, line, parsed, real, short, whole
 
 FORMAT = "dreamvideo-adapter"
 
@@ -89,6 +88,16 @@ def _extra(name: str, value: object) -> dict[str, Any]:
     settings = json_object("settings", json_object(name, value).get("settings", {}))
     real("p_image_drop", settings.get("p_image_drop", 0.0), 0, 1)
     return value
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "format_version": lambda name, value: whole(name, value, 10**6),
+    "captions": _captions,
+    "steps": lambda name, value: whole(name, value, int(MOST["steps"]), 0),
+    "learning_rate": lambda name, value: real(name, value, 0),
+    "seed": lambda name, value: whole(name, value, 2**64, 0),
+    "extra": _extra,
+}
 
 
 @dataclass(frozen=True, eq=False)

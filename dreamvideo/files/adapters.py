@@ -9,27 +9,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ..models.adapters import AnyAdapter
 from ..models.config import UNetConfig
 from ..models.deltas import DeltaConfig
-from ..safety.limits import MOST, real, short, whole
-from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, LoadedAdapter, _captions, _extra
-from .adapter_tensors import (
-    ADAPTER_KEY,
-    assemble,
-    check_specs,
-    check_tensors,
-    check_tokens,
-    read_all,
-    without_stop,
-)
+from ..safety.limits import short
+from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, LoadedAdapter
+from .adapter_tensors import ADAPTER_KEY, assemble, check_specs, check_tensors, check_tokens, read_all, without_stop
 from .foreign_adapters import authors_adapter, embedding_in, name_foreign, text_embedding
 from .tensors import CheckpointError, OpenFile, open_file, write_safetensors
 
@@ -37,16 +28,6 @@ TOKEN_PREFIX = "token."
 FEATURES = "features"
 
 DELTA_KEY = re.compile(r".+\.(?:weight|bias)\.(?:delta|down|up)")
-
-
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "format_version": lambda name, value: whole(name, value, 10**6),
-    "captions": _captions,
-    "steps": lambda name, value: whole(name, value, int(MOST["steps"]), 0),
-    "learning_rate": lambda name, value: real(name, value, 0),
-    "seed": lambda name, value: whole(name, value, 2**64, 0),
-    "extra": _extra,
-}
 
 
 def save_adapter(

@@ -10,28 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .encoders import find_clip, find_vae, open_clip_file, open_vae, read_clip, read_vae
-from .fingerprint import fingerprint, same_base
+from .encoders import find_clip, find_vae, open_clip_file, open_vae
+from .fingerprint import fingerprint
 from .layouts import find_layout, name_stranger
 from .tensors import SUFFIXES, CheckpointError, StateDict, TensorFile, shards
-from .unet import LAYOUTS, UNetFile, convert, load_unet, read_unet
-
-__all__ = [
-    "LAYOUTS",
-    "BaseFiles",
-    "CheckpointError",
-    "UNetFile",
-    "convert",
-    "describe",
-    "find_base",
-    "fingerprint",
-    "inspect",
-    "load_unet",
-    "read_clip",
-    "read_unet",
-    "read_vae",
-    "same_base",
-]
+from .unet import read_unet
 
 PARTS = {"unet": "UNet", "clip": "text and image encoder (CLIP)", "vae": "autoencoder (VAE)"}
 

@@ -1,4 +1,4 @@
-"""Files that other programs wrote: the authors' `.pth` containers, text embeddings of every kind, and what is neither."""
+"""Files that other programs wrote: the authors' `.pth` containers, text embeddings of every kind."""
 
 from __future__ import annotations
 

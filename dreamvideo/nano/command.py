@@ -11,7 +11,8 @@ from torch import Tensor
 from ..defaults import EMBEDDED
 from ..encoders.loading import load_encoders
 from ..encoders.protocols import Encoders
-from ..files.base import find_base, load_unet
+from ..files.base import find_base
+from ..files.unet import load_unet
 from ..models.diffusion import offset_noise
 from ..models.unet import UNet
 from ..sampling import sample_latents

@@ -75,23 +75,23 @@ def give(host, graph: Graph, kind: str, value: object) -> list:
 
 def random_adapter(host, kind: str, seed: int = 0, condition: bool = True):
     """A LoadedAdapter of the tiny base that changes something: no up-projection is zero."""
-    adapters, files = host.module("dreamvideo.adapters"), host.module("dreamvideo.adapter_files")
+    dv = host.module("dreamvideo")
     config = host.module("dreamvideo.nano.denoiser").CONFIG
     if kind == "weights":
-        about = host.module("dreamvideo.deltas").DeltaConfig(("text_kv", "temporal_kv"), rank=4)
+        about = dv.DeltaConfig(("text_kv", "temporal_kv"), rank=4)
     else:
         options = {"condition_dim": 64 if condition else None} if kind == "motion" else {}
-        about = getattr(adapters.AdapterConfig, kind)(**options)
-    adapter = adapters.build_adapter(about, config, generator=torch.Generator().manual_seed(seed))
+        about = getattr(dv.AdapterConfig, kind)(**options)
+    adapter = dv.build_adapter(about, config, generator=torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed + 100)
     with torch.no_grad():
         for name, parameter in adapter.named_parameters():
             if "up_linear" in name or name.endswith(".up"):
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    info = files.AdapterInfo(kind=kind, adapter_config=about, unet_config=config, class_word="ball")
+    info = dv.AdapterInfo(kind=kind, adapter_config=about, unet_config=config, class_word="ball")
     tokens = {"<thing>": torch.randn(1, 64, generator=generator) * 0.1} if kind == "identity" else {}
     features = torch.randn(2, 64, generator=generator) if kind == "identity" else None
-    return files.LoadedAdapter(adapter.requires_grad_(False), info, tokens, features)
+    return dv.LoadedAdapter(adapter.requires_grad_(False), info, tokens, features)
 
 
 def with_lora(model):

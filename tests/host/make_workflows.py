@@ -145,7 +145,7 @@ def quickstart(flow: Workflow) -> None:
     flow.right()
     with flow.group("4 · Put them together"):
         both = flow.add("DreamVideoApplyAdapter", title="Add the motion to the subject", model=(subject, 2),
-                        adapter=(motion, 0), strength=engine("demo").MOTION_STRENGTH)  # fmt: skip
+                        adapter=(motion, 0), strength=engine("nano.demo").MOTION_STRENGTH)  # fmt: skip
         positive, negative = prompts(flow, (subject, 3), (media, 4))
         shown = guided(flow, positive, negative, (subject, 0))
         start = flow.add("VAEEncode", title="The clip, for the start", pixels=(clips, 0), vae=(base, 2))
@@ -154,7 +154,7 @@ def quickstart(flow: Workflow) -> None:
                   "along: lower ones, or a higher `strength` in *Encode Appearance Guidance*", 150)  # fmt: skip
     flow.right()
     with flow.group("5 · Make the video"):
-        prior = {"prior": (start, 0), "prior_strength": engine("demo").PRIOR_STRENGTH}
+        prior = {"prior": (start, 0), "prior_strength": engine("nano.demo").PRIOR_STRENGTH}
         video = sampled(flow, (both, 0), (shown, 0), (shown, 1), **prior, **TOY | short())
         video_out(flow, (video, 0), (base, 2), "dreamvideo-quickstart", enlarge=True)
 

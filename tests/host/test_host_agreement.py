@@ -12,11 +12,11 @@ def parts(host):
     graph = Graph()
     loader = base(graph)
     loaded = host.run_with_probe(graph, *([loader, index] for index in range(4)))
-    engine = host.module("dreamvideo.checkpoints")
+    engine = host.module("dreamvideo")
     folder = host.base / "models" / "dreamvideo" / "tiny"
     files = engine.find_base(folder)
     unet = engine.load_unet(files.unet)
-    return loaded, unet, host.module("dreamvideo.encoders").load_encoders(files)
+    return loaded, unet, host.module("dreamvideo.encoders.loading").load_encoders(files)
 
 
 def close(a, b, tolerance=2e-4):
@@ -113,7 +113,7 @@ def test_sampler(host, parts, kinds):
     (model, clip, *_), unet, engine = parts
     if "weights" in kinds:
         need_weight_patches(host)
-    adapters, sampling = host.module("dreamvideo.adapters"), host.module("dreamvideo.sampling")
+    adapters, sampling = host.module("dreamvideo"), host.module("dreamvideo.sampling")
     loaded = [random_adapter(host, kind) for kind in kinds]
     feature = torch.randn(1, 64, generator=torch.Generator().manual_seed(5))
     graph = Graph()
@@ -149,7 +149,7 @@ def test_stock_ddim_is_the_papers(host, parts):
     import comfy.sample
 
     (model, clip, *_), unet, engine = parts
-    sampling, diffusion = host.module("dreamvideo.sampling"), host.module("dreamvideo.diffusion")
+    sampling, diffusion = host.module("dreamvideo.sampling"), host.module("dreamvideo.models.diffusion")
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma = host.module("nodes.host.sampling")._Ddim(10).sigma(diffusion.ddim_timesteps(10)[0])
     scaled = noise * (1 + sigma**2) ** 0.5 / sigma  # the host multiplies by sigma

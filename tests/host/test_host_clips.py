@@ -42,7 +42,7 @@ def path(host, tmp_path_factory):
     file = tmp_path_factory.mktemp("video") / "clip.mp4"
     ramp = torch.linspace(0, 1, WIDE).expand(FRAMES, 3, HIGH, WIDE)
     shift = torch.arange(FRAMES).reshape(-1, 1, 1, 1) / FRAMES
-    host.module("dreamvideo.media").write_video(file, (ramp * (1 - shift) + shift * 0.5), 30)
+    host.module("dreamvideo.media.writing").write_video(file, (ramp * (1 - shift) + shift * 0.5), 30)
     return file
 
 
@@ -58,9 +58,9 @@ def clips_of(host, **source) -> torch.Tensor:
 
 def chosen_of(host, frames: torch.Tensor) -> torch.Tensor:
     """What choosing among all frames [N, H, W, 3], cropped as uint8, gives: IMAGE [n, 64, 64, 3]."""
-    media = host.module("dreamvideo.media")
-    pixels = media.cover_crop((frames.movedim(-1, 1) * 255).round().byte(), 64, 64)
-    choice = media.choose_frames(torch.arange(len(frames), dtype=torch.float64) / 30, 12, 8.0, start=0.0)
+    masks, times = host.module("dreamvideo.media.masks"), host.module("dreamvideo.media.times")
+    pixels = masks.cover_crop((frames.movedim(-1, 1) * 255).round().byte(), 64, 64)
+    choice = times.choose_frames(torch.arange(len(frames), dtype=torch.float64) / 30, 12, 8.0, start=0.0)
     return pixels[choice.indices].movedim(1, -1).float() / 255
 
 
@@ -71,7 +71,7 @@ def video_files(path):
 
 
 def test_a_video_file_is_read_without_being_decoded_whole(host, path, monkeypatch):
-    whole = host.module("dreamvideo.media").read_clip(path).frames
+    whole = host.module("dreamvideo.media.clips").read_clip(path).frames
     for video in video_files(path):
         near = chosen_of(host, video.get_components().images)
         monkeypatch.setattr(type(video), "get_components", lambda self: pytest.fail("The host decoded it all."))
@@ -88,7 +88,7 @@ def test_a_trimmed_video_file_is_read_in_its_stretch(host, path):
     trimmed = video.as_trimmed(0.5, 0.8) if hasattr(video, "as_trimmed") else None
     if trimmed is None:
         pytest.skip("This ComfyUI does not trim videos.")
-    whole = host.module("dreamvideo.media").read_clip(path, (64, 64)).frames.movedim(1, -1) / 255
+    whole = host.module("dreamvideo.media.clips").read_clip(path, (64, 64)).frames.movedim(1, -1) / 255
     clip = clips_of(host, video=trimmed)
     assert len(clip) == 6 and torch.equal(clip[0], whole[15])
 

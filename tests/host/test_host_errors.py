@@ -48,8 +48,8 @@ def test_text_of_another_width(host, graph):
 
 def test_adapter_of_another_base(host, graph):
     graph, loader = graph
-    files, adapters = host.module("dreamvideo.adapter_files"), host.module("dreamvideo.adapters")
-    unet = host.module("dreamvideo.unet").UNetConfig()
+    files = adapters = host.module("dreamvideo")
+    unet = host.module("dreamvideo.models.config").UNetConfig()
     config = adapters.AdapterConfig.identity()
     info = files.AdapterInfo(kind="identity", adapter_config=config, unet_config=unet)
     adapter = files.LoadedAdapter(adapters.Adapter(config, unet, device="meta"), info, {}, None)
@@ -373,7 +373,7 @@ def test_adapter_of_a_base_with_other_weights(host, graph):
     other = random_adapter(host, "identity")
     model = host.run_with_probe(graph, [loader, 0])[0]
     weights = {key: 1.3 * tensor.flip(0) for key, tensor in model.model.diffusion_model.state_dict().items()}
-    mark = host.module("dreamvideo.fingerprint").fingerprint(weights)
+    mark = host.module("dreamvideo.files.fingerprint").fingerprint(weights)
     other = replace(other, info=replace(other.info, base_fingerprint=mark))
     apply = graph.add("DreamVideoApplyAdapter", model=[loader, 0], adapter=give(host, graph, "DREAMVIDEO_ADAPTER",
                       other), strength=1.0, start_percent=0.0, end_percent=1.0)  # fmt: skip
@@ -382,7 +382,7 @@ def test_adapter_of_a_base_with_other_weights(host, graph):
 
 def test_token_of_another_width(host, graph):
     graph, loader = graph
-    files = host.module("dreamvideo.adapter_files")
+    files = host.module("dreamvideo")
     info = files.AdapterInfo(kind="token", placeholder="<thing>", class_word="ball")
     token = give(host, graph, "DREAMVIDEO_ADAPTER", files.LoadedAdapter(None, info, {"<thing>": torch.ones(1, 1024)},
                  None))  # fmt: skip

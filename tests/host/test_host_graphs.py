@@ -64,7 +64,7 @@ def test_stock_loader_recognises_modelscope(host):
     """With a file of the standard norm groups, which is all that stock loading can know."""
     from safetensors.torch import save_file
 
-    unet = host.module("dreamvideo.unet")
+    unet = host.module("dreamvideo")
     config = unet.UNetConfig(dim=64, dim_mult=(1, 2), res_blocks=1, attention_levels=(True, True), head_dim=32,
                              context_dim=64)  # fmt: skip
     folder = host.base / "models" / "diffusion_models"

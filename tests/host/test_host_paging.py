@@ -87,7 +87,7 @@ def test_pages_would_spoil_a_backward_pass(host, loaded):
     import comfy.model_management
 
     unet = host.module("nodes.host").unet_of(model)
-    adapters = host.module("dreamvideo.adapters")
+    adapters = host.module("dreamvideo")
     adapter = random_adapter(host, "motion").adapter
     with torch.inference_mode(False), torch.enable_grad():
         comfy.model_management.load_models_gpu([model])
@@ -112,7 +112,7 @@ def test_a_network_that_cannot_be_loaded_twice_is_told(host, loaded, monkeypatch
 def test_deltas_are_the_hosts_patches_and_merged_once(host, loaded, monkeypatch):
     model, clip, *_ = loaded
     need_weight_patches(host)
-    deltas = host.module("dreamvideo.deltas")
+    deltas = host.module("dreamvideo.models.deltas")
     monkeypatch.setattr(deltas, "merge", lambda *_: pytest.fail("Weight deltas are merged in a forward."))
     adapter = random_adapter(host, "weights")
     applied = host.module("nodes.adapters").apply(model, None, adapter, 0.8)[0]
@@ -164,9 +164,9 @@ def test_small_deltas_count_on_a_base_in_eight_bits(host):
 
 def engine_sample(host, adapter=None, window=(0.0, 1.0), stored=None):
     """[4, 4, 8, 8]: the engine's video of the tiny base, its weights rounded to a precision."""
-    engine, adapters = host.module("dreamvideo.checkpoints"), host.module("dreamvideo.adapters")
+    engine = adapters = host.module("dreamvideo")
     files = engine.find_base(host.base / "models" / "dreamvideo" / "tiny")
-    unet, encoders = engine.load_unet(files.unet), host.module("dreamvideo.encoders").load_encoders(files)
+    unet, encoders = engine.load_unet(files.unet), host.module("dreamvideo.encoders.loading").load_encoders(files)
     if stored is not None:
         for parameter in unet.parameters():
             parameter.data = parameter.data.to(stored).float()
@@ -188,7 +188,7 @@ def test_halves_of_guidance_may_come_one_by_one(host, loaded):
 
     model = loaded[0]
     inner, key = host.module("nodes.host").unet_of(model), host.module("nodes.host.model").KEY
-    entry = host.module("dreamvideo.adapters").StackEntry(random_adapter(host, "motion").adapter)
+    entry = host.module("dreamvideo.models.stack").StackEntry(random_adapter(host, "motion").adapter)
     generator = torch.Generator().manual_seed(0)
     x, context = torch.randn(6, 4, 8, 8, generator=generator), torch.randn(6, 77, 64, generator=generator)
     feature, strength = torch.randn(6, 64, generator=generator), torch.ones(6, 1)
@@ -216,7 +216,7 @@ def test_what_was_trained_is_written_by_the_node_that_trained_it(host):
     host.run(graph)  # nothing takes its outputs
     files = list((host.base / "output" / "dreamvideo").glob("by-itself_*.safetensors"))
     assert len(files) == 1
-    info = host.module("dreamvideo.adapter_files").load_adapter(files[0]).info
+    info = host.module("dreamvideo").load_adapter(files[0]).info
     assert info.kind == "motion" and info.steps == 2
     assert any("Saved motion adapter" in text and files[0].name in text for text in host.server.texts)
     files[0].unlink()

@@ -57,7 +57,7 @@ def base(tmp_path_factory, request):
     for name, kind in ((SUBJECT_FILE, "identity"), (MOTION_FILE, "motion")):
         made = random_adapter(engine, kind)
         tokens = {word.replace("thing", "my-toy"): rows for word, rows in made.tokens.items()}
-        files = engine.module("dreamvideo.adapter_files")
+        files = engine.module("dreamvideo")
         files.save_adapter(base / "output" / "dreamvideo" / name, made.adapter, made.info, tokens, made.features)
     return base
 

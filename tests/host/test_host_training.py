@@ -209,7 +209,7 @@ def test_resident_inference_tensors_do_not_stop_training(host):
 
 
 def TOKEN_FILE(host):
-    files = host.module("dreamvideo.adapter_files")
+    files = host.module("dreamvideo")
     info = files.AdapterInfo(kind="token", placeholder="<thing>", class_word="ball")
     return files.LoadedAdapter(None, info, {"<thing>": random_adapter(host, "identity").tokens["<thing>"]}, None)
 
@@ -219,10 +219,10 @@ def test_same_adapter_as_the_command_line_trains(host):
     graph, loader, common = start(host)
     motion = train_motion(host, graph, common, loader, 3, seed=31, learning_rate=0.001)
     got = host.run_with_probe(graph, [motion, 0])[0]
-    checkpoints, encoders = host.module("dreamvideo.checkpoints"), host.module("dreamvideo.encoders")
-    stages, data = host.module("dreamvideo.stages"), host.module("dreamvideo.training_data")
-    files = checkpoints.find_base(host.base / "models" / "dreamvideo" / "tiny")
-    unet, own = checkpoints.load_unet(files.unet), encoders.load_encoders(files)
+    dv = host.module("dreamvideo")
+    stages, data = host.module("dreamvideo.training.stages"), host.module("dreamvideo.training.data")
+    files = dv.find_base(host.base / "models" / "dreamvideo" / "tiny")
+    unet, own = dv.load_unet(files.unet), dv.load_encoders(files)
     settings = host.module("dreamvideo.defaults").EMBEDDED.settings(
         "motion", 1, steps=3, seed=31, learning_rate=0.001, p_text_drop=0.5
     )

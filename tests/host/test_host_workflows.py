@@ -21,7 +21,7 @@ def media(host):
     from PIL import Image
 
     Image.new("RGB", (80, 64), "red").save(host.base / "input" / "example.png")
-    files = host.module("dreamvideo.adapter_files")
+    files = host.module("dreamvideo")
     for name, kind in ((SUBJECT_FILE, "identity"), (MOTION_FILE, "motion")):
         made = random_adapter(host, kind)
         tokens = {word.replace("thing", "my-toy"): rows for word, rows in made.tokens.items()}
