@@ -58,7 +58,7 @@ def trained(command, out: Path):
         token = replace(settings, learning_rate=0.2, steps=1)
         words = {"placeholder": info.placeholder, "class_word": info.class_word}
         found = recipe("train subject", settings, token, **words, **more)
-    return out.read_bytes(), run_file(parsed(*command), found, out.parent)
+    return out.read_bytes(), run_file(parsed(*command), toml_text(found), out.parent)
 
 
 @pytest.mark.parametrize(

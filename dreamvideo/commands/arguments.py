@@ -137,6 +137,7 @@ DEFAULTS = {
     "p_image_drop": "default: as released",
     "p_text_drop": "default: as released",
     "preview_every": "default: none",
+    "snapshot_every": "default: none",
 }
 
 

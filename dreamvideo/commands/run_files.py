@@ -6,7 +6,7 @@ import argparse
 import difflib
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ SOURCES = ("images", "clips", "caption", "no_masks", "related", "base", "unet", 
 PATHS = ("images", "clips", "adapter")  # as texts; the others are Paths
 
 
-def run_file(args: Namespace, recipe: Mapping[str, Any], folder: Path) -> str:
+def run_file(args: Namespace, run: str, folder: Path) -> str:
     """The run file that makes a training again, as TOML, to be written into `folder`.
 
-    args: the training's arguments, for its data and its base; recipe: of `training.recipes`, for all else. Paths that
-    were given as relative are written so, as seen from the folder.
+    args: the training's arguments, for its data and its base; run: what its adapter tells, for all else. Paths that were
+    given as relative are written so, as seen from the folder.
     """
+    recipe = parse_toml(run)
     given = {name: getattr(args, name, None) for name in SOURCES}
     sources = {name: _seen_from(folder, value) for name, value in given.items() if value}
     head = {"command": recipe["command"], **sources}

@@ -11,7 +11,9 @@ from .settings import TrainingSettings
 def recipe(
     command: str, settings: TrainingSettings, token: TrainingSettings | None = None, **more: Any
 ) -> dict[str, Any]:
-    """Option -> value, all of them written out, so that later defaults change nothing; see `files.toml.toml_text`.
+    """Option -> value, all of them written out, so that later defaults change nothing.
+
+    As `files.toml.toml_text` of it stands in an adapter's info, both faces have the same.
 
     command: "train subject" or "train motion". settings: of the last stage; token: of the textual inversion before it.
     more: method, placeholder, class_word, caption, height, width and, of a motion, frames and fps.

@@ -9,7 +9,7 @@ from typing import Any
 from .methods import Method
 
 # What a resumed run may change: these decide where training ends and what it costs, not what a step computes.
-FREE_SETTINGS = ("steps", "save_every", "preview_every", "gradient_checkpointing", "memory")
+FREE_SETTINGS = ("steps", "save_every", "preview_every", "snapshot_every", "gradient_checkpointing", "memory")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class TrainingSettings:
     several. A motion trained with 0 is sampled with unconditional feature strength 0.
     save_every: steps from one saved state to the next, 0 for one at the end alone.
     preview_every: steps from one sampled preview to the next. 0 for none.
+    snapshot_every: steps from one kept adapter to the next, with a sheet of all. 0 for none.
     gradient_checkpointing: recompute instead of keeping activations: less memory, about a third more time. None: where
     a step would not fit otherwise into what is free, or within `memory`.
     memory: GiB that the process may take on the device. None: what is free.
@@ -53,12 +54,13 @@ class TrainingSettings:
     p_image_drop: float = 0.0
     save_every: int = 100
     preview_every: int = 0
+    snapshot_every: int = 0
     gradient_checkpointing: bool | None = None
     memory: float | None = None
 
     def __post_init__(self) -> None:
-        least_of = {"steps": 1, "batch_size": 1, "warmup": 0, "shift": 0, "save_every": 0, "preview_every": 0}
-        for name, least in least_of.items():
+        none = ("warmup", "shift", "save_every", "preview_every", "snapshot_every")
+        for name, least in {"steps": 1, "batch_size": 1, **dict.fromkeys(none, 0)}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"Training {name} must be at least {least}, got {getattr(self, name)}.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
