@@ -204,7 +204,7 @@ for name, texts in {
     "class_word": ("\x1b[31mdog", "dog\nModel: x", "\x00", "\u202egod", "d" * 100_000),
     "placeholder": ("\x1b[31mdog", "<a\nb>", "\x00", "\u202egod", "d" * 100_000),
     "base_fingerprint": ("\x1b[31m", "\x00", "f" * 100_000),
-    "run": ("\x1b[2J", "a = 1\x00", "\u202egod", "# " * 50_000),
+    "run": ("\x1b[2J", "a = 1\x00", "\u202egod", "# " * 200_000),
 }.items():
     for number, text in enumerate(texts):
         adapter_says(f"{name} {number}", set_field(name, text))

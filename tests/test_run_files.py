@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 from fakes import pictures
 from tiny_base import SIDE, write_tiny_base
 
@@ -15,11 +16,14 @@ from dreamvideo.commands.cli import main
 from dreamvideo.commands.options import said, training_settings
 from dreamvideo.commands.run_files import run_file
 from dreamvideo.defaults import EMBEDDED
+from dreamvideo.files.adapter_info import AdapterInfo
 from dreamvideo.files.adapters import load_adapter, read_info, save_adapter
 from dreamvideo.files.toml import parse_toml, toml_text
 from dreamvideo.media.writing import write_animation, write_png
 from dreamvideo.safety.limits import LIMITS
 from dreamvideo.sampling import SamplingSettings
+from dreamvideo.training.data import TrainingData, TrainingItem
+from dreamvideo.training.methods import METHODS, MOTION, TEXTUAL_INVERSION
 from dreamvideo.training.recipes import recipe
 from dreamvideo.training.settings import TrainingSettings
 
@@ -45,20 +49,9 @@ def given(**options) -> str:
     return toml_text(options)
 
 
-def trained(command, out: Path):
-    """The adapter's bytes, and the run file that they would be made by again."""
-    command = [*command, "--out", str(out)]
-    assert main(command) == 0
-    info = load_adapter(out).info
-    settings = TrainingSettings(**info.extra["settings"], steps=info.steps)
-    more = {"method": "dreamvideo", "height": SIDE, "width": SIDE}
-    if "motion" in command:
-        found = recipe("train motion", settings, frames=2, **more)
-    else:
-        token = replace(settings, learning_rate=0.2, steps=1)
-        words = {"placeholder": info.placeholder, "class_word": info.class_word}
-        found = recipe("train subject", settings, token, **words, **more)
-    return out.read_bytes(), run_file(parsed(*command), toml_text(found), out.parent)
+def trained(command, out: Path) -> bytes:
+    assert main([*command, "--out", str(out)]) == 0
+    return out.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -69,53 +62,57 @@ def trained(command, out: Path):
     ],
 )
 def test_a_run_file_makes_the_same_adapter_again_from_anywhere(folder, monkeypatch, command):
-    on = [*SMALL, "--base", "base", "--device", "cpu"]
-    if "motion" in command:
-        on += ["--p-text-drop", "0.25"]
-    before, text = trained([*command, *on], folder / "made" / "one.safetensors")
+    command = [*command, *SMALL, "--base", "base", "--device", "cpu"]
+    before = trained(command, folder / "made" / "one.safetensors")
+    info = load_adapter(folder / "made" / "one.safetensors").info
+    settings = TrainingSettings(**info.extra["settings"], steps=info.steps)
+    last = (METHODS[info.extra["method"]], settings)
+    first = [(TEXTUAL_INVERSION, replace(settings, learning_rate=0.2, steps=1))] if "subject" in command else []
+    frames = info.extra["frames"]
+    item = TrainingItem(*torch.zeros(2, 4, frames, SIDE // 8, SIDE // 8), info.captions[0])
+    told = recipe([*first, last], TrainingData((item,), frames), info.placeholder, info.class_word)
+    text = run_file(parsed(*command), told, folder / "made")
+    assert str(folder) not in text  # relative paths stay so
     (folder / "made" / "one.toml").write_text(text, encoding="utf-8")
-    assert "--" not in text and str(folder) not in text  # relative paths stay so
     monkeypatch.chdir("/")
     again = [*command[:2], "--config", str(folder / "made" / "one.toml"), "--device", "cpu"]
-    assert main([*again, "--out", str(folder / "again.safetensors")]) == 0
-    assert (folder / "again.safetensors").read_bytes() == before
+    assert trained(again, folder / "again.safetensors") == before
 
 
 def test_all_settings_come_back_from_a_recipe(tmp_path):
-    text = toml_text(recipe("train motion", SETTINGS, caption="a dog", height=64, width=64, frames=8, fps=8.0))
-    (tmp_path / "run.toml").write_text(text)
+    item = TrainingItem(torch.zeros(4, 8, 2, 3), torch.ones(4, 8, 2, 3), "a dog")
+    (tmp_path / "run.toml").write_text(recipe([(MOTION, SETTINGS)], TrainingData((item,), frames=8)))
     args = parsed("train", "motion", "x.mp4", "--config", tmp_path / "run.toml")
     found = {name: value for name, value in training_settings(args).items() if value is not None}
-    assert TrainingSettings(**found) == SETTINGS
-    assert (args.clips, args.caption, args.frames, args.fps) == (["x.mp4"], "a dog", 8, 8.0)
+    assert TrainingSettings(**found, masked=False) == SETTINGS
+    assert (args.clips, args.caption, args.frames, args.height, args.width) == (["x.mp4"], "a dog", 8, 16, 24)
+    assert recipe([(replace(MOTION, name="mine"), SETTINGS)], TrainingData((item,), frames=8)) == ""
 
 
-def test_an_adapter_tells_how_it_was_trained(folder, capsys):
-    trained(
-        ["train", "motion", "clips", "--caption", "a dog", "--base", "base", *SMALL, "--frames", "2"],
-        Path("a.safetensors"),
-    )
-    loaded = load_adapter("a.safetensors")
-    assert main(["train", "motion", "clips", "--config", "a.safetensors"]) == 2
-    assert "does not tell how it was trained" in capsys.readouterr().err
-    info = replace(loaded.info, run=toml_text(recipe("train motion", SETTINGS)))
-    save_adapter("b.safetensors", loaded.adapter, info)
-    assert read_info("b.safetensors") == load_adapter("b.safetensors").info == info
-    assert parsed("train", "motion", "clips", "--config", "b.safetensors").shift == SETTINGS.shift
-    assert main(["inspect", "b.safetensors"]) == 0
+def test_an_adapter_may_tell_how_it_was_trained(tmp_path, capsys):
+    tokens = {"<my-dog>": torch.ones(1, 4)}
+    info = AdapterInfo("token", placeholder="<my-dog>", run=toml_text({"command": "train motion", "shift": 2}))
+    save_adapter(tmp_path / "a.safetensors", None, info, tokens)
+    assert read_info(tmp_path / "a.safetensors") == info
+    assert parsed("train", "motion", "clips", "--config", tmp_path / "a.safetensors").shift == 2
+    assert main(["inspect", str(tmp_path / "a.safetensors")]) == 0
     assert "\n                shift = 2" in capsys.readouterr().out
+    save_adapter(tmp_path / "b.safetensors", None, replace(info, run=""), tokens)  # as earlier versions
+    assert "run" not in read_info(tmp_path / "b.safetensors").to_metadata()
+    assert main(["train", "motion", "clips", "--config", str(tmp_path / "b.safetensors")]) == 2
+    assert "does not tell how it was trained" in capsys.readouterr().err
 
 
 def test_the_command_line_goes_before_the_file(folder):
-    text = given(steps=5, seed=3, masked=True, clips=["a.gif", "b.gif"], out="x.safetensors")
+    text = given(steps=5, seed=3, noisier=True, clips=["a.gif", "b.gif"], out="x.safetensors")
     (folder / "clips" / "run.toml").write_text(text)
     config = ["--config", "clips/run.toml"]
     args = parsed("train", "motion", *config)
-    assert (args.steps, args.seed, args.masked, args.out) == (5, 3, True, Path("clips/x.safetensors"))
+    assert (args.steps, args.seed, args.noisier, args.out) == (5, 3, True, Path("clips/x.safetensors"))
     assert args.clips == ["clips/a.gif", "clips/b.gif"]
     for order in (["--seed", "4", *config], [*config, "--seed", "4"]):
-        args = parsed("train", "motion", "c.gif", "--no-masked", *order)
-        assert (args.steps, args.seed, args.masked, args.clips) == (5, 4, False, ["c.gif"])
+        args = parsed("train", "motion", "c.gif", "--no-noisier", *order)
+        assert (args.steps, args.seed, args.noisier, args.clips) == (5, 4, False, ["c.gif"])
     (folder / "video.toml").write_text(given(prompt="a dog", adapter=["a.safetensors@0.5", "b.safetensors"]))
     args = parsed("sample", "--config", "video.toml")
     assert args.prompt == "a dog" and args.adapter == ["a.safetensors@0.5", "b.safetensors"]
@@ -135,7 +132,7 @@ def test_a_key_is_any_name_of_its_option(tmp_path, name):
         ("stesp = 3", "has no option 'stesp'; did you mean steps?"),
         ("x = 3", "has no option 'x'; see dreamvideo train motion --help."),
         ("config = 'run.toml'", "no option 'config'"),
-        ("no_masked = true", "no option 'no_masked'"),
+        ("no_noisier = true", "no option 'no_noisier'"),
         ("[training]\nsteps = 3", "no option 'training'"),
         ("'\\u001b[2J' = 3", "no option"),
         ('"\\u001b[2J" = 3', "no option '\\x1b[2J'"),
@@ -151,7 +148,7 @@ def test_a_key_is_any_name_of_its_option(tmp_path, name):
         ("lr = inf", "lr: 'inf' is not a number above 0"),
         ("lr = nan", "lr: 'nan' is not a number above 0"),
         ("fps = 1e300", "from 0.1 to 1000"),
-        ("masked = 1", "masked: it is true or false, not 1."),
+        ("noisier = 1", "noisier: it is true or false, not 1."),
         ("restart = 'yes'", "restart: it is true or false"),
         ("method = 'x'", "method: 'x' is none of dreamvideo,"),
         ("clips = []", "clips: it is texts"),
@@ -188,6 +185,8 @@ def test_what_is_not_given_stays_required(tmp_path, capsys):
     (tmp_path / "run.toml").write_text("steps = 3\n")
     assert main(["train", "subject", "--config", str(tmp_path / "run.toml")]) == 2
     assert "required: IMAGES, --class-word" in capsys.readouterr().err
+    assert main(["train", "motion"]) == 2
+    assert "required: CLIPS" in capsys.readouterr().err
     assert main(["train", "motion", "x", "--config"]) == 2
     assert "--config" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from ..files.unet import LAYOUTS
 from ..safety.texts import SHOWN
 from ..sampling import SamplingSettings
 from ..training.methods import MOTION_METHODS, MOTION_WORD, SUBJECT_METHODS, Method
-from ..training.settings import TrainingSettings
+from ..training.settings import IDLE_SETTINGS, TrainingSettings
 from . import analyze, check, embedded, evaluate, files, run_files, sample, train
 from . import descriptions as texts
 from .common import DTYPES
@@ -150,13 +150,13 @@ def _training(parser: Parser, stage: str, out: str, methods: Mapping[str, Method
     restart = "begin anew instead of going on from where a run stopped or ended"
     group.add_argument("--restart", action="store_true", help=restart)
     _size(group)
-    names = [field.name for field in fields(TrainingSettings) if field.name != "memory"]  # which is the base's, too
     for name in FIRST:
         add_field(group, TrainingSettings, name, of_stage(stage, name))
     group = parser.add_argument_group("training in detail")
-    for name in names:
-        if name not in FIRST:
-            add_field(group, TrainingSettings, name, DEFAULTS.get(name) or of_stage(stage, name))
+    elsewhere = {*FIRST, *IDLE_SETTINGS[methods["dreamvideo"].data], "memory"}  # which is the base's, too
+    for field in fields(TrainingSettings):
+        if field.name not in elsewhere:
+            add_field(group, TrainingSettings, field.name, DEFAULTS.get(field.name) or of_stage(stage, field.name))
 
 
 def _sample(parser: Parser) -> None:

@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from ..files.adapters import read_info
+from ..files.base import PARTS
 from ..files.toml import parse_toml, read_toml, toml_text
 from ..safety.limits import short
 
 OPTION = "--config"
 OWN = ("help", "debug", "config")  # of a call, and so of no run file
-# What a recipe lacks: where a training's data and base lie.
-SOURCES = ("images", "clips", "caption", "no_masks", "related", "base", "unet", "clip", "vae", "dtype")
+# What an adapter does not tell: where a training's data and base lie, and how they are read.
+SOURCES = ("images", "clips", "caption", "frames", "fps", "no_masks", "related", *PARTS, "base", "dtype")
 PATHS = ("images", "clips", "adapter")  # as texts; the others are Paths
 
 
 def run_file(args: Namespace, run: str, folder: Path) -> str:
     """The run file that makes a training again, as TOML, to be written into `folder`.
 
-    args: the training's arguments, for its data and its base; run: what its adapter tells, for all else. Paths that were
-    given as relative are written so, as seen from the folder.
+    args: the training's arguments, for its data and its base; run: what its adapter tells, for all else. Paths that
+    were given as relative are written so, as seen from the folder.
     """
     recipe = parse_toml(run)
     given = {name: getattr(args, name, None) for name in SOURCES}
@@ -47,11 +48,11 @@ def _seen_from(folder: Path, value: Any) -> Any:
 def config_of(argv: Sequence[str]) -> str | None:
     """The run file that the arguments name; None where there is none, or the option lacks its value."""
     found = None
-    for option, value in zip(argv, [*argv[1:], None], strict=True):
+    for place, option in enumerate(argv):
         if option == "--":
             break
         if option == OPTION:
-            found = value
+            found = argv[place + 1] if place + 1 < len(argv) else None
         elif option.startswith(f"{OPTION}="):
             found = option.removeprefix(f"{OPTION}=")
     return found

@@ -22,7 +22,7 @@ FORMAT = "dreamvideo-adapter"
 FORMAT_VERSION = 1
 
 
-MOST_RUN = 20_000  # characters of a run file that an adapter tells
+MOST_RUN = 200_000  # characters of a run file that an adapter tells
 
 
 KINDS = (*TRANSFORMER_KINDS, DeltaConfig.kind, "token")

@@ -10,6 +10,8 @@ from .methods import Method
 
 # What a resumed run may change: these decide where training ends and what it costs, not what a step computes.
 FREE_SETTINGS = ("steps", "save_every", "preview_every", "snapshot_every", "gradient_checkpointing", "memory")
+# What does nothing for a method that learns from such data: clips have no masks, subjects need their name.
+IDLE_SETTINGS = {"images": ("p_text_drop", "p_image_drop"), "clips": ("masked", "normalize_mask")}
 
 
 @dataclass(frozen=True)
