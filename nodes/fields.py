@@ -11,8 +11,14 @@ from ..dreamvideo.safety.limits import LIMITS
 
 CATEGORY = "DreamVideo"
 TRAINING = f"{CATEGORY}/training"
-# The most that every face takes.
-MAX_FRAMES, MAX_SIDE, MAX_STEPS = (int(LIMITS[name].most) for name in ("frames", "width", "steps"))
+
+
+def most(name: str) -> int | float:
+    """The largest number that every face takes under this name."""
+    return LIMITS[name].most
+
+
+MAX_FRAMES, MAX_SIDE, MAX_STEPS = most("frames"), most("width"), most("steps")
 
 Adapter = io.Custom("DREAMVIDEO_ADAPTER")
 
@@ -45,9 +51,7 @@ def size_inputs(width: int = 256, height: int = 256) -> list:
 
 def seed_input(tooltip: str, *, control: bool) -> io.Int.Input:
     """control: whether the frontend may draw a new one after each run; a trainer would train anew."""
-    return io.Int.Input(
-        "seed", default=0, min=0, max=int(LIMITS["seed"].most), control_after_generate=control, tooltip=tooltip
-    )
+    return io.Int.Input("seed", default=0, min=0, max=most("seed"), control_after_generate=control, tooltip=tooltip)
 
 
 def other_base_input() -> io.Boolean.Input:

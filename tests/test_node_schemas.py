@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from node_stubs import PACK, schemas
 
+from dreamvideo.safety.limits import LIMITS
+
 SCHEMAS = schemas()
 IDS = [schema.node_id for schema in SCHEMAS]
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -49,6 +51,12 @@ def test_widgets_have_defaults_and_limits(schema):
             assert socket.options["min"] <= socket.options["default"] <= socket.options["max"]
         if socket.io_type == "COMBO":
             assert socket.options.get("default", socket.options["options"][0]) in socket.options["options"]
+
+
+def test_numbers_end_where_those_of_the_command_line_do(schema):
+    for socket in schema.inputs:
+        if socket.id in ("seed", "width", "height", "offset_noise"):
+            assert socket.options["max"] == LIMITS[socket.id].most
 
 
 def test_input_names_are_unique_and_training_seeds_stay(schema):

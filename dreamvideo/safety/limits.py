@@ -55,7 +55,7 @@ LIMITS: Mapping[str, Limits] = {
     "height": _SIDE,
     "learning_rate": _RATE,
     "memory": Limits(0, 1_000_000, open=True),
-    "offset_noise": Limits(0, 1000),
+    "offset_noise": _SHARE,
     "p_image_drop": _SHARE,
     "p_text_drop": _SHARE,
     "preview_every": _COUNT,
