@@ -19,6 +19,7 @@ from .files.adapter_info import LoadedAdapter
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
 from .models.stack import AdapterStack, StackEntry
 from .models.unet import UNet
+from .safety.sizes import check_divides
 from .safety.texts import quoted, shortened
 
 LATENT_FACTOR = 8  # pixels a latent cell covers along each side
@@ -137,16 +138,7 @@ def choose_dtype(device: torch.device | str) -> torch.dtype:
 
 def latent_size(unet: UNet, height: int, width: int) -> tuple[int, int]:
     """Latent (h, w) of a video of height x width pixels. Raises ValueError, naming the nearest valid sizes."""
-    unit = LATENT_FACTOR * unet.config.stride
-    if height < unit or width < unit or height % unit or width % unit:
-        below, above = (
-            " x ".join(str(max(round_(size / unit), 1) * unit) for size in (width, height))
-            for round_ in (math.floor, math.ceil)
-        )
-        raise ValueError(
-            f"A video of {width} x {height} pixels does not divide by {unit}; "
-            f"the nearest valid sizes are {below} and {above}."
-        )
+    check_divides("A video", width, height, LATENT_FACTOR * unet.config.stride)
     return height // LATENT_FACTOR, width // LATENT_FACTOR
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..dreamvideo.evaluation.pictures import contact_sheet
+from ..dreamvideo.evaluation.pictures import contact_sheet, few_frames
 from ..dreamvideo.files.adapter_info import LoadedAdapter
 from ..dreamvideo.models.diffusion import mix_noise_prior, offset_noise
 from ..dreamvideo.sampling import customize, missing_placeholders
@@ -23,7 +23,6 @@ from .fields import (
     other_base_input,
     seed_input,
     size_inputs,
-    strip,
     vae_input,
 )
 
@@ -285,7 +284,7 @@ class Compare(io.ComfyNode):
             for each in chosen:
                 on = apply(*on, each, other_base=other_base)
             latents = _compare_row(*on, chosen, (prompt, negative_prompt), words, noise, steps, cfg, seed)
-            decoded.append((label, strip(vae.decode(latents).movedim(-1, 1))))
+            decoded.append((label, few_frames(vae.decode(latents).movedim(-1, 1))))
         return io.NodeOutput(host_images(contact_sheet(decoded, title=prompt)[None]))
 
 

@@ -27,6 +27,7 @@ from ...dreamvideo.models.layers import economical
 from ...dreamvideo.models.stack import AdapterStack
 from ...dreamvideo.models.unet import UNet
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
+from ...dreamvideo.safety.sizes import check_divides
 from .paging import switched_on
 
 log = logging.getLogger(__name__)
@@ -96,9 +97,7 @@ def _check_frames(x: Tensor, config: UNetConfig) -> None:
             " width / 8]: use Empty Latent Image, its batch size is the number of frames, or VAE Encode of the frames."
         )
     height, width = (8 * side for side in x.shape[2:])
-    unit = 8 * config.stride
-    if height % unit or width % unit:
-        raise ValueError(f"{width} x {height} pixels do not divide by {unit}, as this base needs.")
+    check_divides("A video", width, height, 8 * config.stride)
 
 
 def _check_text(context: Tensor | None, width: int) -> None:
