@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..base import Base
 from ..defaults import Defaults
-from ..evaluation.pictures import contact_sheet, loss_plot
+from ..evaluation.pictures import contact_sheet
+from ..evaluation.plots import loss_plot
 from ..media.clips import find_clips, read_motion
 from ..media.folders import caption_of
 from ..media.photographs import Photo, load_images
