@@ -120,6 +120,25 @@ def test_exif_turns_the_photograph_upright(tmp_path, orientation):
     torch.testing.assert_close(photographs.load_image(tmp_path / "photo.png"), tensor(gradient()))
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0no header of a TIFF",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",  # a directory beyond the end
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",  # orientation 99
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0six\0\0\0\0\0",  # orientation "si"
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_damaged_exif_turns_nothing(tmp_path, damaged, suffix):
+    plain = tmp_path / f"plain.{suffix}"
+    gradient().save(plain)
+    gradient().save(tmp_path / f"damaged.{suffix}", exif=damaged)
+    found = photographs.load_image(tmp_path / f"damaged.{suffix}")
+    torch.testing.assert_close(found, photographs.load_image(plain))
+
+
 def test_huge_and_tiny_photographs_are_read(tmp_path):
     gradient(20_000, 40).save(tmp_path / "wide.jpg")
     image = photographs.load_image(tmp_path / "wide.jpg")
