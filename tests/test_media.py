@@ -108,16 +108,17 @@ def test_transparency_is_composited_on_white(tmp_path):
     assert (photographs.load_image(tmp_path / "palette.png") == 1.0).all()
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])  # of which Pillow turns the second itself
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_photograph_upright(tmp_path, orientation):
+def test_exif_turns_the_photograph_upright(tmp_path, orientation, suffix):
     inverse = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE}
     inverse |= {8: Image.Transpose.ROTATE_270, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180}
     inverse |= {4: Image.Transpose.FLIP_TOP_BOTTOM}
     stored = gradient().transpose(inverse[orientation]) if orientation in inverse else gradient()
     exif = Image.Exif()
     exif[274] = orientation
-    stored.save(tmp_path / "photo.png", exif=exif)
-    torch.testing.assert_close(photographs.load_image(tmp_path / "photo.png"), tensor(gradient()))
+    stored.save(tmp_path / f"photo.{suffix}", exif=exif)
+    torch.testing.assert_close(photographs.load_image(tmp_path / f"photo.{suffix}"), tensor(gradient()))
 
 
 @pytest.mark.parametrize(
