@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .plots import INK, loss_plot  # noqa: F401, until commands/train.py asks for it there
+from .plots import INK, loss_plot  # noqa: F401, until runs.py asks for it there
 
 Row = tuple[str, Sequence[Tensor]]
 
@@ -44,6 +44,12 @@ def contact_sheet(rows: Iterable[Row], title: str = "", tile: int = 128) -> Tens
             x += picture.width + gap
         y += (tile if tiles else 0) + margin
     return _to_tensor(sheet)
+
+
+def few_frames(video: Tensor, most: int = 8) -> list[Tensor]:
+    """At most so many frames [3, H, W] of a video [F, 3, H, W], evenly spread, for a row of pictures."""
+    chosen = torch.linspace(0, len(video) - 1, min(most, len(video))).round().long()
+    return list(video[chosen])
 
 
 def _tile(image: Tensor, height: int) -> Image.Image:
