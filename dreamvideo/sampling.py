@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .encoders.loading import check_matches
@@ -279,7 +280,7 @@ def generate(
         guidance=settings.guidance,
         callback=callback,
     )
-    return encoders.vae.decode(latents[0].transpose(0, 1)).float().cpu()  # [F, 3, H, W]
+    return encoders.vae.decode(rearrange(latents, "1 c f h w -> f c h w")).float().cpu()  # [F, 3, H, W]
 
 
 def _inverted(unet: UNet, encoders: Encoders, settings: SamplingSettings, clip: Tensor | None) -> Tensor:
@@ -290,5 +291,5 @@ def _inverted(unet: UNet, encoders: Encoders, settings: SamplingSettings, clip: 
         raise ValueError(
             f"The noise prior's clip has shape {list(clip.shape)} and the video {wanted}; crop and cut the clip alike."
         )
-    latents = encoders.vae.encode(clip).mean.transpose(0, 1)[None]  # [1, 4, F, h, w]
+    latents = rearrange(encoders.vae.encode(clip).mean, "f c h w -> 1 c f h w")
     return invert(unet, encoders.text.encode([""]), latents, settings.steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io
+from einops import rearrange
 
 from ..dreamvideo.evaluation.pictures import contact_sheet, few_frames
 from ..dreamvideo.files.adapter_info import LoadedAdapter
@@ -205,7 +206,8 @@ def start(config, seed: int, frames: int, width: int, height: int, offset: float
     """The engine's starting noise, [F, 4, h, w]."""
     check_size(config, width, height)
     shape = (1, config.in_channels, frames, height // 8, width // 8)
-    return offset_noise(shape, torch.Generator().manual_seed(seed), offset)[0].transpose(0, 1).contiguous()
+    noise = offset_noise(shape, torch.Generator().manual_seed(seed), offset)
+    return rearrange(noise, "1 c f h w -> f c h w").contiguous()
 
 
 def _prior(prior, noise: torch.Tensor) -> torch.Tensor:

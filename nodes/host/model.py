@@ -18,6 +18,7 @@ import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from einops import rearrange
 from torch import Tensor
 
 from ...dreamvideo.files.fingerprint import fingerprint
@@ -76,7 +77,7 @@ class HostUNet(UNet):
         _check_text(context, self.config.context_dim)
         chunks = len(transformer_options.get("cond_or_uncond", (0,)))
         frames = x.shape[0] // chunks
-        video = x.unflatten(0, (chunks, frames)).transpose(1, 2)  # [chunks, 4, F, h, w]
+        video = rearrange(x, "(chunks f) c h w -> chunks c f h w", chunks=chunks)
         entries = transformer_options.get(KEY, ())
         feature, strength = conditions.get(APPEARANCE), conditions.get(APPEARANCE_STRENGTH)
         adapters = None
@@ -87,7 +88,7 @@ class HostUNet(UNet):
                 given = given[0], torch.where(given[1] < 0, float(bool(blanks) and all(blanks)), given[1])
             adapters = AdapterStack(entries, *given)
         noise = super().forward(video, timesteps[::frames], context[::frames], adapters)
-        return noise.transpose(1, 2).flatten(0, 1)
+        return rearrange(noise, "chunks c f h w -> (chunks f) c h w")
 
 
 def _check_frames(x: Tensor, config: UNetConfig) -> None:
