@@ -6,12 +6,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamvideo.media.masks import fit_mask
+from ..dreamvideo.safety.limits import LIMITS
 from ..dreamvideo.safety.sizes import check_divides
-from ..dreamvideo.sampling import MAX_FRAMES as MAX_FRAMES
 
 CATEGORY = "DreamVideo"
 TRAINING = f"{CATEGORY}/training"
-MAX_SIDE, MAX_STEPS = 2048, 100_000
+# The most that every face takes.
+MAX_FRAMES, MAX_SIDE, MAX_STEPS = (int(LIMITS[name].most) for name in ("frames", "width", "steps"))
 
 Adapter = io.Custom("DREAMVIDEO_ADAPTER")
 
@@ -45,7 +46,7 @@ def size_inputs(width: int = 256, height: int = 256) -> list:
 def seed_input(tooltip: str, *, control: bool) -> io.Int.Input:
     """control: whether the frontend may draw a new one after each run; a trainer would train anew."""
     return io.Int.Input(
-        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control, tooltip=tooltip
+        "seed", default=0, min=0, max=int(LIMITS["seed"].most), control_after_generate=control, tooltip=tooltip
     )
 
 
