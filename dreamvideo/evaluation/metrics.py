@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoders.clip import CLIP_MEAN, CLIP_STD, build_clip
-from ..files.encoders import read_clip
+from ..files.encoders import stored_clip
 from ..files.tensors import TensorFile
 
 SIDE = 224  # pixels that both towers see
@@ -89,16 +89,17 @@ def load_embedders(clip: Path | None, dino: Path | None = None, device: str | to
 
     Raises ValueError, in a sentence that says where it comes from, for a file that is missing or holds something else.
     """
-    _check_file(clip, "CLIP ViT-B/32", "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai")
-    state, config = read_clip(clip)
+    source = "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai, or OpenAI's own ViT-B-32.pt"
+    _check_file(clip, "CLIP ViT-B/32", source)
+    state, config = stored_clip(clip)
     vision = config["vision_cfg"]
     if (vision["patch_size"], vision["width"], vision["image_size"]) != (32, 768, SIDE):
         raise ValueError(
             f"{Path(clip).name} is a CLIP with patches of {vision['patch_size']} and width {vision['width']}; "
-            "the paper's metrics are CLIP ViT-B/32's, with 32 and 768."
+            f"the paper's metrics are CLIP ViT-B/32's, with 32 and 768: take {source}."
         )
     # OpenAI's weights were trained with their cheap approximation of GELU, which no tensor of the file tells.
-    model = build_clip(state, {**config, "quick_gelu": True}, device)
+    model = build_clip(dict(state.stream(dtype=torch.float32)), {**config, "quick_gelu": True}, device)
     from open_clip import tokenize
 
     def images(pixels: Tensor) -> Tensor:
