@@ -329,6 +329,8 @@ def _base(parser: Parser) -> None:
     memory = "that this program may take there; less is slower (default: what is free)"
     _option(group, "--memory", "GIB", memory, _positive)
     group.add_argument("--dtype", choices=DTYPES, help="of the UNet (default: what suits the device)")
+    encoders = "of CLIP and VAE (default: float32; on a CPU bfloat16 where float32 would not fit)"
+    group.add_argument("--encoder-dtype", choices=DTYPES, help=encoders)
 
 
 def _size(parser: Any) -> None:

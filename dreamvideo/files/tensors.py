@@ -97,13 +97,14 @@ class TensorFile:
                 passed += source.nbytes
                 del source
                 if passed > window:
-                    self._unmap()
+                    self.unmap()
                     passed = 0
                 yield name, value
         finally:
-            self._unmap()
+            self.unmap()
 
-    def _unmap(self) -> None:
+    def unmap(self) -> None:
+        """Let go of mapped pages; what is read next maps them again."""
         for reader in self._readers.values():
             reader.unmap()
 

@@ -110,7 +110,17 @@ def load_unet(
     Weights are held once: each tensor is read, cast and moved by itself into a UNet that had none.
     Raises CheckpointError as `read_unet` does, and when there are NaN or infinite weights.
     """
-    found = read_unet(path, head_dim=head_dim)
+    return build_unet(read_unet(path, head_dim=head_dim), device, dtype, operations, attention)
+
+
+def build_unet(
+    found: UNetFile,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations=nn,
+    attention: AttentionFunction = scaled_dot_product_attention,
+) -> UNet:
+    """As `load_unet`, of a file that was opened already."""
     dtype = dtype or readable(found.dtype)
     unet = UNet(found.config, operations=operations, attention=attention, device="meta", dtype=dtype)
     unet.load_state_dict(dict(found.state.stream(device, dtype)), assign=True)
