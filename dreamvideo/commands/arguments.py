@@ -241,6 +241,8 @@ def _training(parser: Parser, stage: str, out: str, methods: Mapping[str, Method
     checkpointing = "less memory, about a third more time (default: where a step would not fit into what is free)"
     switch = argparse.BooleanOptionalAction
     group.add_argument("--gradient-checkpointing", action=switch, default=None, help=checkpointing)
+    no_cache = "encode everything anew, and keep nothing of it for the next run"
+    group.add_argument("--no-cache", action="store_true", help=no_cache)
     restart = "begin anew instead of going on from where a run stopped or ended"
     group.add_argument("--restart", action="store_true", help=restart)
 

@@ -19,6 +19,7 @@ from ..safety.locks import reserved
 from ..safety.names import check_name, is_device
 from ..safety.paths import check_writable
 from ..sampling import latent_size
+from ..training.cache import default_cache
 from .terminal import Terminal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,6 +50,11 @@ def open_for(args: Namespace, terminal: Terminal, found: FoundBase | None = None
     name = "the embedded base" if base.embedded else base.files.unet
     terminal.say(f"Using {name} on {base.device} in {str(base.dtype).removeprefix('torch.')}.")
     return base
+
+
+def cache_for(args: Namespace) -> Path | None:
+    """Where what is encoded is kept for the next run; None for nowhere."""
+    return None if args.no_cache else default_cache()
 
 
 def training_size(args: Namespace, base: Base | FoundBase) -> tuple[int, int]:
