@@ -305,7 +305,7 @@ def _evaluate(parser: Parser) -> None:
     _option(parser, "--videos", "DIR", "videos of your own to score", Path)
     _option(parser, "--prompts", "FILE", "a line for each video: video.mp4|||what it should show, in words", Path)
     _option(parser, "--images", "DIR", "photographs of the subject in them, for CLIP-I and DINO-I", Path)
-    _option(parser, "--clip-weights", "FILE", "CLIP ViT-B/32 in open_clip's names", Path)
+    _option(parser, "--clip-weights", "FILE", "CLIP ViT-B/32: OpenAI's ViT-B-32.pt, or in open_clip's names", Path)
     _option(parser, "--dino-weights", "FILE", "DINO ViT-S/16; without it DINO-I is left out", Path)
     _option(parser, "--out", "DIR", "for what is written (default for the suite: output/comparison)", Path)
     _base(parser)
