@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from .encoders.loading import (
 from .encoders.parking import park
 from .encoders.protocols import Encoders
 from .files.base import BaseFiles, find_base
+from .files.fingerprint import fingerprint
 from .files.unet import UNetFile, build_unet, read_unet
 from .media.folders import PathLike, Say, quiet
 from .models.layers import economical
@@ -38,7 +40,8 @@ class Base:
 
     device, dtype: where the UNet lies and what it computes in. files: where it came from; None where a host loaded it.
     parked: whether the encoders lie in main memory and visit the device for each call. offloaded: whether they lie in
-    their files until they are needed.
+    their files until they are needed. named: the fingerprint of the weights that adapters are named after, where others
+    lie on them; the UNet's own by default.
     """
 
     unet: UNet
@@ -49,6 +52,12 @@ class Base:
     embedded: bool = False
     parked: bool = False
     offloaded: bool = False
+    named: str | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights that adapters trained on this base are named after."""
+        return self.named or fingerprint(self.unet)
 
     @property
     def defaults(self) -> Defaults:

@@ -10,9 +10,9 @@ from pathlib import Path
 from ..defaults import Defaults
 from ..encoders.prompts import check_placeholder
 from ..nano import demo as demonstration
+from ..runs import Reports
 from ..safety.paths import keep_apart
 from ..safety.texts import quoted
-from ..training.loop import Callbacks
 from .common import OUTPUT, base_files, found_for, media_files, open_for, output_folder, placeholder_of
 from .terminal import Terminal
 
@@ -30,7 +30,7 @@ def demo(args: Namespace, terminal: Terminal) -> None:
             seed=args.seed,
             quick=args.quick,
             report=terminal.say,
-            callbacks_for=lambda stage: Callbacks(progress=terminal.training(stage), say=terminal.say),
+            reports=Reports(terminal.stage, say=terminal.say),
         )
     terminal.say(f"Wrote {out}; look at {out / 'sheet.png'}")
 
