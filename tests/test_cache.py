@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -130,16 +129,18 @@ def test_the_longest_unused_go_first(tmp_path, monkeypatch):
 
 
 def test_the_place_is_the_systems(monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
     places = {"linux": ".cache", "darwin": "Library/Caches", "win32": "local"}
     for platform, place in places.items():
         monkeypatch.setattr(sys, "platform", platform)
         assert default_cache() == tmp_path / place / "dreamvideo" / "encoded"
-    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
-    assert default_cache().is_relative_to(tmp_path / "own")
+    for platform in places:
+        monkeypatch.setattr(sys, "platform", platform)
+        assert default_cache().is_relative_to(tmp_path / "own")
 
 
 def test_frames_are_counted_over_all_clips_and_with_what_the_cache_has(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def offload_encoders(stored: StoredEncoders, dtype=torch.float32, say: Say = lam
     """The same on the CPU, whose weights stay in their files but while they are needed: see `Offloaded`."""
     clip, vae = hollow_clip(stored.clip_config, dtype), hollow_vae(stored.vae_config, dtype)
     encoders = (OpenClipText(clip), clip), (OpenClipImage(clip), clip), (KLAutoencoder(vae), vae)
-    found = []
+    found: list[Any] = []
     for (encoder, module), (what, part) in zip(encoders, stored.parts.items(), strict=True):
         told = f"Loading the {what} ({file_and_size(part)}) ..."
         found.append(Offloaded(encoder, module, part, dtype, lambda told=told: say(told)))

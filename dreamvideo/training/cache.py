@@ -21,15 +21,10 @@ MOST_BYTES = 4 << 30  # of a cache; a clip of 32 frames of 256 x 256 takes 1.2 M
 
 
 def default_cache() -> Path:
-    """The folder `dreamvideo` where the system keeps what may be deleted any time."""
-    home = Path.home()
-    if sys.platform == "win32":
-        caches = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        caches = home / "Library" / "Caches"
-    else:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return caches / "dreamvideo" / "encoded"
+    """The folder `dreamvideo` where the system keeps what may be deleted any time, or below XDG_CACHE_HOME."""
+    usual = {"win32": os.environ.get("LOCALAPPDATA") or "~/AppData/Local", "darwin": "~/Library/Caches"}
+    caches = os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, "~/.cache")
+    return Path(caches).expanduser() / "dreamvideo" / "encoded"
 
 
 def read_cached(folder: Path, key: str, frames: int) -> dict[str, Tensor] | None:
