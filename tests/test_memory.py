@@ -256,6 +256,23 @@ def test_offloaded_encoders_are_let_go_before_the_long_work(folder, crowded_cpu)
     assert torch.equal(video, generate(base.unet, roomy, sampled, customization, **more))
 
 
+@pytest.mark.parametrize("total", [10**6, 10**12])
+def test_encoders_in_half_precision_give_about_the_same(folder, monkeypatch, total):
+    monkeypatch.setattr(base_module, "total_bytes", lambda device, budget: total)
+    half = open_base(folder, device="cpu", encoder_dtype=torch.bfloat16).encoders
+    plain, images = load_encoders(find_base(folder)), pictures(2)
+    pairs = [
+        (half.text.encode(["a car"]), plain.text.encode(["a car"])),
+        (half.image.encode(images), plain.image.encode(images)),
+        (half.vae.encode(images).mean, plain.vae.encode(images).mean),
+    ]
+    assert half.text.clip.token_embedding.weight.dtype == torch.bfloat16
+    for found, expected in pairs:
+        assert found.dtype == torch.float32 and not torch.equal(found, expected)
+        torch.testing.assert_close(found, expected, atol=0.1 * expected.abs().max().item(), rtol=0)
+    assert half.fingerprint != plain.fingerprint
+
+
 def test_a_learned_token_is_learned_with_an_offloaded_text_encoder(folder, crowded_cpu):
     base = open_base(folder, device="cpu", encoder_dtype=torch.float32)
     plain = load_encoders(find_base(folder))

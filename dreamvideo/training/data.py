@@ -219,13 +219,13 @@ class _Encoding:
         self.clips, self.frames = self.clips + 1, self.frames + len(clip)
         total = self.frames + round(later * self.frames / self.clips)
         self.report(self.done, total)
-        keeps = self.cache is not None and self.encoders.fingerprint and len(clip)
-        key = digest([self.encoders.fingerprint, clip]) if keeps else ""
-        found = read_cached(self.cache, key, len(clip)) if keeps else None
+        cache = self.cache if self.encoders.fingerprint and len(clip) else None
+        key = "" if cache is None else digest([self.encoders.fingerprint, clip])
+        found = None if cache is None else read_cached(cache, key, len(clip))
         if found is None:
             found = self._encoded(clip, total)
-            if keeps and all(tensor.isfinite().all() for tensor in found.values()):
-                write_cached(self.cache, key, found)
+            if cache is not None and all(tensor.isfinite().all() for tensor in found.values()):
+                write_cached(cache, key, found)
         self.done = self.frames
         self.report(self.done, total)
         return found["mean"], found["std"], found["features"]
