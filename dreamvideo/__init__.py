@@ -3,7 +3,9 @@
     import dreamvideo as dv
 
     base = dv.open_base("models/modelscope")
-    adapter = dv.load_adapter("my-dog.safetensors")
+    photos = dv.load_images("photos/dog", (256, 256))
+    dog = dv.train_subject(base, photos, placeholder="<my-dog>", class_word="dog", out="my-dog.safetensors").adapter
+    video = dv.sample(base, "a <my-dog> on the grass", [dog])
 
 Plain PyTorch and free of any host: the ComfyUI nodes and the command line are two faces of it. A name is loaded
 when it is first asked for.
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from .files.adapters import save_adapter as save_adapter
     from .files.base import find_base as find_base
     from .files.unet import load_unet as load_unet
+    from .media.clips import find_clips as find_clips
+    from .media.photographs import load_images as load_images
+    from .media.writing import write_video as write_video
     from .models.adapters import Adapter as Adapter
     from .models.adapters import AdapterConfig as AdapterConfig
     from .models.adapters import build_adapter as build_adapter
@@ -36,6 +41,11 @@ if TYPE_CHECKING:
     from .models.stack import AdapterStack as AdapterStack
     from .models.stack import StackEntry as StackEntry
     from .models.unet import UNet as UNet
+    from .runs import Outcome as Outcome
+    from .runs import Reports as Reports
+    from .runs import sample as sample
+    from .runs import train_motion as train_motion
+    from .runs import train_subject as train_subject
 
 _HOMES = {
     "base": ("Base", "open_base"),
@@ -50,6 +60,10 @@ _HOMES = {
     "models.deltas": ("DeltaConfig", "WeightDelta"),
     "models.stack": ("AdapterStack", "StackEntry"),
     "models.unet": ("UNet",),
+    "media.clips": ("find_clips",),
+    "media.photographs": ("load_images",),
+    "media.writing": ("write_video",),
+    "runs": ("Outcome", "Reports", "sample", "train_motion", "train_subject"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
