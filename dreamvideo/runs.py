@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .base import Base
+from .encoders.protocols import release
 from .evaluation.pictures import contact_sheet, few_frames
 from .evaluation.plots import loss_plot
 from .files.adapter_info import LoadedAdapter, check_fits
@@ -48,6 +49,7 @@ class Reports:
     progress: (stage, step, of how many, loss, steps per second, seconds left), after every step.
     preview: (the adapter's file, stage, steps done, prompt, video [F, 3, H, W] in 0..1), every `preview_every` steps.
     sampling: gives what follows the sampling of one preview, or one row of the sheet; see `diffusion.ddim_sample`.
+    counting: takes what is counted, such as "Encoding frame", and gives what takes (done, of how many).
     should_stop: asked before every step; True saves the state and ends the training. say: sentences.
     run_file: (what the adapter tells of its run, the file's folder) -> the run file that makes it again, in TOML; None
     where a face has none to write.
@@ -56,6 +58,7 @@ class Reports:
     progress: Callable[[str, int, int, float, float, float], None] = lambda *told: None
     preview: Callable[[Path | None, str, int, str, Tensor], None] = lambda *told: None
     sampling: Callable[[], Callback | None] = lambda: None
+    counting: Callable[[str], Callable[[int, int], None]] = lambda what: lambda done, total: None
     should_stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda text: None
     run_file: Callable[[str, Path], str] | None = None
@@ -85,6 +88,7 @@ def train_subject(
     out: PathLike | None = None,
     default: Path = Path("adapter.safetensors"),
     restart: bool = False,
+    cache: Path | None = None,
     reports: Reports | None = None,
     token_settings: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -93,8 +97,8 @@ def train_subject(
 
     placeholder: its name in prompts, "<my-dog>"; class_word: what it is, "dog". method: of `SUBJECT_METHODS`. out: the
     file; None for the first of `default`, DEFAULT-2, ... that is free, or that the same training began. A training goes
-    on from the states beside its file; restart: it begins anew. settings, token_settings: of `TrainingSettings`, where
-    they differ from the base's own; steps=None leaves them to it.
+    on from the states beside its file; restart: it begins anew. cache: a folder that keeps what is encoded. settings,
+    token_settings: of `TrainingSettings`, where they differ from the base's own; steps=None leaves them to it.
     Raises ValueError for a placeholder that is an ordinary word, photographs that do not fit the base, and a file that
     cannot be written; KeyboardInterrupt when it is stopped.
     """
@@ -117,7 +121,7 @@ def train_subject(
 
     def encode() -> TrainingData:
         images, masks = [photo.image for photo in photos], [photo.mask for photo in photos]
-        return encode_photos(images, captions, base.encoders, masks)
+        return encode_photos(images, captions, base.encoders, masks, report=reports.counting("Encoding"), cache=cache)
 
     return _train_into(base, encode, plan, plan.run(seen, base.fingerprint), out, default, restart, reports)
 
@@ -137,6 +141,7 @@ def train_motion(
     out: PathLike | None = None,
     default: Path = Path("adapter.safetensors"),
     restart: bool = False,
+    cache: Path | None = None,
     reports: Reports | None = None,
     **settings: Any,
 ) -> Outcome:
@@ -174,7 +179,8 @@ def train_motion(
             yield clip.pixels()
 
     def encode() -> TrainingData:
-        return encode_clips(pixels(), captions, base.encoders, frames)
+        report = reports.counting("Encoding frame")
+        return encode_clips(pixels(), captions, base.encoders, frames, report=report, cache=cache)
 
     return _train_into(base, encode, plan, run, out, default, restart, reports)
 
@@ -193,7 +199,7 @@ def sample(
     """
     for each in adapters:
         check_fits(each.info, base.unet.config, base.fingerprint, same_base=same_base)
-    more = {name: settings.pop(name, None) for name in ("guidance_image", "prior_clip", "callback")}
+    more = {name: settings.pop(name) for name in ("guidance_image", "prior_clip", "callback") if name in settings}
     own = base.defaults.sampling(prompt, **settings)
     return generate(base.unet, base.encoders, own, customize(adapters, strengths), **more)
 
@@ -211,15 +217,17 @@ def _train_into(
     with claimed(None if out is None else Path(out), default, run, restart, reports.say) as place:
         if place.finished:
             return Outcome(load_adapter(place.out, base.unet.config), {}, place)
-        return train(base, encode(), plan, place, reports)
+        data = encode()
+        release(base.encoders.image, base.encoders.vae)
+        return train(base, data, plan, place, reports)
 
 
 def train(base: Base, data: TrainingData, plan: Plan, place: Place, reports: Reports | None = None) -> Outcome:
     """Train a plan into its place, from whatever states lie there.
 
     Writes the adapter, then its run file, its losses as a table and a plot and, where there were snapshots, a sheet of
-    what each of them makes of one prompt and seed. Raises KeyboardInterrupt when it is stopped, its states kept, and what
-    `train_method` raises.
+    what each of them makes of one prompt and seed. Raises KeyboardInterrupt when it is stopped, its states kept, and
+    what `train_method` raises.
     """
     reports = reports or Reports()
     outcome = train_stages(base, data, plan, place, reports)
@@ -347,4 +355,6 @@ def _look(
     sampling = base.defaults.sampling(
         prompt, height=height, width=width, frames=frames, seed=settings.seed, steps=PREVIEW_STEPS
     )
-    return prompt, generate(base.unet, base.encoders, sampling, customize([trained]), callback=reports.sampling())
+    video = generate(base.unet, base.encoders, sampling, customize([trained]), callback=reports.sampling())
+    release(base.encoders.text, base.encoders.vae)
+    return prompt, video

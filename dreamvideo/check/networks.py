@@ -93,7 +93,12 @@ def describe(session: Session) -> Iterator[Finding]:
     yield Finding("computes", f"on {base.device} in {dtype_name(base.unet.dtype)}")
     if getattr(base, "parked", False):
         yield Finding("encoders", "lie in main memory and visit the device")
+    offloaded = getattr(base, "offloaded", False)
+    if offloaded:
+        yield Finding("encoders", "lie in their files until they are needed")
     for name, module in session.networks.items():
+        if offloaded and name != "UNet":
+            continue
         yield _placed(name, module, session)
         broken = not_finite(module)
         if broken:

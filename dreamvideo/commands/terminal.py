@@ -92,6 +92,16 @@ class Terminal:
 
         return tell
 
+    def counting(self, what: str) -> Callable[[int, int], None]:
+        """E.g. "Encoding frame 3 of 32". In a file or a pipe what is done soon is not told."""
+        began = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            if self.live or time.monotonic() - began >= LOG_SECONDS:
+                self._progress(f"{what} {done} of {total}", last=done == total)
+
+        return tell
+
     def _progress(self, text: str, last: bool) -> None:
         now = time.monotonic()
         if not last and now - self._told < (LIVE_SECONDS if self.live else LOG_SECONDS):

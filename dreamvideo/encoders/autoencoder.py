@@ -64,8 +64,13 @@ class KLAutoencoder:
 
 def build_vae(state: dict[str, Tensor], config: Mapping[str, Any], device="cpu", dtype=torch.float32) -> nn.Module:
     """diffusers' `AutoencoderKL` from weights in its names and its config; otherwise as build_clip."""
+    return filled(hollow_vae(config), state, device, dtype, "VAE")
+
+
+def hollow_vae(config: Mapping[str, Any], dtype=torch.float32) -> nn.Module:
+    """diffusers' `AutoencoderKL`, frozen, its weights on the meta device."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
         vae = AutoencoderKL(**config)
-    return filled(vae, state, device, dtype, "VAE")
+    return nn.Module.to(vae, dtype).eval().requires_grad_(False)  # diffusers' own `to` would warn of a choice

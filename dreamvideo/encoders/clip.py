@@ -237,10 +237,15 @@ def build_clip(state: dict[str, Tensor], config: Mapping[str, Any], device="cpu"
 
     Empties `state`, so that weights are never held twice. ValueError for missing, misshapen or non-finite tensors.
     """
+    return filled(hollow_clip(config), state, device, dtype, "CLIP")
+
+
+def hollow_clip(config: Mapping[str, Any], dtype=torch.float32) -> nn.Module:
+    """open_clip's `CLIP`, frozen, on the CPU with all that no file holds; its weights are on the meta device."""
     from open_clip.model import CLIP
 
     with torch.device("meta"):
-        clip = CLIP(**config)
+        clip = CLIP(**config).to(dtype)
     length = clip.context_length
-    clip.attn_mask = torch.full((length, length), float("-inf")).triu(1)  # causal; no file holds it
-    return filled(clip, state, device, dtype, "CLIP")
+    clip.attn_mask = torch.full((length, length), float("-inf"), dtype=dtype).triu(1)  # causal
+    return clip.eval().requires_grad_(False)

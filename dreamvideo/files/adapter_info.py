@@ -98,6 +98,8 @@ class AdapterInfo:
         for name, config in (("adapter_config", family), ("unet_config", UNetConfig)):
             if name in given and (value := parsed(given[name])) is not None:
                 values[name] = config.from_dict(json_object(name, value))
+        if not values.get("placeholder"):  # older files name one for motions, too, which learn nothing from it
+            values["class_word"] = ""
         return cls(**values)
 
 

@@ -90,8 +90,17 @@ def find_base(
     """
     given = {part: Path(path) for part, path in (("unet", unet), ("clip", clip), ("vae", vae)) if path}
     for part, path in given.items():
+        if path.is_dir():
+            raise CheckpointError(
+                f"{path} is a folder: name the file of the {PARTS[part]} in it, or give the folder of a base as --base."
+            )
         if not path.is_file():
             raise CheckpointError(f"There is no file {path} for the {PARTS[part]}.")
+    if folder is not None and Path(folder).is_file():
+        raise CheckpointError(
+            f"{folder} is a file, and a base is a folder: give the folder that holds it, or the file as a part "
+            "(--unet, --clip or --vae)."
+        )
     if folder is not None and not Path(folder).is_dir():
         raise CheckpointError(f"There is no folder {folder} to take the base from.")
     found = {part: given.get(part) or (_find_part(Path(folder), part) if folder else None) for part in PARTS}

@@ -68,13 +68,19 @@ def read_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[dic
     attention names too. The config is safetensors metadata "vae_config" (JSON) or inferred. dtype: None for the file's.
     Raises CheckpointError when the file is unusable, no such autoencoder, incomplete, or has NaN weights.
     """
+    state, config = stored_vae(path)
+    return dict(state.stream(dtype=dtype)), config
+
+
+def stored_vae(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
+    """As `read_vae`: names and shapes are looked at, and no tensor is read yet."""
     from diffusers import AutoencoderKL
 
     state, config = open_vae(path)
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in AutoencoderKL(**config).state_dict().items()}
     rename = _vae_renaming(state, config)
-    return _read(state, wanted, rename, r"(to_q|to_k|to_v|to_out\.0)\.weight$", r"^(loss|model_ema)\.", dtype), config
+    return _named(state, wanted, rename, r"(to_q|to_k|to_v|to_out\.0)\.weight$", r"^(loss|model_ema)\."), config
 
 
 def read_clip(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -84,12 +90,20 @@ def read_clip(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[di
     (80 and more in LAION's largest image towers). dtype: None for the file's.
     Raises CheckpointError when the file is unusable, has only one of the two towers, or has NaN weights.
     """
+    state, config = stored_clip(path)
+    return dict(state.stream(dtype=dtype)), config
+
+
+def stored_clip(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
+    """As `read_clip`: names and shapes are looked at, and no tensor is read yet."""
     from open_clip.model import CLIP
 
     state, config = open_clip_file(path)
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in CLIP(**config).state_dict().items()}
-    return _read(state, wanted, str, None, r"^(attn_mask|logit_bias)$", dtype), config
+    # The last three are in OpenAI's own files.
+    surplus = r"(^|\.)(attn_mask|logit_bias|input_resolution|context_length|vocab_size)$"
+    return _named(state, wanted, str, None, surplus), config
 
 
 def open_vae(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
@@ -284,14 +298,13 @@ def _replaced(name: str, modules: Mapping[str, str]) -> str:
     return name
 
 
-def _read(
+def _named(
     state: StateDict,
     wanted: Mapping[str, Shape],
     rename: Callable[[str], str],
     flattened: str | None,
     surplus: str,
-    dtype: torch.dtype | None,
-) -> dict[str, Tensor]:
+) -> StateDict:
     """The tensors `wanted`, found under renamed names; `flattened` ones may be stored as 1x1 convolutions."""
     path, names = state.file.path, {name: rename(name) for name in wanted}
     missing = [old for old in names.values() if old not in state.shapes]
@@ -306,5 +319,4 @@ def _read(
             shape = shape[:2]
         if shape != wanted[name]:
             raise CheckpointError(f"{path}: {old} has shape {list(shape)} where {list(wanted[name])} is needed.")
-    found = StateDict(state.file, {name: state.stored[old] for name, old in names.items()}, wanted)
-    return dict(found.stream(dtype=dtype))
+    return StateDict(state.file, {name: state.stored[old] for name, old in names.items()}, wanted)
