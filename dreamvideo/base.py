@@ -11,13 +11,13 @@ from torch import nn
 from .defaults import Defaults, defaults_for
 from .devices import crowded, limit, total_bytes
 from .encoders.loading import check_matches, load_encoders
-from .encoders.parking import park
+from .encoders.parking import networks_of, park
 from .encoders.protocols import Encoders
 from .files.base import BaseFiles, find_base
 from .files.unet import load_unet
-from .media.folders import PathLike
 from .models.layers import economical
 from .models.unet import UNet
+from .safety.paths import PathLike
 from .safety.texts import quoted
 from .sampling import choose_device, choose_dtype
 
@@ -69,15 +69,16 @@ def open_base(
     if memory is not None:
         limit(device, memory)
     total = None if device.type == "cpu" else total_bytes(device, memory)
-    network = load_unet(files.unet, device=device, dtype=dtype, operations=economical(nn))
+    network = load_unet(files.file("unet"), device=device, dtype=dtype, operations=economical(nn))
     encoders = load_encoders(files, "cpu" if total is not None else device)
     check_matches(network.config, encoders.text)
-    parked = crowded(_bytes(network) + _bytes(encoders.text.clip) + _bytes(encoders.vae.vae), total)
+    clip_network, vae_network = networks_of(encoders)
+    parked = crowded(_bytes(network) + _bytes(clip_network) + _bytes(vae_network), total)
     if parked:
         encoders = park(encoders, device)
     elif total is not None:
-        for encoder in (encoders.text, encoders.vae):  # the image encoder is the text encoder's other face
-            encoder.to(device)
+        clip_network.to(device)
+        vae_network.to(device)
     return Base(network, encoders, device, dtype, files, embedded, parked)
 
 

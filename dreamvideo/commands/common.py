@@ -33,7 +33,7 @@ def open_for(args: Namespace, terminal: Terminal) -> Base:
     base = open_base(
         args.base, unet=args.unet, clip=args.clip, vae=args.vae, device=args.device, dtype=dtype, memory=args.memory
     )
-    name = "the embedded base" if base.embedded else base.files.unet
+    name = "the embedded base" if base.embedded or base.files is None else base.files.unet
     terminal.say(f"Using {name} on {base.device} in {str(base.dtype).removeprefix('torch.')}.")
     if base.parked:
         terminal.say("The encoders lie in main memory and visit the device when they are asked.")

@@ -6,24 +6,23 @@ import torch
 
 from ..files.base import BaseFiles
 from ..files.encoders import read_clip, read_vae
+from ..models.config import UNetConfig
 from .autoencoder import KLAutoencoder, build_vae
 from .clip import OpenClipImage, OpenClipText, build_clip
 from .protocols import Encoders, TextEncoder
 
 
-def load_encoders(base: BaseFiles, device="cpu", dtype=torch.float32) -> Encoders:
+def load_encoders(base: BaseFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Encoders:
     """The text encoder, image encoder and autoencoder of a base, frozen. ValueError if the base lacks a part."""
-    for part, path in (("text and image encoder (CLIP)", base.clip), ("VAE", base.vae)):
-        if path is None:
-            raise ValueError(f"The base of {base.unet} has no {part}: put its file into the same folder.")
-    state, config = read_clip(base.clip)
+    clip_file, vae_file = base.file("clip"), base.file("vae")
+    state, config = read_clip(clip_file)
     clip = build_clip(state, config, device, dtype)
-    state, config = read_vae(base.vae)
+    state, config = read_vae(vae_file)
     vae = build_vae(state, config, device, dtype)
     return Encoders(OpenClipText(clip), OpenClipImage(clip), KLAutoencoder(vae))
 
 
-def check_matches(unet_config, text: TextEncoder) -> None:
+def check_matches(unet_config: UNetConfig, text: TextEncoder) -> None:
     """Raise ValueError unless the text encoder's states have the width of the UNet's context (`context_dim`)."""
     if text.width != unet_config.context_dim:
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,16 +90,16 @@ def load_embedders(clip: Path | None, dino: Path | None = None, device: str | to
 
     Raises ValueError, in a sentence that says where it comes from, for a file that is missing or holds something else.
     """
-    _check_file(clip, "CLIP ViT-B/32", "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai")
+    clip = _existing(clip, "CLIP ViT-B/32", "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai")
     state, config = read_clip(clip)
     vision = config["vision_cfg"]
     if (vision["patch_size"], vision["width"], vision["image_size"]) != (32, 768, SIDE):
         raise ValueError(
-            f"{Path(clip).name} is a CLIP with patches of {vision['patch_size']} and width {vision['width']}; "
+            f"{clip.name} is a CLIP with patches of {vision['patch_size']} and width {vision['width']}; "
             "the paper's metrics are CLIP ViT-B/32's, with 32 and 768."
         )
     # OpenAI's weights were trained with their cheap approximation of GELU, which no tensor of the file tells.
-    model = build_clip(state, {**config, "quick_gelu": True}, device)
+    model: Any = build_clip(state, {**config, "quick_gelu": True}, device)
     from open_clip import tokenize
 
     def images(pixels: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def load_embedders(clip: Path | None, dino: Path | None = None, device: str | to
 
 
 def _load_dino(path: Path, device: str | torch.device) -> Embed:
-    _check_file(path, "DINO ViT-S/16", f"model.safetensors of timm/{DINO_MODEL}, or dino_deitsmall16_pretrain.pth")
+    path = _existing(path, "DINO ViT-S/16", f"model.safetensors of timm/{DINO_MODEL}, or dino_deitsmall16_pretrain.pth")
     import timm
 
     model = timm.create_model(DINO_MODEL, pretrained=False, num_classes=0)
@@ -129,10 +130,11 @@ def _load_dino(path: Path, device: str | torch.device) -> Embed:
     return images
 
 
-def _check_file(path: Path | None, what: str, source: str) -> None:
+def _existing(path: Path | None, what: str, source: str) -> Path:
     if path is None or not Path(path).is_file():
         where = "no file is given" if path is None else f"{path} does not exist"
         raise ValueError(f"The weights of {what} are missing ({where}); they are {source}.")
+    return Path(path)
 
 
 def _seen(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -7,7 +7,6 @@ runs code, and nothing is read before names and shapes have told that it fits.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from ..models.adapters import AnyAdapter
 from ..models.config import UNetConfig
 from ..models.deltas import DeltaConfig
 from ..safety.limits import short
+from ..safety.paths import PathLike
 from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, LoadedAdapter
 from .adapter_tensors import ADAPTER_KEY, assemble, check_specs, check_tensors, check_tokens, read_all, without_stop
 from .foreign_adapters import authors_adapter, embedding_in, name_foreign, text_embedding
@@ -31,7 +31,7 @@ DELTA_KEY = re.compile(r".+\.(?:weight|bias)\.(?:delta|down|up)")
 
 
 def save_adapter(
-    path: str | os.PathLike[str],
+    path: PathLike,
     adapter: AnyAdapter | None,
     info: AdapterInfo,
     tokens: Mapping[str, Tensor] | None = None,
@@ -55,7 +55,7 @@ def save_adapter(
     write_safetensors(path, tensors, info.to_metadata())
 
 
-def load_adapter(path: str | os.PathLike[str], unet_config: UNetConfig | None = None) -> LoadedAdapter:
+def load_adapter(path: PathLike, unet_config: UNetConfig | None = None) -> LoadedAdapter:
     """Read one of our files, the authors' adapter (`.pth`), or a text embedding of any program, onto the CPU.
 
     Weights keep their dtype; 8-bit ones become float16, which holds them exactly. Text embeddings are the authors' and
