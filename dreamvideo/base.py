@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from .encoders.loading import check_matches, load_encoders
 from .encoders.parking import networks_of, park
 from .encoders.protocols import Encoders
 from .files.base import BaseFiles, find_base
+from .files.fingerprint import fingerprint
 from .files.unet import load_unet
 from .models.layers import economical
 from .models.unet import UNet
@@ -29,7 +31,8 @@ class Base:
     """The one handle for a loaded base: whoever holds it holds the networks that really run.
 
     device, dtype: where the UNet lies and what it computes in. files: where it came from; None where a host loaded it.
-    parked: whether the encoders lie in main memory and visit the device for each call.
+    parked: whether the encoders lie in main memory and visit the device for each call. named: the fingerprint of the
+    weights that adapters are named after, where others lie on them; the UNet's own by default.
     """
 
     unet: UNet
@@ -39,6 +42,12 @@ class Base:
     files: BaseFiles | None = None
     embedded: bool = False
     parked: bool = False
+    named: str | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights that adapters trained on this base are named after."""
+        return self.named or fingerprint(self.unet)
 
     @property
     def defaults(self) -> Defaults:

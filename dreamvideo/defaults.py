@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from .models.adapters import AdapterConfig
 from .models.config import UNetConfig
 from .sampling import SamplingSettings
@@ -19,6 +21,7 @@ class Defaults:
     """Size in pixels, length in frames, guidance, and what a stage's training changes of its method's settings.
 
     rates: name of a row -> its learning rate against what `settings_for`'s rule gives, where another suits it better.
+    adapter_dtype: of the weights in an adapter's file; None for the float32 that they are trained in.
     """
 
     height: int = 256
@@ -28,6 +31,7 @@ class Defaults:
     guidance: float = 9.0
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
+    adapter_dtype: torch.dtype | None = None
 
     def settings(self, stage: str, clips: int = 1, **overrides: Any) -> TrainingSettings:
         """Training settings of a stage ("token", "identity", "motion"); overrides of None are left out."""
@@ -65,7 +69,7 @@ def fitted(method: Method, config: UNetConfig) -> Method:
     return replace(method, config=replace(trained, **{name: max(1, round(number * share))}))
 
 
-FULL_SIZE = Defaults()
+FULL_SIZE = Defaults(adapter_dtype=torch.float16)  # a motion adapter has 312 MB in float32
 EMBEDDED = Defaults(
     height=64,
     width=64,

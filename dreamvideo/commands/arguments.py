@@ -238,6 +238,13 @@ def _training(parser: Parser, stage: str, out: str, methods: Mapping[str, Method
     _option(group, "--seed", "N", "default: 0", _seed)
     _size(group)
     _option(group, "--preview-every", "N", "steps from one sampled preview to the next (default: none)", _count)
+    _option(
+        group,
+        "--snapshot-every",
+        "N",
+        "steps from one kept adapter to the next, with a sheet of all (default: none)",
+        _count,
+    )
     checkpointing = "less memory, about a third more time (default: where a step would not fit into what is free)"
     switch = argparse.BooleanOptionalAction
     group.add_argument("--gradient-checkpointing", action=switch, default=None, help=checkpointing)

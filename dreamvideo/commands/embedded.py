@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..base import Base
 from ..nano import demo as demonstration
+from ..runs import Reports
 from ..safety.paths import keep_apart
 from ..safety.texts import quoted
-from ..training.loop import Callbacks
 from .common import OUTPUT, base_files, media_files, open_for, output_folder, placeholder_of
 from .terminal import Terminal
 
@@ -28,7 +28,7 @@ def demo(args: Namespace, terminal: Terminal) -> None:
             seed=args.seed,
             quick=args.quick,
             report=terminal.say,
-            callbacks_for=lambda stage: Callbacks(progress=terminal.training(stage), say=terminal.say),
+            reports=Reports(terminal.stage, say=terminal.say),
         )
     terminal.say(f"Wrote {out}; look at {out / 'sheet.png'}")
 

@@ -79,6 +79,10 @@ class Terminal:
 
         return tell
 
+    def stage(self, stage: str, step: int, steps: int, loss: float, speed: float, seconds_left: float) -> None:
+        """`runs.Reports.progress`."""
+        self.training(stage)(step, loss, speed, seconds_left)
+
     def sampling(self, what: str) -> Callable[[int, int, Any], None]:
         """`diffusion.ddim_sample`'s callback."""
         began = time.monotonic()

@@ -48,6 +48,12 @@ def contact_sheet(rows: Iterable[Row], title: str = "", tile: int = 128) -> Tens
     return _to_tensor(sheet)
 
 
+def few_frames(video: Tensor, most: int = 8) -> list[Tensor]:
+    """At most so many frames [3, H, W] of a video [F, 3, H, W], evenly spread, for a row of pictures."""
+    chosen = torch.linspace(0, len(video) - 1, min(most, len(video))).round().long()
+    return list(video[chosen])
+
+
 def loss_plot(losses: Mapping[str, Sequence[float]], width: int = 960, height: int = 540) -> Tensor:
     """Loss per step on a logarithmic axis, one colour a name, [3, H, W] in 0..1.
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..models.adapters import AnyAdapter
@@ -21,6 +22,7 @@ from ..safety.limits import short
 from ..safety.paths import PathLike
 from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, LoadedAdapter
 from .adapter_tensors import ADAPTER_KEY, assemble, check_specs, check_tensors, check_tokens, read_all, without_stop
+from .dtypes import is_finite
 from .foreign_adapters import authors_adapter, embedding_in, name_foreign, text_embedding
 from .tensors import CheckpointError, OpenFile, open_file, write_safetensors
 
@@ -36,10 +38,12 @@ def save_adapter(
     info: AdapterInfo,
     tokens: Mapping[str, Tensor] | None = None,
     features: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a safetensors file, atomically; the same contents give the same bytes.
 
     adapter: None for learned tokens alone (kind "token"). tokens: placeholder -> [n, D]; features: [n, D].
+    dtype: of the adapter's weights in the file, where they fit into it; their own by default.
     Raises ValueError for weights that are not finite and for an info of another kind.
     """
     kind = "token" if adapter is None else adapter.config.kind
@@ -47,12 +51,17 @@ def save_adapter(
         raise ValueError(f"The info describes a {info.kind} file, but what is to be saved is of kind {kind}.")
     if adapter is not None:
         info = replace(info, adapter_config=adapter.config, unet_config=adapter.unet_config)
-    tensors = dict(adapter.state_dict()) if adapter is not None else {}
+    tensors = _rounded(adapter.state_dict(), dtype) if adapter is not None else {}
     tensors |= {TOKEN_PREFIX + name: vectors for name, vectors in (tokens or {}).items()}
     if features is not None:
         tensors[FEATURES] = features
     check_tensors(tensors, f"{Path(path).name} is not written")
     write_safetensors(path, tensors, info.to_metadata())
+
+
+def _rounded(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    found = {name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()}
+    return found if all(map(is_finite, found.values())) else dict(weights)  # too large for half precision
 
 
 def load_adapter(path: PathLike, unet_config: UNetConfig | None = None) -> LoadedAdapter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -194,3 +195,13 @@ def _reading_note(name: str, frames: int, damaged: bool, cut: bool) -> str:
 
 def _joined(notes: Iterable[str]) -> str:
     return " ".join(dict.fromkeys(note for note in notes if note))
+
+
+def file_digest(path: Path) -> str:
+    """Of a clip's file, or of all files of its folder."""
+    found = hashlib.blake2b(digest_size=16)
+    for each in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with open(each, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()

@@ -54,12 +54,14 @@ class Callbacks:
     the three stages below, ready for `sampling.customize`).
     should_stop: asked before every step; True saves the state and ends the run.
     say: sentences, such as what was chosen and why.
+    snapshot: what is being trained, as for a preview, every `snapshot_every` steps but for the last one.
     """
 
     progress: Callable[[int, float, float, float], None] = lambda step, loss, speed, seconds_left: None
     preview: Callable[[Any], None] = lambda trained: None
     should_stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = log.info
+    snapshot: Callable[[Any], None] = lambda trained: None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ def _advance(run: _Run, settings: TrainingSettings, callbacks: Callbacks, packag
         if settings.preview_every and run.step % settings.preview_every == 0:
             with torch.no_grad():
                 callbacks.preview(package(run.step))
+        if settings.snapshot_every and run.step % settings.snapshot_every == 0 and run.step < settings.steps:
+            callbacks.snapshot(package(run.step))
     return False
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from .methods import Method
 
 # What a resumed run may change: these decide where training ends and what it costs, not what a step computes.
-FREE_SETTINGS = ("steps", "save_every", "preview_every", "gradient_checkpointing", "memory")
+FREE_SETTINGS = ("steps", "save_every", "preview_every", "snapshot_every", "gradient_checkpointing", "memory")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TrainingSettings:
     photographs teach else where a subject stands. The paper moves none.
     p_text_drop, p_image_drop: see `Method`. Released: 0 and none for subjects; 0.5 and 0.5 for a motion from one clip,
     0.5 and 0 from several. A motion trained with p_image_drop 0 is sampled with unconditional feature strength 0.
-    save_every, preview_every: in steps; 0 for never (the state is still saved at the end).
+    save_every, preview_every, snapshot_every: in steps; 0 for never (the state is still saved at the end).
     gradient_checkpointing: recompute instead of keeping activations: less memory, about a third more time. None: where
     a step would not fit otherwise into what is free, or within `memory`, GiB that the process may take on the device.
     """
@@ -45,12 +45,13 @@ class TrainingSettings:
     p_image_drop: float = 0.0
     save_every: int = 100
     preview_every: int = 0
+    snapshot_every: int = 0
     gradient_checkpointing: bool | None = None
     memory: float | None = None
 
     def __post_init__(self) -> None:
-        least_of = {"steps": 1, "batch_size": 1, "warmup": 0, "shift": 0, "save_every": 0, "preview_every": 0}
-        for name, least in least_of.items():
+        none = ("warmup", "shift", "save_every", "preview_every", "snapshot_every")
+        for name, least in {"steps": 1, "batch_size": 1, **dict.fromkeys(none, 0)}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"Training {name} must be at least {least}, got {getattr(self, name)}.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
