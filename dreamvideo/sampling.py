@@ -109,7 +109,7 @@ def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None
     ]
     shown = [each.features[:1] for each in loaded if each.features is not None and each.info.kind != "token"]
     guided = [(each, width) for each in loaded if (width := _guide_width(each)) is not None]
-    blind = bool(guided) and all(_saw_dropped_images(motion) for motion, _ in guided)
+    blind = bool(guided) and all(saw_blank_images(motion) for motion, _ in guided)
     if blind and not shown:  # a zero image is what these motions know instead of none
         shown = [torch.zeros(1, guided[0][1])]
     return Customization(tuple(entries), tokens, shown[0] if shown else None, 1.0 if blind else 0.0)
@@ -120,7 +120,8 @@ def _guide_width(each: LoadedAdapter) -> int | None:
     return each.adapter.config.condition_dim if each.adapter is not None and each.info.kind == "motion" else None
 
 
-def _saw_dropped_images(motion: LoadedAdapter) -> bool:
+def saw_blank_images(motion: LoadedAdapter) -> bool:
+    """Whether a motion was trained with images dropped, so that its unconditional half knows a blank one."""
     return motion.info.extra.get("settings", {}).get("p_image_drop", 0.0) > 0
 
 

@@ -80,13 +80,13 @@ class EncodeAppearance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "negative_strength",
-                    default=1.0,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=4.0,
                     step=0.05,
                     tooltip=(
-                        "Strength of the blank image beside the negative prompt: 1 for a motion from one clip, "
-                        "0 for one from several, which never saw a blank image."
+                        "Strength of the blank image beside the negative prompt; -1 follows the motion: 1 where it was "
+                        "learned from one clip, 0 where from several, for then it never saw a blank image."
                     ),
                 ),
                 Adapter.Input("subject", optional=True, tooltip="A subject's adapter, for the features it keeps."),
@@ -105,7 +105,7 @@ class EncodeAppearance(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, positive, negative, strength=1.0, negative_strength=1.0, subject=None, clip_vision=None, image=None
+        cls, positive, negative, strength=1.0, negative_strength=-1.0, subject=None, clip_vision=None, image=None
     ) -> io.NodeOutput:
         feature = _feature(subject, clip_vision, image)
         return io.NodeOutput(
@@ -168,6 +168,11 @@ class SampleVideo(io.ComfyNode):
                     optional=True,
                     tooltip="The clip whose motion the start remembers: VAE Encode of as many frames of the same size.",
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="For a prior beside a negative prompt: its noise is found under the empty one.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The video's frames as a batch, for VAE Decode.")],
         )
@@ -187,11 +192,13 @@ class SampleVideo(io.ComfyNode):
         offset_noise=0.1,
         prior_strength=0.0,
         prior=None,
+        clip=None,
     ) -> io.NodeOutput:
         noise = start(host.unet_of(model).config, seed, frames, width, height, offset_noise)
         if prior_strength > 0:
             latents = _prior(prior, noise)
-            noise = mix_noise_prior(noise, host.invert(model, negative, latents, steps), prior_strength)
+            empty = negative if clip is None else clip.encode_from_tokens_scheduled(clip.tokenize(""))
+            noise = mix_noise_prior(noise, host.invert(model, empty, latents, steps), prior_strength)
         return io.NodeOutput({"samples": host.sample(model, positive, negative, noise, steps, cfg, seed)})
 
 

@@ -15,6 +15,7 @@ INK, GREY, FAINT = "#202124", "#80868b", "#e4e6e9"
 CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 Row = tuple[str, Sequence[Tensor]]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def contact_sheet(rows: Iterable[Row], title: str = "", tile: int = 128) -> Tensor:
@@ -73,7 +74,7 @@ def loss_plot(losses: Mapping[str, Sequence[float]], width: int = 960, height: i
     left, top, right, bottom = 64 * scale, 40 * scale, (width - 20) * scale, (height - 44) * scale
     low, high = _log_range(curves)
 
-    def place(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
+    def place(x: np.ndarray | list[int], y: np.ndarray) -> list[tuple[float, float]]:
         across = left + (np.asarray(x, dtype=float) - 1) / max(1, steps - 1) * (right - left)
         down = bottom - (np.log10(y) - low) / (high - low) * (bottom - top)
         return list(zip(across.tolist(), down.tolist(), strict=True))
@@ -138,15 +139,15 @@ def _tile(image: Tensor, height: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def _line_height(font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> int:
+def _line_height(font: Font) -> int:
     return math.ceil(font.getbbox("Ålg")[3] * 1.35)
 
 
-def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -157,7 +158,7 @@ def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
     return lines
 
 
-def _write(draw: ImageDraw.ImageDraw, lines: list[str], font: ImageFont.FreeTypeFont, x: int, y: int) -> int:
+def _write(draw: ImageDraw.ImageDraw, lines: list[str], font: Font, x: int, y: int) -> int:
     for line in lines:
         draw.text((x, y), line, fill=INK, font=font)
         y += _line_height(font)
@@ -219,9 +220,7 @@ def _mixed_with_white(colour: str, share: float) -> str:
     return "#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in channels)
 
 
-def _legend(
-    draw: ImageDraw.ImageDraw, colours: Mapping[str, str], font: ImageFont.FreeTypeFont, x: float, y: float, scale: int
-) -> None:
+def _legend(draw: ImageDraw.ImageDraw, colours: Mapping[str, str], font: Font, x: float, y: float, scale: int) -> None:
     for name, colour in colours.items():
         draw.line([(x, y + 7 * scale), (x + 22 * scale, y + 7 * scale)], fill=colour, width=3 * scale)
         draw.text((x + 28 * scale, y + 7 * scale), name, fill=INK, font=font, anchor="lm")

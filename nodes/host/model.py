@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 KEY = "dreamvideo"  # of what we put into the host's dictionaries
 ANCHORS = ("input_blocks.0.1.transformer_blocks.0.attn1.to_q.weight", "input_blocks.1.0.temopral_conv.conv1.0.weight")
 APPEARANCE, APPEARANCE_STRENGTH = "dreamvideo_appearance", "dreamvideo_appearance_strength"
+BLANKS = "dreamvideo_blanks"  # of each motion that is guided: whether it was trained with blank images
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -80,6 +81,9 @@ class HostUNet(UNet):
         adapters = None
         if entries:
             given = () if feature is None else (feature[::frames], strength[::frames, 0])
+            if given:
+                blanks = transformer_options.get(BLANKS, ())
+                given = given[0], torch.where(given[1] < 0, float(bool(blanks) and all(blanks)), given[1])
             adapters = AdapterStack(entries, *given)
         noise = super().forward(video, timesteps[::frames], context[::frames], adapters)
         return noise.transpose(1, 2).flatten(0, 1)
