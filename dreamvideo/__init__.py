@@ -29,6 +29,8 @@ __all__ = [
     "DeltaConfig",
     "Encoders",
     "LoadedAdapter",
+    "Outcome",
+    "Reports",
     "StackEntry",
     "UNet",
     "UNetConfig",
@@ -36,11 +38,17 @@ __all__ = [
     "__version__",
     "build_adapter",
     "find_base",
+    "find_clips",
     "load_adapter",
     "load_encoders",
+    "load_images",
     "load_unet",
     "open_base",
+    "sample",
     "save_adapter",
+    "train_motion",
+    "train_subject",
+    "write_video",
 ]
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .base import Base
 from .evaluation.pictures import contact_sheet, few_frames, loss_plot
-from .files.adapter_info import LoadedAdapter
+from .files.adapter_info import LoadedAdapter, check_fits
 from .files.adapters import load_adapter, save_adapter
+from .files.fingerprint import same_base
 from .media.clips import file_digest, read_motion
 from .media.folders import PathLike
 from .media.photographs import Photo
@@ -170,6 +171,25 @@ def train_motion(
         return encode_clips(pixels(), captions, base.encoders, frames)
 
     return _train_into(base, encode, plan, run, out, default, restart, reports)
+
+
+def sample(
+    base: Base,
+    prompt: str,
+    adapters: Sequence[LoadedAdapter] = (),
+    strengths: Sequence[float] | None = None,
+    **settings: Any,
+) -> Tensor:
+    """A video [F, 3, H, W] in 0..1 of a prompt under adapters, each at its strength (1 by default).
+
+    settings: of `SamplingSettings`, where they differ from the base's own, and what else `sampling.generate` takes:
+    guidance_image, prior_clip, callback. Raises ValueError for adapters of another base, and what `generate` raises.
+    """
+    for each in adapters:
+        check_fits(each.info, base.unet.config, base.fingerprint, same_base=same_base)
+    more = {name: settings.pop(name, None) for name in ("guidance_image", "prior_clip", "callback")}
+    own = base.defaults.sampling(prompt, **settings)
+    return generate(base.unet, base.encoders, own, customize(adapters, strengths), **more)
 
 
 def _train_into(

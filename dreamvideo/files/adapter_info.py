@@ -54,7 +54,21 @@ class AdapterInfo:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {name: values[name] and values[name].to_dict() for name in ("adapter_config", "unet_config")}
         texts = {key: value if isinstance(value, str) else _json(value) for key, value in values.items()}
-        return {"format": FORMAT, "description": f"DreamVideo {self}", **texts}
+        return {"format": FORMAT, "description": f"DreamVideo {self}", **self._modelspec(), **texts}
+
+    def _modelspec(self) -> dict[str, str]:
+        """What model managers show of a file (Stability AI's ModelSpec); no date: same weights, same bytes."""
+        told = {
+            "sai_model_spec": "1.0.1",
+            "architecture": f"modelscope-text-to-video/dreamvideo-{self.kind}",
+            "implementation": "https://github.com/dreamvideo/dreamvideo",
+            "title": self.placeholder or self.class_word or f"DreamVideo {self.kind}",
+            "description": str(self),
+            "trigger_phrase": self.placeholder,
+        }
+        if "width" in self.extra and "height" in self.extra:
+            told["resolution"] = f"{self.extra['width']}x{self.extra['height']}"
+        return {f"modelspec.{name}": text for name, text in told.items() if text}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> AdapterInfo:
