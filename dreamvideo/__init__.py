@@ -3,7 +3,9 @@
     import dreamvideo as dv
 
     base = dv.open_base("models/modelscope")
-    adapter = dv.load_adapter("my-dog.safetensors")
+    photos = dv.load_images("photos/dog", (256, 256))
+    dog = dv.train_subject(base, photos, placeholder="<my-dog>", class_word="dog", out="my-dog.safetensors").adapter
+    video = dv.sample(base, "a <my-dog> on the grass", [dog])
 
 Plain PyTorch and free of any host: the ComfyUI nodes and the command line are two faces of it. The names are those of
 `library`, which is loaded, and PyTorch with it, when the first of them is asked for.

@@ -6,13 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from node_stubs import PACK
 
 import dreamvideo
 from dreamvideo import library
+from dreamvideo.media.writing import write_png, write_video
 
 PAGE = (PACK / "docs" / "library.md").read_text(encoding="utf-8")
-SHOWN = re.sub(r"<!--.*?-->", "", PAGE, flags=re.S)
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.S | re.M)
 
 
 @pytest.mark.parametrize("name", dreamvideo.__all__)
@@ -41,13 +43,17 @@ def test_types_are_shipped():
 
 
 def test_page_does_what_it_says(tmp_path, monkeypatch):
-    script = tmp_path / "page.py"
-    script.write_text("\n".join(re.findall(r"^```python\n(.*?)^```", SHOWN, flags=re.S | re.M)), encoding="utf-8")
+    (tmp_path / "photos").mkdir()
+    frames = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    write_png(tmp_path / "photos" / "dog.png", frames[0])
+    write_video(tmp_path / "clip.mp4", frames)
+    (tmp_path / "page.py").write_text("\n".join(BLOCKS), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    found = runpy.run_path(str(script))
-    assert found["noise"].shape == found["latents"].shape
-    assert not found["noise"].allclose(found["plain"])
+    found = runpy.run_path("page.py")
+    assert found["subject"].complete and found["motion"].complete
+    assert found["video"].shape == (8, 3, 64, 64) and (tmp_path / "dancing-dog.mp4").stat().st_size
+    assert found["noise"].shape == found["latents"].shape and not found["noise"].allclose(found["plain"])
 
 
 def test_page_names_nothing_else():
-    assert {*re.findall(r"\bdv\.(\w+)", SHOWN)} <= {*dreamvideo.__all__}
+    assert {*re.findall(r"\bdv\.(\w+)", PAGE)} <= {*dreamvideo.__all__}
