@@ -115,11 +115,16 @@ def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None
         if each.adapter is not None
     ]
     shown = [each.features[:1] for each in loaded if each.features is not None and each.info.kind != "token"]
-    guided = [each for each in loaded if each.info.kind == "motion" and each.adapter.config.condition_dim is not None]
-    blind = bool(guided) and all(saw_blank_images(motion) for motion in guided)
+    guided = [(each, width) for each in loaded if (width := _guide_width(each)) is not None]
+    blind = bool(guided) and all(saw_blank_images(motion) for motion, _ in guided)
     if blind and not shown:  # a zero image is what these motions know instead of none
-        shown = [torch.zeros(1, guided[0].adapter.config.condition_dim)]
+        shown = [torch.zeros(1, guided[0][1])]
     return Customization(tuple(entries), tokens, shown[0] if shown else None, 1.0 if blind else 0.0)
+
+
+def _guide_width(each: LoadedAdapter) -> int | None:
+    """Of the image features that a motion reads; None for what reads none."""
+    return each.adapter.config.condition_dim if each.adapter is not None and each.info.kind == "motion" else None
 
 
 def saw_blank_images(motion: LoadedAdapter) -> bool:

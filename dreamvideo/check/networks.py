@@ -31,10 +31,17 @@ class Handle(Protocol):
     device, dtype: where and in what the UNet should compute.
     """
 
-    unet: UNet
-    encoders: Encoders
-    device: torch.device
-    dtype: torch.dtype
+    @property
+    def unet(self) -> UNet: ...
+
+    @property
+    def encoders(self) -> Encoders: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 @dataclass

@@ -11,6 +11,7 @@ from ..evaluation.analysis import relative_changes
 from ..evaluation.plots import bar_plot
 from ..files.adapter_info import LoadedAdapter
 from ..media.writing import write_png
+from ..models.deltas import WeightDelta
 from ..nano.demo import Material
 from ..safety.paths import keep_apart, write_json
 from ..training.data import TrainingData, encode_clips, encode_photos
@@ -37,6 +38,7 @@ def analyze(args: Namespace, terminal: Terminal) -> None:
         for half, row in HALVES.items():
             terminal.say(f"Fine-tuning all {half}.")
             trained = _fine_tuned(args, terminal, base, row, material)
+            assert isinstance(trained.adapter, WeightDelta)
             found[half] = relative_changes(base.unet, trained.adapter)
         write_json(out / TABLE, found)
         write_png(out / PLOT, bar_plot(found, TITLE))

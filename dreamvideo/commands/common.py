@@ -47,7 +47,7 @@ def open_for(args: Namespace, terminal: Terminal, found: FoundBase | None = None
         say=terminal.say,
         found=found,
     )
-    name = "the embedded base" if base.embedded else base.files.unet
+    name = "the embedded base" if base.embedded or base.files is None else base.files.unet
     terminal.say(f"Using {name} on {base.device} in {str(base.dtype).removeprefix('torch.')}.")
     return base
 

@@ -62,7 +62,8 @@ class Terminal:
         stream, self.stream = self.stream, None
         with suppress(OSError, ValueError):  # a stream without a file of the system's
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
+            if stream is not None:
+                os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
 
     def training(self, stage: str) -> Callable[[int, float, float, float], None]:

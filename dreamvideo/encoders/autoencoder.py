@@ -19,7 +19,7 @@ class KLAutoencoder:
     """diffusers' `AutoencoderKL` with the latent scale applied, a few images at a time."""
 
     def __init__(self, vae: nn.Module):
-        self.vae = vae
+        self.vae: Any = vae  # torch knows no types of a module's parts
 
     @property
     def factor(self) -> int:
@@ -62,7 +62,12 @@ class KLAutoencoder:
         return (part.to(weight) for part in x.split(chunk))
 
 
-def build_vae(state: dict[str, Tensor], config: Mapping[str, Any], device="cpu", dtype=torch.float32) -> nn.Module:
+def build_vae(
+    state: dict[str, Tensor],
+    config: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """diffusers' `AutoencoderKL` from weights in its names and its config; otherwise as build_clip."""
     return filled(hollow_vae(config), state, device, dtype, "VAE")
 

@@ -81,7 +81,7 @@ def offload_encoders(stored: StoredEncoders, dtype=torch.float32, say: Say = lam
     return Encoders(*found, stored.fingerprint("cpu", dtype))
 
 
-def load_encoders(base: BaseFiles, device="cpu", dtype=torch.float32) -> Encoders:
+def load_encoders(base: BaseFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Encoders:
     """The text encoder, image encoder and autoencoder of a base, frozen. ValueError if the base lacks a part."""
     return read_encoders(open_encoders(base), device, dtype)
 

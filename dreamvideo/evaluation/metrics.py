@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,17 +91,17 @@ def load_embedders(clip: Path | None, dino: Path | None = None, device: str | to
     Raises ValueError, in a sentence that says where it comes from, for a file that is missing or holds something else.
     """
     source = "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai, or OpenAI's own ViT-B-32.pt"
-    _check_file(clip, "CLIP ViT-B/32", source)
+    clip = _existing(clip, "CLIP ViT-B/32", source)
     network = None if dino is None else _opened_dino(dino)
     state, config = stored_clip(clip)
     vision = config["vision_cfg"]
     if (vision["patch_size"], vision["width"], vision["image_size"]) != (32, 768, SIDE):
         raise ValueError(
-            f"{Path(clip).name} is a CLIP with patches of {vision['patch_size']} and width {vision['width']}; "
+            f"{clip.name} is a CLIP with patches of {vision['patch_size']} and width {vision['width']}; "
             f"the paper's metrics are CLIP ViT-B/32's, with 32 and 768: take {source}."
         )
     # OpenAI's weights were trained with their cheap approximation of GELU, which no tensor of the file tells.
-    model = build_clip(dict(state.stream(dtype=torch.float32)), {**config, "quick_gelu": True}, device)
+    model: Any = build_clip(dict(state.stream(dtype=torch.float32)), {**config, "quick_gelu": True}, device)
     from open_clip import tokenize
 
     def images(pixels: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def load_embedders(clip: Path | None, dino: Path | None = None, device: str | to
 
 def _opened_dino(path: Path) -> tuple[nn.Module, TensorFile]:
     """timm's network, without the file's weights, and the file that holds them."""
-    _check_file(path, "DINO ViT-S/16", f"model.safetensors of timm/{DINO_MODEL}, or dino_deitsmall16_pretrain.pth")
+    path = _existing(path, "DINO ViT-S/16", f"model.safetensors of timm/{DINO_MODEL}, or dino_deitsmall16_pretrain.pth")
     import timm
 
     model = timm.create_model(DINO_MODEL, pretrained=False, num_classes=0)
@@ -135,10 +136,11 @@ def _dino(model: nn.Module, file: TensorFile, device: str | torch.device) -> Emb
     return images
 
 
-def _check_file(path: Path | None, what: str, source: str) -> None:
+def _existing(path: Path | None, what: str, source: str) -> Path:
     if path is None or not Path(path).is_file():
         where = "no file is given" if path is None else f"{path} does not exist"
         raise ValueError(f"The weights of {what} are missing ({where}); they are {source}.")
+    return Path(path)
 
 
 def _seen(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .plots import INK, loss_plot  # noqa: F401, until runs.py asks for it there
+from .plots import INK
 
 Row = tuple[str, Sequence[Tensor]]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def contact_sheet(rows: Iterable[Row], title: str = "", tile: int = 128) -> Tensor:
@@ -60,15 +61,15 @@ def _tile(image: Tensor, height: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def _line_height(font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> int:
+def _line_height(font: Font) -> int:
     return math.ceil(font.getbbox("Ålg")[3] * 1.35)
 
 
-def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -79,7 +80,7 @@ def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
     return lines
 
 
-def _write(draw: ImageDraw.ImageDraw, lines: list[str], font: ImageFont.FreeTypeFont, x: int, y: int) -> int:
+def _write(draw: ImageDraw.ImageDraw, lines: list[str], font: Font, x: int, y: int) -> int:
     for line in lines:
         draw.text((x, y), line, fill=INK, font=font)
         y += _line_height(font)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from ..safety.limits import (
     short,
     whole,
 )
+from ..safety.paths import PathLike
 from .layouts import name_stranger
 from .tensors import CheckpointError, StateDict, TensorFile
 
@@ -61,7 +61,7 @@ def find_clip(names: Iterable[str]) -> str | None:
     return next((prefix for prefix in prefixes if prefix + text in names), None)
 
 
-def read_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_vae(path: PathLike, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(state in the names of diffusers' AutoencoderKL, keyword arguments for it) of an autoencoder file.
 
     Reads the LDM layout (bare, or as first_stage_model in a whole Stable Diffusion checkpoint) and diffusers', its old
@@ -72,7 +72,7 @@ def read_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[dic
     return dict(state.stream(dtype=dtype)), config
 
 
-def stored_vae(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
+def stored_vae(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     """As `read_vae`: names and shapes are looked at, and no tensor is read yet."""
     from diffusers import AutoencoderKL
 
@@ -83,7 +83,7 @@ def stored_vae(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     return _named(state, wanted, rename, r"(to_q|to_k|to_v|to_out\.0)\.weight$", r"^(loss|model_ema)\."), config
 
 
-def read_clip(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_clip(path: PathLike, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(state in open_clip's names, keyword arguments embed_dim, vision_cfg, text_cfg of open_clip.model.CLIP).
 
     The config is safetensors metadata "open_clip_config" (JSON) or inferred from shapes; heads are 64 channels wide
@@ -94,7 +94,7 @@ def read_clip(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[di
     return dict(state.stream(dtype=dtype)), config
 
 
-def stored_clip(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
+def stored_clip(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     """As `read_clip`: names and shapes are looked at, and no tensor is read yet."""
     from open_clip.model import CLIP
 
@@ -106,7 +106,7 @@ def stored_clip(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     return _named(state, wanted, str, None, surplus), config
 
 
-def open_vae(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
+def open_vae(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     """The autoencoder in a file under its stored names without prefix, not yet read, and its config."""
     file = TensorFile(path)
     found = find_vae(file.specs)
@@ -119,7 +119,7 @@ def open_vae(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     return state, _config(file, "vae_config", _checked_vae, lambda: _infer_vae(state.shapes, layout))
 
 
-def open_clip_file(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
+def open_clip_file(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     """The OpenCLIP model in a file, not yet read, and its config."""
     file = TensorFile(path)
     prefix = find_clip(file.specs)

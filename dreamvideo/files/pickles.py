@@ -166,7 +166,7 @@ class _Numbers:
     def __init__(self, path: Path, rows: Mapping[str, tuple[int, int]]) -> None:
         self.path, self.rows = path, rows
         self.size = path.stat().st_size
-        self.mapped: torch.UntypedStorage | None = None
+        self.mapped: Any = None  # an UntypedStorage, which torch's own types take for its parent
 
     def check(self, view: View) -> None:
         """Raise PickleError unless the file holds every number of the tensor."""
@@ -213,7 +213,7 @@ def _with_tensors(contents: Any, numbers: _Numbers) -> Any:
                 found[id(value)] = value
                 waiting.append(value)
 
-    waiting = [[contents]]
+    waiting: list[Any] = [[contents]]
     outermost = waiting[0]
     while waiting:
         put(waiting.pop())

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..safety.limits import bare, short
-from ..safety.paths import atomic_path, check_readable
+from ..safety.paths import PathLike, atomic_path, check_readable
 from .dtypes import DTYPE_CODES, DTYPES, is_finite, main_dtype, readable
 from .pickle_machine import CodeRefused, PickleError
 from .pickles import StoredTensor, TensorSpec, read_contents
@@ -48,7 +48,7 @@ class TensorFile:
     Raises CheckpointError when the file is missing, empty, truncated, holds no tensors, or would have to run code.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
         self.specs: dict[str, TensorSpec] = {}
         self.metadata: dict[str, str] = {}
@@ -180,7 +180,7 @@ def shards(path: Path) -> list[Path]:
 
 
 def write_tensors(
-    path: str | Path,
+    path: PathLike,
     specs: Mapping[str, TensorSpec],
     tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str],
@@ -205,7 +205,7 @@ def write_tensors(
             torch.save({"state_dict": state, "step": 0} if wrap else state, part)
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_safetensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata to a safetensors file, atomically; the same contents give the same bytes."""
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # every tensor begins aligned
     specs = {name: TensorSpec(tuple(tensors[name].shape), tensors[name].dtype) for name in order}
@@ -264,7 +264,7 @@ def unwrap(contents: object) -> dict[str, StoredTensor]:
     return {}
 
 
-def open_file(path: str | Path) -> OpenFile:
+def open_file(path: PathLike) -> OpenFile:
     """Open a safetensors or PyTorch file; its first bytes tell which, whatever its name says.
 
     Raises CheckpointError when the file is missing, no file, empty, damaged, or would have to run code.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from ..models.blocks import AttentionFunction
 from ..models.config import UNetConfig
 from ..models.unet import UNet
 from ..safety.limits import bare, json_object, parsed
-from ..safety.paths import check_writable, keep_apart, write_json
+from ..safety.paths import PathLike, check_writable, keep_apart, write_json
 from .dtypes import readable
 from .layouts import (
     diffusers_name,
@@ -60,7 +61,7 @@ class UNetFile:
         return self.state.parameters
 
 
-def read_unet(path: str | Path, *, head_dim: int | None = None) -> UNetFile:
+def read_unet(path: PathLike, *, head_dim: int | None = None) -> UNetFile:
     """Open the checkpoint file of a ModelScope text-to-video UNet in any layout, prefix and container.
 
     The config is read from safetensors metadata ("unet_config", JSON) or inferred from names and shapes; `head_dim` is
@@ -98,12 +99,12 @@ def read_unet(path: str | Path, *, head_dim: int | None = None) -> UNetFile:
 
 
 def load_unet(
-    path: str | Path,
+    path: PathLike,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     head_dim: int | None = None,
-    operations=nn,
+    operations: Any = nn,
     attention: AttentionFunction = scaled_dot_product_attention,
 ) -> UNet:
     """The UNet of a checkpoint file, frozen and in eval mode. dtype: None for the file's own (8-bit: float16).
@@ -129,8 +130,8 @@ def build_unet(
 
 
 def convert(
-    source: str | Path,
-    target: str | Path,
+    source: PathLike,
+    target: PathLike,
     layout: str = "original",
     dtype: torch.dtype | None = None,
     *,

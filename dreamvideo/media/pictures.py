@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from .colour import to_srgb
-from .decoding import Frame, existing_file, source_name
+from .decoding import Frames, existing_file, source_name
 from .folders import ANIMATION_SUFFIXES, PHOTO_SUFFIXES, Say, frame_files, quiet
 from .times import animation_delay
 
@@ -86,8 +85,8 @@ def _decoded(picture: Image.Image, path: Path) -> Image.Image:
     """Upright and reduced, in 8 bits and the colours of the file."""
     try:
         scale = min(1.0, LONGEST_SIDE / max(picture.size))
-        size = tuple(max(1, round(side * scale)) for side in picture.size)
         whole = picture.size
+        size = max(1, round(whole[0] * scale)), max(1, round(whole[1] * scale))
         picture.draft(None, size)  # JPEG decodes at an eighth, a quarter or half of the size where that suffices
         # All of a progressive one's coefficients are held before the first pixel is made.
         _check_memory(path, picture, whole if "progressive" in picture.info else picture.size)
@@ -202,7 +201,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         from PIL import ImageCms
 
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
+        return ImageCms.buildTransform(*profiles, "LAB", "RGB").apply(picture)
     if mode in ("La", "RGBa"):
         picture = picture.convert(mode.upper())
     if picture.mode in ("LA", "RGBA") or (picture.mode in ("CMYK", "RGB", "L") and not picture.has_transparency_data):
@@ -232,7 +231,7 @@ def is_picture(source: Path | BytesIO) -> bool:
 
 def animation_frames(
     source: Path | BytesIO, start: float = 0.0, seconds: float | None = None, tell: Say = quiet
-) -> Iterator[tuple[Frame | None, float]]:
+) -> Frames:
     """Frames of an animated picture and the seconds at which they appear; None for a damaged one.
 
     With `start` and `seconds` those of that stretch alone.
@@ -258,7 +257,7 @@ def animation_frames(
             now += animation_delay(picture.info.get("duration") or 0)
 
 
-def folder_frames(folder: Path, fps: float, tell: Say = quiet) -> Iterator[tuple[Frame | None, float]]:
+def folder_frames(folder: Path, fps: float, tell: Say = quiet) -> Frames:
     """The numbered pictures of a folder as the frames of a clip at this rate."""
     files = frame_files(folder)
     tell(f"The {len(files)} pictures of {folder.name} are taken as {fps:g} frames a second.")

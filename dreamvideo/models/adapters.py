@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -75,11 +75,9 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, hidden: int, condition_dim: int | None, factory: dict) -> None:
         super().__init__()
-        self.down_linear = nn.utils.skip_init(nn.Linear, width, hidden, **factory)
-        self.up_linear = nn.utils.skip_init(nn.Linear, hidden, width, **factory)
-        self.condition_linear = None
-        if condition_dim is not None:
-            self.condition_linear = nn.utils.skip_init(nn.Linear, condition_dim, width, **factory)
+        self.down_linear = _empty_linear(width, hidden, factory)
+        self.up_linear = _empty_linear(hidden, width, factory)
+        self.condition_linear = None if condition_dim is None else _empty_linear(condition_dim, width, factory)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -99,6 +97,7 @@ class Bottleneck(nn.Module):
         down is linear, so down(x + lam * cond(e)) = down(x) + down.weight @ (lam * cond(e)). strength (lam): [B, 1, 1].
         Computed where the feature lies, in the weights' dtype.
         """
+        assert self.condition_linear is not None
         weight, bias = self.condition_linear.weight, self.condition_linear.bias
         feature = feature.to(weight.dtype)
         condition = F.linear(feature, weight.to(feature), bias.to(feature))  # [B, F or 1, width]
@@ -113,6 +112,10 @@ class Bottleneck(nn.Module):
             h = h + shift.to(h) if kept else h.add_(shift.to(h))
         h = F.gelu(h) if kept else torch.ops.aten.gelu_(h)
         return F.linear(h, up.weight.to(x), up.bias.to(x))
+
+
+def _empty_linear(width_in: int, width_out: int, factory: dict) -> nn.Linear:
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, width_in, width_out, **factory))
 
 
 class Adapter(nn.Module):
@@ -151,7 +154,7 @@ class Adapter(nn.Module):
     def at(self, site: str) -> Bottleneck | None:
         """The bottleneck of a sublayer such as "input_blocks.1.1.transformer_blocks.0.attn2", if there is one."""
         path = self.modules_at.get(site)
-        return None if path is None else self.get_submodule(path)
+        return None if path is None else cast(Bottleneck, self.get_submodule(path))
 
 
 AnyConfig = AdapterConfig | DeltaConfig
@@ -166,5 +169,6 @@ def build_adapter(
     generator: torch.Generator | None = None,
 ) -> AnyAdapter:
     """The fresh adapter or weight deltas that a config describes."""
-    family = WeightDelta if isinstance(config, DeltaConfig) else Adapter
-    return family(config, unet_config, device, dtype, generator)
+    if isinstance(config, DeltaConfig):
+        return WeightDelta(config, unet_config, device, dtype, generator)
+    return Adapter(config, unet_config, device, dtype, generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ class BoundAdapters(Protocol):
         before: the stream entering the sublayer (not normalised); after: before + sublayer(norm(before)).
         Both are [B, F, N, C], or [B, N, F, C] where `temporal`, with N = h*w of this level, row-major; size: (h, w).
         """
+        ...
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ class Upsample(nn.Module):
 
 
 def run(layer: nn.Module, x: Tensor, call: Call) -> Tensor:
-    return checkpoint(layer, x, call, use_reentrant=False) if call.checkpointing else layer(x, call)
+    return cast(Tensor, checkpoint(layer, x, call, use_reentrant=False)) if call.checkpointing else layer(x, call)
 
 
 class Block(nn.ModuleList):

@@ -145,10 +145,6 @@ class WeightDelta(nn.Module):
             )
         return LowRank(shape, self.config.rank, factory)
 
-    def at(self, site: str) -> None:
-        """Nothing sits beside a sublayer: the change is in its weights."""
-        return None
-
     def changes(self) -> dict[str, Tensor]:
         """Name of each weight -> its difference."""
         return {name: self.get_submodule(name)() for name in weight_shapes(self.unet_config, self.config.weights)}
@@ -160,7 +156,7 @@ def attach(root: nn.Module, path: str, module: nn.Module) -> None:
     for parent in parents:
         if parent not in root._modules:
             root.add_module(parent, nn.Module())
-        root = root._modules[parent]
+        root = root.get_submodule(parent)
     root.add_module(name, module)
 
 
@@ -189,9 +185,9 @@ def _sum(unet: UNet, name: str, changes: list[tuple[Tensor, float]]) -> Tensor:
     try:
         weight = getattr(unet.get_submodule(module), leaf)
     except AttributeError:
-        weight = None
+        weight = torch.empty(0)  # which is no change's shape
     for change, _ in changes:
-        if weight is None or weight.shape != change.shape:
+        if weight.shape != change.shape:
             raise ValueError(
                 f"These weight deltas are for another UNet: this one has no {name} of {list(change.shape)}."
             )
@@ -218,7 +214,7 @@ def overlay(module: Module, weights: Mapping[str, Tensor]) -> Module:
         if dot:
             inner.setdefault(first, {})[rest] = weight
         else:
-            copied._parameters[first] = weight
+            copied._parameters[first] = weight  # pyright: ignore[reportArgumentType]  # gradients reach what it is of
     for first, below in inner.items():
-        copied._modules[first] = overlay(module._modules[first], below)
+        copied._modules[first] = overlay(module.get_submodule(first), below)
     return copied

@@ -143,7 +143,7 @@ def _digest_part(found: hashlib.blake2b, part: str | Tensor) -> None:
     if isinstance(part, Tensor):
         part = part.detach().cpu().contiguous()
         found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-        found.update(part.reshape(-1).view(torch.uint8).numpy())
+        found.update(part.reshape(-1).view(torch.uint8).numpy().data)
     else:
         found.update(f"text {len(part)} {part}".encode())
 

@@ -58,7 +58,7 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
 
     It lies where the first of them does; the others may lie elsewhere.
     """
-    found = torch._foreach_norm([tensor.detach() for tensor in tensors])
+    found = torch._foreach_norm([t.detach() for t in tensors])  # pyright: ignore[reportPrivateImportUsage]  # all at once
     return torch.stack([norm.to(found[0].device, torch.float32) for norm in found]).norm()
 
 
