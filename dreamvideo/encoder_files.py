@@ -25,7 +25,7 @@ from .limits import (
     short,
     whole,
 )
-from .tensor_files import CheckpointError, StateDict, TensorFile
+from .tensor_files import CheckpointError, StateDict, TensorFile, check_weights
 from .unet_layouts import name_stranger
 
 Shape = tuple[int, ...]
@@ -307,4 +307,5 @@ def _read(
         if shape != wanted[name]:
             raise CheckpointError(f"{path}: {old} has shape {list(shape)} where {list(wanted[name])} is needed.")
     found = StateDict(state.file, {name: state.stored[old] for name, old in names.items()}, wanted)
+    check_weights(path, found.specs)
     return dict(found.stream(dtype=dtype))

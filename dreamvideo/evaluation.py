@@ -6,6 +6,7 @@ et al., arXiv 2103.00020) and of DINO ViT-S/16 (Caron et al., arXiv 2104.14294).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .encoder_files import read_clip
 from .encoders import CLIP_MEAN, CLIP_STD, build_clip
-from .tensor_files import TensorFile
+from .tensor_files import TensorFile, check_weights
 
 SIDE = 224  # pixels that both towers see
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -116,6 +117,7 @@ def _load_dino(path: Path, device: str | torch.device) -> Embed:
 
     model = timm.create_model(DINO_MODEL, pretrained=False, num_classes=0)
     file = TensorFile(path)
+    check_weights(file.path, file.specs)
     state = dict(file.stream(file.specs))
     try:
         model.load_state_dict(state)
@@ -130,7 +132,7 @@ def _load_dino(path: Path, device: str | torch.device) -> Embed:
 
 
 def _check_file(path: Path | None, what: str, source: str) -> None:
-    if path is None or not Path(path).is_file():
+    if path is None or not os.path.exists(path):
         where = "no file is given" if path is None else f"{path} does not exist"
         raise ValueError(f"The weights of {what} are missing ({where}); they are {source}.")
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from .files import read_small
+
 PathLike = str | os.PathLike[str]
 Say = Callable[[str], None]
 """Takes a sentence about what was left out."""
@@ -174,14 +176,14 @@ def caption_of(path: Path) -> str | None:
     stem = path.name if path.is_dir() else path.stem
     names = [*(stem + suffix for suffix in CAPTION_SUFFIXES), *(path.name + suffix for suffix in CAPTION_SUFFIXES)]
     file = next((file for file in map(path.with_name, names) if file != path and file.is_file()), None)
-    if file is None:
+    if file is None or not file.stat().st_size:
         return None
+    data = read_small(file)
     try:
-        data = file.read_bytes()
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         if "\0" in text:
             raise UnicodeError("UTF-16 without its mark")
-    except (OSError, UnicodeError) as error:
+    except UnicodeError as error:
         raise ValueError(f"The caption {file} is not a readable UTF-8 text; save it as UTF-8.") from error
     return " ".join(text.split()) or None
 

@@ -167,6 +167,16 @@ class StateDict(Mapping[str, Tensor]):
             yield name, value.reshape(self.shapes[name])
 
 
+def check_weights(path: Path, specs: Mapping[str, TensorSpec]) -> None:
+    """Raise CheckpointError where what should be weights are whole numbers, truth values or complex ones."""
+    for name, spec in specs.items():
+        if not spec.dtype.is_floating_point:
+            raise CheckpointError(
+                f"{path}: {bare(name)} is stored as {_short(spec.dtype)}, and weights are floating-point "
+                "numbers; download it again."
+            )
+
+
 def main_dtype(specs: Iterable[TensorSpec]) -> torch.dtype:
     """The floating-point dtype most of the numbers have; float32 where there are none."""
     counts: Counter[torch.dtype] = Counter()

@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .files import check_writable, keep_apart, write_json
 from .limits import bare, json_object, parsed
-from .tensor_files import CheckpointError, StateDict, TensorFile, TensorSpec, readable, write_tensors
+from .tensor_files import CheckpointError, StateDict, TensorFile, TensorSpec, check_weights, readable, write_tensors
 from .unet import AttentionFunction, UNet, UNetConfig
 from .unet_layouts import (
     diffusers_name,
@@ -89,6 +89,7 @@ def read_unet(path: str | Path, *, head_dim: int | None = None) -> UNetFile:
             f"({', '.join(map(bare, sorted(unknown)[:3]))}): it is another architecture."
         )
     state = StateDict(file, {name: stored[new] for name, new in names.items()}, wanted)
+    check_weights(file.path, state.specs)
     notes = _notes(prefix, known, state)
     return UNetFile(file.path, "vgen" if file.wrapped and layout == "original" else layout, config, state, notes)
 
@@ -144,10 +145,7 @@ def convert(
     keep_apart([target], [source, found.path])
     check_writable(target)
     dtype = dtype or readable(found.dtype)
-    specs = {
-        rename(name): TensorSpec(reshape(name, spec.shape), dtype if spec.dtype.is_floating_point else spec.dtype)
-        for name, spec in found.state.specs.items()
-    }
+    specs = {rename(name): TensorSpec(reshape(name, spec.shape), dtype) for name, spec in found.state.specs.items()}
     tensors = (
         (rename(name), tensor.reshape(reshape(name, tuple(tensor.shape))))
         for name, tensor in found.state.stream(dtype=dtype)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from PIL import Image
 
 from dreamvideo import media
+from dreamvideo.commands.train import _contents
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
 
 SIZE = (16, 24)
 
@@ -73,6 +78,26 @@ def test_captions_in_other_encodings_say_the_way_out(tmp_path, encoding):
 
 
 # --- clips -----------------------------------------------------------------------------------------------------------
+
+
+@needs_pipes
+def test_what_lies_beside_frames_is_not_read(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    before = _contents(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "notes").mkdir()
+    assert _contents(tmp_path) == before
+    Image.new("RGB", (32, 32), (9, 0, 0)).save(tmp_path / "1.png")
+    assert _contents(tmp_path) != before
+
+
+def test_a_caption_without_an_end_is_refused(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(8 << 30)
+    with pytest.raises(ValueError, match=r"a\.txt has more than 1 MB"):
+        media.load_images(tmp_path)
 
 
 @pytest.mark.parametrize("star", [False, True])

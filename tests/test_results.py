@@ -122,7 +122,7 @@ def test_what_a_kill_before_the_first_state_leaves_is_in_nobodys_way(tmp_path):
     assert train(tmp_path, a_run(), tmp_path / "wolf.safetensors") == ("wolf.safetensors", 0, False)
 
 
-@pytest.mark.parametrize("record", ["", "[]", '{"run": 1}', '{"run": {}, "steps": "x", "done": true}'])
+@pytest.mark.parametrize("record", ["", "[]", "[" * 100_000, '{"run": 1}', '{"run": {}, "steps": "x", "done": true}'])
 def test_a_damaged_record_is_another_training(tmp_path, record):
     train(tmp_path, a_run(), stop_at=None)
     (tmp_path / "my-dog.state" / "run.json").write_text(record)

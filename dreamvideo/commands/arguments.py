@@ -296,7 +296,7 @@ def _evaluate(parser: Parser) -> None:
         parser,
         "--table",
         "NUMBER",
-        "only this table: 1, 2, 3, 5, A1, A4 or A5; may be given several times",
+        "only this table, beside those that --out has: 1, 2, 3, 5, A1, A4 or A5; may be given several times",
         action="append",
         default=[],
     )

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import check_writable, write_json
+from ..files import check_writable, read_small, write_json
 from ..fingerprint import same_base
+from ..limits import parsed
 from ..locks import Locked, locked, reserved
 from ..training import steps_of_state
 
@@ -194,8 +195,8 @@ def _record(run: Run, done: bool) -> dict[str, Any]:
 def _read_record(folder: Path) -> dict[str, Any] | None:
     """What run.json tells; None where there is none that can be read."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = parsed(read_small(folder / RECORD).decode())
+    except ValueError:
         return None
     kinds = {"run": dict, "steps": int, "done": bool}
     if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in kinds.items()):

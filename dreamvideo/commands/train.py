@@ -17,6 +17,7 @@ from ..defaults import fitted
 from ..files import keep_apart, write_text
 from ..fingerprint import fingerprint
 from ..media import Photo, caption_of, find_clips, load_images, read_motion, write_animation, write_png
+from ..media_folders import frame_files
 from ..methods import MOTION_METHODS, SUBJECT_METHODS, Method, for_clips
 from ..pictures import loss_plot
 from ..prompts import check_placeholder
@@ -148,9 +149,9 @@ def _seen(photo: Photo, caption: str) -> tuple[Tensor | str, ...]:
 
 
 def _contents(clip: Path) -> str:
-    """A digest of a clip's file, or of all files of its folder."""
+    """A digest of a clip's file, or of the frames of its folder."""
     found = hashlib.blake2b(digest_size=16)
-    for path in sorted(clip.iterdir()) if clip.is_dir() else [clip]:
+    for path in frame_files(clip) if clip.is_dir() else [clip]:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 found.update(block)

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..evaluation import summarise
-from ..files import write_json, write_text
+from ..files import read_small, write_json, write_text
+from ..limits import parsed
 from ..media import write_png
 from ..pictures import contact_sheet
 from . import world
@@ -31,6 +32,16 @@ def write(folder: Path, tables: Sequence[Table], results: Results, scale: Scale,
     write_json(paths[1], facts)
     write_png(paths[2], figure(tables, results, scale))
     return paths
+
+
+def written_tables(folder: Path) -> set[str]:
+    """The numbers of the tables that `folder` has from an earlier run."""
+    try:
+        facts = parsed(read_small(folder / "tables.json").decode())
+    except ValueError:
+        return set()
+    tables = facts.get("tables") if isinstance(facts, dict) else None
+    return set(tables) if isinstance(tables, dict) else set()
 
 
 def _summary(rows: Mapping[str, Measured]) -> dict[str, Any]:
