@@ -97,18 +97,24 @@ def _mask_folders(folder: Path) -> list[Path]:
 def _photo_stems(mask: Path) -> list[str]:
     """The names, without suffix, that the photograph of a mask may have; the mask's own first."""
     stem = mask.stem.casefold()
-    stems = [stem, *_without_ending(stem)]
-    stems += [stem.removeprefix(beginning) for beginning in MASK_BEGINNINGS if stem.startswith(beginning)]
-    return stems + ([Path(stem).stem] if Path(stem).suffix in PHOTO_SUFFIXES else [])  # 00.jpg.png
+    return _without_suffixes([stem, *_without_mark(stem)])
 
 
-def _without_ending(stem: str) -> list[str]:
-    return [stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending) and stem != ending]
+def _without_mark(stem: str) -> list[str]:
+    """The name without what tools add to it for a mask; none where nothing is added."""
+    ends = [stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)]
+    starts = [stem.removeprefix(beginning) for beginning in MASK_BEGINNINGS if stem.startswith(beginning)]
+    return list(filter(None, ends + starts))
+
+
+def _without_suffixes(stems: list[str]) -> list[str]:
+    """The names and, of those such as 00.jpg, what comes before the suffix."""
+    return stems + [Path(stem).stem for stem in stems if Path(stem).suffix in PHOTO_SUFFIXES]
 
 
 def _photograph_beside(mask: Path) -> Path | None:
     """The photograph that a file is the mask of, by their names; None for a photograph."""
-    for stem in _without_ending(mask.stem.casefold()):
+    for stem in _without_suffixes(_without_mark(mask.stem.casefold())):
         for path in _files_in(mask.parent, PHOTO_SUFFIXES):
             if path.stem.casefold() == stem:
                 return path

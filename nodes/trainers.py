@@ -370,8 +370,9 @@ def _state_of(folder: Path, stage: Method, tokens: Mapping[str, Tensor]) -> Path
         return folder / f"{stage.stage}.safetensors"
     word = digest(part for name, rows in tokens.items() for part in (name, rows))
     path = folder / f"{stage.stage}-{word[:12]}.safetensors"
-    for other in set(folder.glob(f"{stage.stage}-*.safetensors")) - {path}:
-        other.unlink()
+    for other in _states_in(folder):
+        if other != path and re.fullmatch(rf"{re.escape(stage.stage)}-[0-9a-f]{{12}}", other.stem):
+            other.unlink()
     return path
 
 

@@ -713,8 +713,8 @@ def test_a_bad_input_ends_in_one_sentence(name, tmp_path, monkeypatch):
     assert not (tmp_path / "code-ran").exists()
 
 
-# `inspect` reads no weights, of encoders their names alone, no pictures and no states; every third of the rest says that
-# it comes to the same.
+# `inspect` reads no weights, no pictures and no states, and of encoders their names alone; every third of the rest says
+# that it comes to the same.
 NOT_INSPECTED = ("picture", "state", "prompts", "clip holds", "vae holds", "adapter: a folder")
 INSPECTED = [name for name in CASES if not name.startswith(NOT_INSPECTED)]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
+from node_stubs import NAME, load_nodes
 
 from dreamvideo.commands import results
 from dreamvideo.commands.results import Run, claimed
 from dreamvideo.locks import Locked, locked
+from dreamvideo.methods import SUBJECT_METHODS
 from dreamvideo.tensor_files import write_safetensors
 from dreamvideo.training import STATE_FORMAT
 
@@ -165,3 +168,16 @@ def test_a_folder_in_the_way_is_told_before_the_first_step(tmp_path, way):
     (tmp_path / "fox.state").touch()
     with pytest.raises(ValueError, match="cannot be written"):
         train(tmp_path, a_run(), tmp_path / "fox.safetensors")
+
+
+def test_of_a_nodes_states_only_states_of_another_word_go(tmp_path):
+    load_nodes()
+    trainers = sys.modules[f"{NAME}.nodes.trainers"]
+    write_state(tmp_path, 3, "identity-0123456789ab")
+    write_state(tmp_path, 3, "identity-mine")
+    write_state(tmp_path, 3, "token")
+    (tmp_path / "identity-ba9876543210.safetensors").write_bytes(b"of the user, by chance so called")
+    path = trainers._state_of(tmp_path, SUBJECT_METHODS["dreamvideo"], {"<a>": torch.ones(1, 2)})
+    assert path.parent == tmp_path and not path.exists()
+    kept = {"identity-mine.safetensors", "token.safetensors", "identity-ba9876543210.safetensors"}
+    assert {entry.name for entry in tmp_path.iterdir()} == kept
