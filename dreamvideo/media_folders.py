@@ -29,6 +29,8 @@ MASK_FOLDERS = ("masks", "mask")
 # What tools add to a photograph's name for its mask.
 MASK_ENDINGS = ("-masklabel", "_masklabel", "-mask", "_mask", ".mask", "-matte", "_matte")
 MASK_BEGINNINGS = ("mask-", "mask_")
+# What trainings write beside their file, where that lies among photographs or clips.
+WRITTEN_HERE = re.compile(r".+\.losses\.png|.+\.(token|identity|weights|motion)-\d{5,}\.gif", re.DOTALL)
 
 
 def quiet(note: str) -> None:
@@ -201,7 +203,7 @@ def _files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() and not WRITTEN_HERE.fullmatch(path.name))
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -230,7 +232,7 @@ def _of_kind(paths: Iterable[Path], suffixes: frozenset[str], kind: str, say: Sa
     """Those of a list that are, or claim to be, of the kind: a shell's `*` gives whatever lies in a folder."""
     found, others = [], []
     for path in paths:
-        if path.suffix.lower() in suffixes and not path.is_dir():
+        if path.suffix.lower() in suffixes and not path.is_dir() and not WRITTEN_HERE.fullmatch(path.name):
             found.append(path)
         elif not path.exists():
             raise ValueError(f"{path} does not exist.")

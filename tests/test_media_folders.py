@@ -92,6 +92,19 @@ def test_what_lies_beside_frames_is_not_read(tmp_path):
     assert _contents(tmp_path) != before
 
 
+@pytest.mark.parametrize("star", [False, True])
+def test_what_a_training_wrote_is_not_learned_from(tmp_path, star):
+    for name in ("a.png", "my-dog.losses.png", "b.losses.jpg"):
+        picture(tmp_path / name)
+    media.write_animation(tmp_path / "my-dog.identity-00100.gif", moving())
+    source = sorted(tmp_path.iterdir()) if star else tmp_path
+    assert [photo.path.name for photo in media.load_images(source)] == ["a.png", "b.losses.jpg"]
+    for number in range(3):
+        picture(tmp_path / "frames" / f"{number}.png", number)
+    picture(tmp_path / "frames" / "dance.losses.png")
+    assert media.find_clips(tmp_path / "frames") == [tmp_path / "frames"]
+
+
 def test_a_caption_without_an_end_is_refused(tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     with open(tmp_path / "a.txt", "wb") as file:
