@@ -96,6 +96,12 @@ def test_grey_of_any_depth_is_read(tmp_path, kind, suffix):
     torch.testing.assert_close(photographs.load_image(path), torch.from_numpy(values / 255.0).float().expand(3, -1, -1))
 
 
+def test_infinite_pixels_are_white_and_darken_no_others(tmp_path):
+    values = np.array([[0.0, 0.5, 1.0, np.inf, -np.inf, np.nan]], dtype=np.float32).repeat(4, 0)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert (photographs.load_image(tmp_path / "a.tif")[0, 0] * 255).round().tolist() == [0, 127, 255, 255, 0, 0]
+
+
 def test_transparency_is_composited_on_white(tmp_path):
     half_red = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
     half_red.save(tmp_path / "half.png")

@@ -209,7 +209,7 @@ def _evaluate(parser: Parser) -> None:
     parser.add_argument("--suite", choices=("nano",), help="the paper's comparison, on the embedded base")
     quick = "one subject, one motion, a quarter of the training: a coarse answer in about ten minutes on two cores"
     parser.add_argument("--quick", action="store_true", help=quick)
-    table = "only this table: 1, 2, 3, 5, A1, A4 or A5; may be given several times"
+    table = "only this table, beside those that --out has: 1, 2, 3, 5, A1, A4 or A5; may be given several times"
     _option(parser, "--table", "NUMBER", table, action=Several, default=[])
     _option(parser, "--videos", "DIR", "videos of your own to score", Path)
     _option(parser, "--prompts", "FILE", "a line for each video: video.mp4|||what it should show, in words", Path)

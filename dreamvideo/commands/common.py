@@ -92,7 +92,7 @@ def writable(path: Path, suffixes: Sequence[str]) -> Path:
 def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
     """Raise ValueError for a name that ends in none of the suffixes, or that some system does not take."""
     for part in (path, *path.parents):
-        if not os.path.exists(part):  # pathlib's raises for a name that is too long
+        if part.name != ".." and not os.path.exists(part):  # pathlib's raises for a name that is too long
             check_name(part.name)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} must end in {' or '.join(filter(None, suffixes))}.")

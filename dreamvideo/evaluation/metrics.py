@@ -6,6 +6,7 @@ et al., arXiv 2103.00020) and of DINO ViT-S/16 (Caron et al., arXiv 2104.14294).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ..encoders.clip import CLIP_MEAN, CLIP_STD, build_clip
 from ..files.encoders import stored_clip
-from ..files.tensors import TensorFile
+from ..files.tensors import TensorFile, check_weights
 
 SIDE = 224  # pixels that both towers see
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -120,6 +121,7 @@ def _opened_dino(path: Path) -> tuple[nn.Module, TensorFile]:
 
     model = timm.create_model(DINO_MODEL, pretrained=False, num_classes=0)
     file = TensorFile(path)
+    check_weights(file.path, file.specs)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if wanted != {name: spec.shape for name, spec in file.specs.items()}:
         raise ValueError(f"{Path(path).name} is no DINO ViT-S/16: it does not fit timm's {DINO_MODEL}.")
@@ -137,7 +139,7 @@ def _dino(model: nn.Module, file: TensorFile, device: str | torch.device) -> Emb
 
 
 def _existing(path: Path | None, what: str, source: str) -> Path:
-    if path is None or not Path(path).is_file():
+    if path is None or not os.path.exists(path):
         where = "no file is given" if path is None else f"{path} does not exist"
         raise ValueError(f"The weights of {what} are missing ({where}); they are {source}.")
     return Path(path)

@@ -26,7 +26,7 @@ from ..safety.limits import (
 )
 from ..safety.paths import PathLike
 from .layouts import name_stranger
-from .tensors import CheckpointError, StateDict, TensorFile
+from .tensors import CheckpointError, StateDict, TensorFile, check_weights
 
 Shape = tuple[int, ...]
 
@@ -319,4 +319,6 @@ def _named(
             shape = shape[:2]
         if shape != wanted[name]:
             raise CheckpointError(f"{path}: {old} has shape {list(shape)} where {list(wanted[name])} is needed.")
-    return StateDict(state.file, {name: state.stored[old] for name, old in names.items()}, wanted)
+    found = StateDict(state.file, {name: state.stored[old] for name, old in names.items()}, wanted)
+    check_weights(path, found.specs)
+    return found

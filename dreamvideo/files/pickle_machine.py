@@ -30,6 +30,9 @@ _STORAGES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.int8,
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
 }
 
 
@@ -67,6 +70,8 @@ _BESIDE = {
     "numpy.dtype",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "torch.device",
+    "torch.per_channel_affine",
+    "torch.per_tensor_affine",
     "torch.serialization._get_layout",
     "_codecs.encode",
 }

@@ -160,6 +160,16 @@ class StateDict(Mapping[str, Tensor]):
             yield name, value.reshape(self.shapes[name])
 
 
+def check_weights(path: Path, specs: Mapping[str, TensorSpec]) -> None:
+    """Raise CheckpointError where what should be weights are whole numbers, truth values or complex ones."""
+    for name, spec in specs.items():
+        if not spec.dtype.is_floating_point:
+            raise CheckpointError(
+                f"{path}: {bare(name)} is stored as {_short(spec.dtype)}, and weights are floating-point "
+                "numbers; download it again."
+            )
+
+
 def shards(path: Path) -> list[Path]:
     """All files of the sharded checkpoint of which `path` is one; a file that is whole alone gives itself.
 

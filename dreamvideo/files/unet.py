@@ -30,7 +30,7 @@ from .layouts import (
     plain_name,
     reshapable,
 )
-from .tensors import CheckpointError, StateDict, TensorFile, TensorSpec, write_tensors
+from .tensors import CheckpointError, StateDict, TensorFile, TensorSpec, check_weights, write_tensors
 
 LAYOUTS = ("original", "diffusers", "vgen")
 SAMPLE_SIZE = 32  # latent cells each way of the 256 pixels that ModelScope was trained on
@@ -94,6 +94,7 @@ def read_unet(path: PathLike, *, head_dim: int | None = None) -> UNetFile:
             f"({', '.join(map(bare, sorted(unknown)[:3]))}): it is another architecture."
         )
     state = StateDict(file, {name: stored[new] for name, new in names.items()}, wanted)
+    check_weights(file.path, state.specs)
     notes = _notes(prefix, known, state)
     return UNetFile(file.path, "vgen" if file.wrapped and layout == "original" else layout, config, state, notes)
 
@@ -161,10 +162,7 @@ def convert(
     keep_apart([target], [source, found.path])
     check_writable(target)
     dtype = dtype or readable(found.dtype)
-    specs = {
-        rename(name): TensorSpec(reshape(name, spec.shape), dtype if spec.dtype.is_floating_point else spec.dtype)
-        for name, spec in found.state.specs.items()
-    }
+    specs = {rename(name): TensorSpec(reshape(name, spec.shape), dtype) for name, spec in found.state.specs.items()}
     tensors = (
         (rename(name), tensor.reshape(reshape(name, tuple(tensor.shape))))
         for name, tensor in found.state.stream(dtype=dtype)

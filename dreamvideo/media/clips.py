@@ -198,9 +198,9 @@ def _joined(notes: Iterable[str]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Of a clip's file, or of all files of its folder."""
+    """Of a clip's file, or of the frames of its folder."""
     found = hashlib.blake2b(digest_size=16)
-    for each in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for each in frame_files(path) if path.is_dir() else [path]:
         with open(each, "rb") as file:
             while block := file.read(1 << 20):
                 found.update(block)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import re
 import threading
 import warnings
 from contextlib import suppress
@@ -31,8 +33,10 @@ MAX_DECODED_BYTES = 700_000_000
 
 
 BYTES_A_PIXEL = {"I": 24, "F": 24, "I;16": 11, "I;16B": 11, "I;16L": 11, "I;16N": 11, "1": 6, "L": 6}
-
-
+BYTES_A_PIXEL_OF_FORMAT = {"WEBP": 15, "JPEG2000": 15, "AVIF": 12, "HEIF": 12}  # where a decoder takes more
+MAX_SCANNED_PIXELS = 1_500_000_000  # of all scans of a JPEG together: five seconds or so
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # of those that a segment follows, and the end
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 # What cameras, phones and programs save photographs in. Pillow knows more, and starts other programs for some.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "TGA", "PPM", "JPEG2000")
 
@@ -83,18 +87,19 @@ def read_mask_picture(path: Path) -> Image.Image:
 
 def _decoded(picture: Image.Image, path: Path) -> Image.Image:
     """Upright and reduced, in 8 bits and the colours of the file."""
+    whole = picture.size
     try:
-        scale = min(1.0, LONGEST_SIDE / max(picture.size))
-        whole = picture.size
+        scale = min(1.0, LONGEST_SIDE / max(whole))
         size = max(1, round(whole[0] * scale)), max(1, round(whole[1] * scale))
         picture.draft(None, size)  # JPEG decodes at an eighth, a quarter or half of the size where that suffices
-        # All of a progressive one's coefficients are held before the first pixel is made.
-        _check_memory(path, picture, whole if "progressive" in picture.info else picture.size)
+        _check_work(path, picture, whole)
         plain = _eight_bits(picture)
         if plain.size != size:
             plain = plain.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
     except _TooLarge:
         raise
+    except MemoryError as error:
+        raise _TooLarge(f"{path} is {whole[0]}x{whole[1]} pixels, for which memory is short; scale it down.") from error
     except Exception as error:  # a decoder fails in as many ways as there are formats
         raise _unreadable(path) from error
     _turn_upright(plain, picture)
@@ -168,15 +173,39 @@ class _TooLarge(ValueError):
     """A picture that is whole and asks for too much."""
 
 
-def _check_memory(path: Path | BytesIO, picture: Image.Image, size: tuple[int, int]) -> None:
-    """Raise ValueError for a picture of which decoding `size` pixels takes too much."""
-    most = MAX_DECODED_BYTES // BYTES_A_PIXEL.get(picture.mode, 8)
-    if size[0] * size[1] > most:
+def _check_work(source: Path | BytesIO, picture: Image.Image, whole: tuple[int, int]) -> None:
+    """Raise ValueError for a picture that takes too much memory or time to decode. whole: its size before `draft`."""
+    scans = _jpeg_scans(source) if picture.format in ("JPEG", "MPO") else 1
+    # All coefficients of a JPEG of several scans are held before the first pixel is made.
+    width, height = whole if scans > 1 else picture.size
+    most = MAX_DECODED_BYTES // max(BYTES_A_PIXEL.get(picture.mode, 8), BYTES_A_PIXEL_OF_FORMAT.get(picture.format, 0))
+    if width * height > most:
         kind = f"in a {picture.format} of mode {picture.mode}"
         raise _TooLarge(
-            f"{source_name(path)} is {size[0]}x{size[1]} pixels, more than {most // 10**6} million {kind}; "
+            f"{source_name(source)} is {width}x{height} pixels, more than {most // 10**6} million {kind}; "
             "scale it down."
         )
+    if scans > 1 and scans * width * height > MAX_SCANNED_PIXELS:
+        raise _TooLarge(
+            f"{source_name(source)} is a JPEG of {scans} or more scans over {width}x{height} pixels, which takes too "
+            "long to decode; save it again as PNG or JPEG."
+        )
+
+
+def _jpeg_scans(source: Path | BytesIO) -> int:
+    """How many times the data of a JPEG go over its pixels; counted to a thousand."""
+    if isinstance(source, BytesIO):
+        return _count_scans(source.getvalue())
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _count_scans(data)
+
+
+def _count_scans(data: bytes | mmap.mmap) -> int:
+    scans, at = 0, 2
+    while scans < 1000 and (marker := _JPEG_MARKER.search(data, at)) and marker[0] != _JPEG_END:
+        scans += marker[0] == _JPEG_SCAN
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def _unreadable(path: Path | BytesIO) -> ValueError:
@@ -193,9 +222,11 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         wide = values.max() > 255  # else a mask or picture of 8 bits that was saved with 16
         return Image.fromarray((values >> 8 if wide else values).astype(np.uint8))
     if mode in ("I", "F"):  # nothing says where white is
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+        values = np.asarray(picture, dtype=np.float32)
+        brightest = values.max(initial=0, where=np.isfinite(values))
         whites = (255.0, 65535.0) if mode == "I" else (1.0, 255.0, 65535.0)
-        white = next((white for white in whites if values.max() <= white), values.max())
+        white = next((white for white in whites if brightest <= white), brightest)
+        values = np.nan_to_num(values, posinf=white, neginf=0)
         return Image.fromarray((values / white * 255.0).clip(0, 255).astype(np.uint8))
     if mode == "LAB":
         from PIL import ImageCms
@@ -243,7 +274,7 @@ def animation_frames(
         for index in range(int(hidden), count):
             try:
                 picture.seek(index)
-                _check_memory(source, picture, picture.size)
+                _check_work(source, picture, picture.size)
                 picture.load()
             except _TooLarge:
                 raise

@@ -20,6 +20,8 @@ PathLike = str | os.PathLike[str]
 STALE_SECONDS = 600.0
 # Writers in C++ or Rust report a full disk in their own words; less room than this says the same.
 FULL_DISK_BYTES = 1 << 20
+# Of a text that is read whole: a caption, a list of prompts, what a run notes.
+MAX_TEXT_BYTES = 1 << 20
 
 
 @contextmanager
@@ -75,6 +77,8 @@ def check_writable(*paths: PathLike) -> None:
     for path in paths:
         if os.path.isdir(path):
             raise ValueError(f"{path} cannot be written: it is a folder already.")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"{path} cannot be written: it is a pipe or a device.")
         _try_part(Path(path))
 
 
@@ -111,6 +115,19 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, obj: Any) -> None:
     """Write `obj` as readable JSON, atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_small(path: PathLike) -> bytes:
+    """What a small file holds. Raises ValueError where `check_readable` does, and for more than MAX_TEXT_BYTES."""
+    check_readable(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read: {_reason(error)}.") from error
+    if len(data) > MAX_TEXT_BYTES:
+        raise ValueError(f"{os.fspath(path)} has more than {MAX_TEXT_BYTES >> 20} MB, which is no text for this.")
+    return data
 
 
 def check_readable(path: PathLike) -> None:
