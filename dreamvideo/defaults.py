@@ -61,11 +61,12 @@ class Defaults:
 def fitted(method: Method, config: UNetConfig) -> Method:
     """The row with widths and ranks that are given in numbers scaled to a base narrower than the paper's."""
     share = config.dim / UNetConfig().dim
-    name = "hidden" if isinstance(method.config, AdapterConfig) else "rank"
-    number = getattr(method.config, name, None)
-    if number is None or share >= 1:
+    trained = method.config
+    name = "hidden" if isinstance(trained, AdapterConfig) else "rank"
+    number = getattr(trained, name, None)
+    if trained is None or number is None or share >= 1:
         return method
-    return replace(method, config=replace(method.config, **{name: max(1, round(number * share))}))
+    return replace(method, config=replace(trained, **{name: max(1, round(number * share))}))
 
 
 FULL_SIZE = Defaults(adapter_dtype=torch.float16)  # a motion adapter has 312 MB in float32

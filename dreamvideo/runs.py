@@ -14,7 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from .base import Base
-from .evaluation.pictures import contact_sheet, few_frames, loss_plot
+from .encoders.protocols import release
+from .evaluation.pictures import contact_sheet, few_frames
+from .evaluation.plots import loss_plot
 from .files.adapter_info import LoadedAdapter, check_fits
 from .files.adapters import load_adapter, save_adapter
 from .files.fingerprint import same_base
@@ -24,12 +26,14 @@ from .media.photographs import Photo
 from .media.writing import write_png
 from .models.diffusion import Callback
 from .plans import Plan, digest_of, motion_plan, subject_plan
+from .safety.paths import write_text
 from .sampling import customize, generate, notes_on_motion, plain_prompt
 from .training.data import TrainingData, digest, encode_clips, encode_photos
 from .training.loop import Callbacks, TrainingResult
 from .training.losses import LossLog, write_losses
 from .training.methods import MOTION_METHODS, SUBJECT_METHODS, Method
-from .training.places import Place, Run, claimed, losses_paths, sheet_path, snapshot_path, snapshots_of
+from .training.places import Place, Run, claimed, losses_paths, run_file_path, sheet_path, snapshot_path, snapshots_of
+from .training.recipes import recipe
 from .training.settings import TrainingSettings
 from .training.stages import train_method
 from .training.state import steps_of_state
@@ -45,14 +49,19 @@ class Reports:
     progress: (stage, step, of how many, loss, steps per second, seconds left), after every step.
     preview: (the adapter's file, stage, steps done, prompt, video [F, 3, H, W] in 0..1), every `preview_every` steps.
     sampling: gives what follows the sampling of one preview, or one row of the sheet; see `diffusion.ddim_sample`.
+    counting: takes what is counted, such as "Encoding frame", and gives what takes (done, of how many).
     should_stop: asked before every step; True saves the state and ends the training. say: sentences.
+    run_file: (what the adapter tells of its run, the file's folder) -> the run file that makes it again, in TOML; None
+    where a face has none to write.
     """
 
     progress: Callable[[str, int, int, float, float, float], None] = lambda *told: None
     preview: Callable[[Path | None, str, int, str, Tensor], None] = lambda *told: None
     sampling: Callable[[], Callback | None] = lambda: None
+    counting: Callable[[str], Callable[[int, int], None]] = lambda what: lambda done, total: None
     should_stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda text: None
+    run_file: Callable[[str, Path], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ def train_subject(
     out: PathLike | None = None,
     default: Path = Path("adapter.safetensors"),
     restart: bool = False,
+    cache: Path | None = None,
     reports: Reports | None = None,
     token_settings: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -87,8 +97,8 @@ def train_subject(
 
     placeholder: its name in prompts, "<my-dog>"; class_word: what it is, "dog". method: of `SUBJECT_METHODS`. out: the
     file; None for the first of `default`, DEFAULT-2, ... that is free, or that the same training began. A training goes
-    on from the states beside its file; restart: it begins anew. settings, token_settings: of `TrainingSettings`, where
-    they differ from the base's own; steps=None leaves them to it.
+    on from the states beside its file; restart: it begins anew. cache: a folder that keeps what is encoded. settings,
+    token_settings: of `TrainingSettings`, where they differ from the base's own; steps=None leaves them to it.
     Raises ValueError for a placeholder that is an ordinary word, photographs that do not fit the base, and a file that
     cannot be written; KeyboardInterrupt when it is stopped.
     """
@@ -111,7 +121,7 @@ def train_subject(
 
     def encode() -> TrainingData:
         images, masks = [photo.image for photo in photos], [photo.mask for photo in photos]
-        return encode_photos(images, captions, base.encoders, masks)
+        return encode_photos(images, captions, base.encoders, masks, report=reports.counting("Encoding"), cache=cache)
 
     return _train_into(base, encode, plan, plan.run(seen, base.fingerprint), out, default, restart, reports)
 
@@ -131,6 +141,7 @@ def train_motion(
     out: PathLike | None = None,
     default: Path = Path("adapter.safetensors"),
     restart: bool = False,
+    cache: Path | None = None,
     reports: Reports | None = None,
     **settings: Any,
 ) -> Outcome:
@@ -168,7 +179,8 @@ def train_motion(
             yield clip.pixels()
 
     def encode() -> TrainingData:
-        return encode_clips(pixels(), captions, base.encoders, frames)
+        report = reports.counting("Encoding frame")
+        return encode_clips(pixels(), captions, base.encoders, frames, report=report, cache=cache)
 
     return _train_into(base, encode, plan, run, out, default, restart, reports)
 
@@ -187,7 +199,7 @@ def sample(
     """
     for each in adapters:
         check_fits(each.info, base.unet.config, base.fingerprint, same_base=same_base)
-    more = {name: settings.pop(name, None) for name in ("guidance_image", "prior_clip", "callback")}
+    more = {name: settings.pop(name) for name in ("guidance_image", "prior_clip", "callback") if name in settings}
     own = base.defaults.sampling(prompt, **settings)
     return generate(base.unet, base.encoders, own, customize(adapters, strengths), **more)
 
@@ -205,20 +217,25 @@ def _train_into(
     with claimed(None if out is None else Path(out), default, run, restart, reports.say) as place:
         if place.finished:
             return Outcome(load_adapter(place.out, base.unet.config), {}, place)
-        return train(base, encode(), plan, place, reports)
+        data = encode()
+        release(base.encoders.image, base.encoders.vae)
+        return train(base, data, plan, place, reports)
 
 
 def train(base: Base, data: TrainingData, plan: Plan, place: Place, reports: Reports | None = None) -> Outcome:
     """Train a plan into its place, from whatever states lie there.
 
-    Writes the adapter, then its losses as a table and a plot and, where there were snapshots, a sheet of what each of
-    them makes of one prompt and seed. Raises KeyboardInterrupt when it is stopped, with its states kept, and what
-    `train_method` raises.
+    Writes the adapter, then its run file, its losses as a table and a plot and, where there were snapshots, a sheet of
+    what each of them makes of one prompt and seed. Raises KeyboardInterrupt when it is stopped, its states kept, and
+    what `train_method` raises.
     """
     reports = reports or Reports()
     outcome = train_stages(base, data, plan, place, reports)
     if outcome.complete:
         save(base, outcome.adapter, place.out)
+        run = outcome.adapter.info.run
+        if run and reports.run_file is not None:
+            write_text(run_file_path(place.out), reports.run_file(run, place.out.parent))
     table, plot = losses_paths(place.out)
     write_losses(table, outcome.losses)
     write_png(plot, loss_plot(outcome.losses))
@@ -234,6 +251,7 @@ def train_stages(
 ) -> Outcome:
     """The stages of a plan, one after the other. place: of their states; None where nothing shall be written."""
     reports = reports or Reports()
+    run = recipe(plan.stages, data, plan.placeholder, plan.class_word)
     done: dict[str, TrainingResult] = {}
     tokens, unchanged = plan.tokens, True
     for row, settings in plan.stages:
@@ -251,7 +269,7 @@ def train_stages(
             tokens=tokens,
             vectors=plan.vectors,
             settings=settings,
-            callbacks=_callbacks(base, data, row, settings, place, reports, log),
+            callbacks=_callbacks(base, data, row, settings, place, reports, log, run),
             state_path=path,
             resume=True,
         )
@@ -260,7 +278,7 @@ def train_stages(
         trained, tokens = done[row.stage].trained, done[row.stage].trained.tokens
         if done[row.stage].stopped:
             break
-    adapter = replace(trained, info=replace(trained.info, base_fingerprint=base.fingerprint))
+    adapter = _named(base, trained, run)
     losses = {stage: result.losses for stage, result in done.items()}
     return Outcome(adapter, losses, place, complete=not done[row.stage].stopped)
 
@@ -277,10 +295,14 @@ def snapshot_sheet(base: Base, data: TrainingData, plan: Plan, out: Path, report
     return contact_sheet(rows, title=prompt)
 
 
-def save(base: Base, trained: LoadedAdapter, path: Path) -> None:
-    """Write an adapter as this base's are: named after its own weights, in the precision that suits it."""
-    info = replace(trained.info, base_fingerprint=base.fingerprint)
-    save_adapter(path, trained.adapter, info, trained.tokens, trained.features, base.defaults.adapter_dtype)
+def save(base: Base, adapter: LoadedAdapter, path: Path) -> None:
+    """Write an adapter in the precision that suits its base."""
+    dtype = base.defaults.adapter_dtype
+    save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features, dtype)
+
+
+def _named(base: Base, trained: LoadedAdapter, run: str) -> LoadedAdapter:
+    return replace(trained, info=replace(trained.info, base_fingerprint=base.fingerprint, run=run))
 
 
 def _state(states: Path, row: Method, tokens: Mapping[str, Tensor], unchanged: bool) -> Path:
@@ -305,6 +327,7 @@ def _callbacks(
     place: Place | None,
     reports: Reports,
     log: LossLog | None,
+    run: str,
 ) -> Callbacks:
     def progress(step: int, loss: float, speed: float, seconds_left: float) -> None:
         if log is not None:
@@ -317,7 +340,7 @@ def _callbacks(
 
     def snapshot(trained: LoadedAdapter) -> None:
         if place is not None:
-            save(base, trained, snapshot_path(place.out, trained.info.steps))
+            save(base, _named(base, trained, run), snapshot_path(place.out, trained.info.steps))
 
     return Callbacks(progress, preview, reports.should_stop, reports.say, snapshot)
 
@@ -332,4 +355,6 @@ def _look(
     sampling = base.defaults.sampling(
         prompt, height=height, width=width, frames=frames, seed=settings.seed, steps=PREVIEW_STEPS
     )
-    return prompt, generate(base.unet, base.encoders, sampling, customize([trained]), callback=reports.sampling())
+    video = generate(base.unet, base.encoders, sampling, customize([trained]), callback=reports.sampling())
+    release(base.encoders.text, base.encoders.vae)
+    return prompt, video

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamvideo.media.masks import fit_mask
 from ..dreamvideo.safety.limits import LIMITS
+from ..dreamvideo.safety.sizes import check_divides
 
 CATEGORY = "DreamVideo"
 TRAINING = f"{CATEGORY}/training"
@@ -106,19 +106,5 @@ def one(values, default=None):
 
 
 def check_size(unet_config, width: int, height: int) -> None:
-    unit = 8 * unet_config.stride
-    if width % unit or height % unit:
-        below, above = (
-            f"{max(a, 1) * unit} x {max(b, 1) * unit}"
-            for a, b in ((width // unit, height // unit), (-(-width // unit), -(-height // unit)))
-        )
-        raise ValueError(
-            f"{width} x {height} pixels do not divide by {unit}, as this base needs; "
-            f"the nearest valid sizes are {below} and {above}."
-        )
-
-
-def strip(frames: Tensor, most: int = 8) -> list[Tensor]:
-    """At most so many frames [3, H, W] of [F, 3, H, W], evenly spread, for a row of pictures."""
-    chosen = torch.linspace(0, len(frames) - 1, min(most, len(frames))).round().long()
-    return list(frames[chosen])
+    """Raise ValueError for pixels that the base cannot take."""
+    check_divides("A picture", width, height, 8 * unet_config.stride)

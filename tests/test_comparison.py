@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,33 @@ def test_the_command_goes_on_and_writes_what_was_found(base, done, monkeypatch, 
     out = capsys.readouterr().out
     assert "Table 1: mixed" in out and "tables.md" in out and "of work" in out
     assert before.items() <= files(tools).items() and (tools.folder / "strips.png").stat().st_size
+
+
+def test_one_table_leaves_the_others(base, done, tmp_path, monkeypatch, capsys):
+    tools, _ = done
+    shutil.copytree(tools.folder, tmp_path / "run")
+    monkeypatch.setattr(suite, "QUICK", SLIVER)
+    monkeypatch.setattr(comparison, "TABLES", (TABLE, replace(TABLE, number="2", systems=TABLE.systems[:1])))
+    command = ["evaluate", "--suite", "nano", "--quick", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    command += ["--base", str(base.files.unet.parent)]
+    assert main([*command, "--table", "1"]) == 0
+    before = (tmp_path / "run" / "tables.md").read_text().split("## ")
+    assert main([*command, "--table", "2"]) == 0
+    after = (tmp_path / "run" / "tables.md").read_text().split("## ")
+    assert len(after) == 3 and after[1].strip() == before[1].strip() and after[2].startswith("Table 2")
+    capsys.readouterr()
+    assert main([*command, "--table", "9"]) == 2 and "There is no table '9'; there are 1, 2." in capsys.readouterr().err
+    assert (tmp_path / "run" / "tables.md").read_text().split("## ") == after
+
+
+@pytest.mark.parametrize("name", ["run.json", "x.seconds.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000])
+def test_a_note_that_is_damaged_is_named(base, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    tools = suite.Tools(base, tmp_path, SLIVER, report=lambda text: None)
+    with pytest.raises(ValueError, match=f"{name} is not as a run left it; delete it"):
+        suite.measure(tools, [])
+        suite.seconds_spent(tmp_path)
 
 
 def test_a_stopped_comparison_goes_on(base, tmp_path, monkeypatch):

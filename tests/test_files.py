@@ -69,6 +69,22 @@ def test_folder_that_cannot_hold_the_file_is_one_sentence(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.txt"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
+def test_a_pipe_or_a_device_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    for path in (tmp_path / "a.txt", "/dev/null"):
+        with pytest.raises(ValueError, match="cannot be written: it is a pipe or a device"):
+            files.check_writable(path)
+
+
+def test_a_text_is_read_up_to_what_people_write(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"x" * files.MAX_TEXT_BYTES)
+    assert len(files.read_small(tmp_path / "a.txt")) == files.MAX_TEXT_BYTES
+    (tmp_path / "a.txt").write_bytes(b"x" * (files.MAX_TEXT_BYTES + 1))
+    with pytest.raises(ValueError, match="more than 1 MB"):
+        files.read_small(tmp_path / "a.txt")
+
+
 def test_parts_of_killed_runs_are_swept_up_and_nothing_else(tmp_path):
     long_ago = time.time() - 2 * files.STALE_SECONDS
     killed, running, other = ".a.0123abcd.part.txt", ".a.4567cdef.part.txt", ".ab.0123abcd.part.txt"

@@ -28,7 +28,7 @@ import json, os, resource, signal, sys
 from dataclasses import replace
 import kornia
 from dreamvideo import defaults
-from dreamvideo.cli import main
+from dreamvideo.commands.cli import main
 from dreamvideo.commands import arguments, common
 from dreamvideo.commands.terminal import Terminal
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from PIL import Image
 
 from dreamvideo.media import clips, folders, photographs, writing
+from dreamvideo.media.clips import file_digest
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
 
 SIZE = (16, 24)
 
@@ -73,6 +78,39 @@ def test_captions_in_other_encodings_say_the_way_out(tmp_path, encoding):
 
 
 # --- clips -----------------------------------------------------------------------------------------------------------
+
+
+@needs_pipes
+def test_what_lies_beside_frames_is_not_read(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    before = file_digest(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "notes").mkdir()
+    assert file_digest(tmp_path) == before
+    Image.new("RGB", (32, 32), (9, 0, 0)).save(tmp_path / "1.png")
+    assert file_digest(tmp_path) != before
+
+
+@pytest.mark.parametrize("star", [False, True])
+def test_what_a_training_wrote_is_not_learned_from(tmp_path, star):
+    for name in ("a.png", "my-dog.losses.png", "my-dog.steps.png", "b.losses.jpg"):
+        picture(tmp_path / name)
+    writing.write_animation(tmp_path / "my-dog.identity-00100.gif", moving())
+    source = sorted(tmp_path.iterdir()) if star else tmp_path
+    assert [photo.path.name for photo in photographs.load_images(source)] == ["a.png", "b.losses.jpg"]
+    for number in range(3):
+        picture(tmp_path / "frames" / f"{number}.png", number)
+    picture(tmp_path / "frames" / "dance.losses.png")
+    assert clips.find_clips(tmp_path / "frames") == [tmp_path / "frames"]
+
+
+def test_a_caption_without_an_end_is_refused(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(8 << 30)
+    with pytest.raises(ValueError, match=r"a\.txt has more than 1 MB"):
+        photographs.load_images(tmp_path)
 
 
 @pytest.mark.parametrize("star", [False, True])

@@ -70,6 +70,7 @@ def test_opacity_that_varies_marks_the_subject(tmp_path):
     "name",
     [
         *("00-masklabel.png", "00_mask.png", "00-mask.png", "00.mask.png", "00_matte.webp", "00-MASK.PNG"),
+        *("mask_00.png", "Mask-00.png", "00.jpg.mask.png", "mask_00.jpg.png"),
         *("masks/00.png", "masks/00-masklabel.png", "masks/00_mask.png", "masks/mask_00.png", "masks/00.jpg.png"),
         *("mask/00.png", "Masks/00.tif"),
     ],

@@ -54,6 +54,10 @@ def test_inputs_are_never_outputs(media, capsys):
     assert contents(media) == before
 
 
+def test_a_way_back_through_a_folder_that_is_not_there_is_a_way(media):
+    common.check_suffix(media / "new" / ".." / "dog.mp4", [".mp4"])
+
+
 def test_names_too_long_are_told_before_the_base_is_loaded(media, capsys):
     name = "d" * 231 + ".safetensors"  # 243 bytes: it could be written itself, but nothing beside it
     train = ["train", "subject", media / "photos", "--class-word", "dog"]

@@ -122,7 +122,7 @@ def test_what_a_kill_before_the_first_state_leaves_is_in_nobodys_way(tmp_path):
     assert train(tmp_path, a_run(), tmp_path / "wolf.safetensors") == ("wolf.safetensors", 0, False)
 
 
-@pytest.mark.parametrize("record", ["", "[]", '{"run": 1}', '{"run": {}, "steps": "x", "done": true}'])
+@pytest.mark.parametrize("record", ["", "[]", "[" * 100_000, '{"run": 1}', '{"run": {}, "steps": "x", "done": true}'])
 def test_a_damaged_record_is_another_training(tmp_path, record):
     train(tmp_path, a_run(), stop_at=None)
     (tmp_path / "my-dog.state" / "run.json").write_text(record)
@@ -165,3 +165,14 @@ def test_a_folder_in_the_way_is_told_before_the_first_step(tmp_path, way):
     (tmp_path / "fox.state").touch()
     with pytest.raises(ValueError, match="cannot be written"):
         train(tmp_path, a_run(), tmp_path / "fox.safetensors")
+
+
+def test_only_states_of_another_word_go(tmp_path):
+    write_state(tmp_path, 3, "identity-0123456789ab")
+    write_state(tmp_path, 3, "identity-mine")
+    write_state(tmp_path, 3, "token")
+    (tmp_path / "identity-ba9876543210.safetensors").write_bytes(b"of the user, by chance so called")
+    path = state_folder.state_file(tmp_path, "identity", "abcdefabcdef0123")
+    state_folder.forget_others(path)
+    kept = {"identity-mine.safetensors", "token.safetensors", "identity-ba9876543210.safetensors"}
+    assert {entry.name for entry in tmp_path.iterdir()} == kept

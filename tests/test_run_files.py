@@ -14,16 +14,15 @@ from dreamvideo.commands import common
 from dreamvideo.commands.arguments import build_parser
 from dreamvideo.commands.cli import main
 from dreamvideo.commands.options import said, training_settings
-from dreamvideo.commands.run_files import run_file
 from dreamvideo.defaults import EMBEDDED
 from dreamvideo.files.adapter_info import AdapterInfo
-from dreamvideo.files.adapters import load_adapter, read_info, save_adapter
+from dreamvideo.files.adapters import read_info, save_adapter
 from dreamvideo.files.toml import parse_toml, toml_text
 from dreamvideo.media.writing import write_animation, write_png
 from dreamvideo.safety.limits import LIMITS
 from dreamvideo.sampling import SamplingSettings
 from dreamvideo.training.data import TrainingData, TrainingItem
-from dreamvideo.training.methods import METHODS, MOTION, TEXTUAL_INVERSION
+from dreamvideo.training.methods import MOTION
 from dreamvideo.training.recipes import recipe
 from dreamvideo.training.settings import TrainingSettings
 
@@ -64,16 +63,8 @@ def trained(command, out: Path) -> bytes:
 def test_a_run_file_makes_the_same_adapter_again_from_anywhere(folder, monkeypatch, command):
     command = [*command, *SMALL, "--base", "base", "--device", "cpu"]
     before = trained(command, folder / "made" / "one.safetensors")
-    info = load_adapter(folder / "made" / "one.safetensors").info
-    settings = TrainingSettings(**info.extra["settings"], steps=info.steps)
-    last = (METHODS[info.extra["method"]], settings)
-    first = [(TEXTUAL_INVERSION, replace(settings, learning_rate=0.2, steps=1))] if "subject" in command else []
-    frames = info.extra["frames"]
-    item = TrainingItem(*torch.zeros(2, 4, frames, SIDE // 8, SIDE // 8), info.captions[0])
-    told = recipe([*first, last], TrainingData((item,), frames), info.placeholder, info.class_word)
-    text = run_file(parsed(*command), told, folder / "made")
+    text = (folder / "made" / "one.toml").read_text(encoding="utf-8")
     assert str(folder) not in text  # relative paths stay so
-    (folder / "made" / "one.toml").write_text(text, encoding="utf-8")
     monkeypatch.chdir("/")
     again = [*command[:2], "--config", str(folder / "made" / "one.toml"), "--device", "cpu"]
     assert trained(again, folder / "again.safetensors") == before

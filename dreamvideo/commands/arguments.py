@@ -147,6 +147,8 @@ def _training(parser: Parser, stage: str, out: str, methods: Mapping[str, Method
     group.add_argument("--method", choices=methods, default="dreamvideo", metavar="NAME", help=choice)
     file = f"the adapter file to write, in the place of what is there (default: {_next_free(out)})"
     _option(group, "--out", "FILE", file, Path)
+    no_cache = "encode everything anew, and keep nothing of it for the next run"
+    group.add_argument("--no-cache", action="store_true", help=no_cache)
     restart = "begin anew instead of going on from where a run stopped or ended"
     group.add_argument("--restart", action="store_true", help=restart)
     _size(group)
@@ -207,12 +209,12 @@ def _evaluate(parser: Parser) -> None:
     parser.add_argument("--suite", choices=("nano",), help="the paper's comparison, on the embedded base")
     quick = "one subject, one motion, a quarter of the training: a coarse answer in about ten minutes on two cores"
     parser.add_argument("--quick", action="store_true", help=quick)
-    table = "only this table: 1, 2, 3, 5, A1, A4 or A5; may be given several times"
+    table = "only this table, beside those that --out has: 1, 2, 3, 5, A1, A4 or A5; may be given several times"
     _option(parser, "--table", "NUMBER", table, action=Several, default=[])
     _option(parser, "--videos", "DIR", "videos of your own to score", Path)
     _option(parser, "--prompts", "FILE", "a line for each video: video.mp4|||what it should show, in words", Path)
     _option(parser, "--images", "DIR", "photographs of the subject in them, for CLIP-I and DINO-I", Path)
-    _option(parser, "--clip-weights", "FILE", "CLIP ViT-B/32 in open_clip's names", Path)
+    _option(parser, "--clip-weights", "FILE", "CLIP ViT-B/32: OpenAI's ViT-B-32.pt, or in open_clip's names", Path)
     _option(parser, "--dino-weights", "FILE", "DINO ViT-S/16; without it DINO-I is left out", Path)
     _option(parser, "--out", "DIR", "for what is written (default for the suite: output/comparison)", Path)
     _base(parser)
@@ -238,6 +240,8 @@ def _base(parser: Parser) -> None:
     memory = "that this program may take there; less is slower (default: what is free)"
     add_option(group, "memory", memory)
     group.add_argument("--dtype", choices=DTYPES, help="of the UNet (default: what suits the device)")
+    encoders = "of CLIP and VAE (default: float32; on a CPU bfloat16 where float32 would not fit)"
+    group.add_argument("--encoder-dtype", choices=DTYPES, help=encoders)
 
 
 def _size(parser: Any) -> None:

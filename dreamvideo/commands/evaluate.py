@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from ..evaluation.metrics import load_embedders, score_video, summarise
-from ..media.clips import read_clip
+from ..media.clips import find_clips, read_clip
 from ..media.photographs import load_images
-from ..safety.paths import check_writable, keep_apart, write_json
+from ..safety.paths import check_writable, keep_apart, read_small, write_json
+from ..safety.texts import quoted
 from ..training.loop import Callbacks
 from .common import OUTPUT, open_for
 from .terminal import Terminal, duration
@@ -33,8 +34,11 @@ def _suite(args: Namespace, terminal: Terminal) -> None:
     scale = suite.QUICK if args.quick else suite.FULL
     out = args.out or OUTPUT / ("comparison-quick" if args.quick else "comparison")
     check_writable(*(out / name for name in report.FILES))
+    known = {table.number: table for table in comparison.TABLES}
+    unknown = [number for number in args.table if number not in known]
+    if unknown:
+        raise ValueError(f"There is no table {quoted(unknown[0])}; there are {', '.join(known)}.")
     base = open_for(args, terminal)
-    tables = [table for table in comparison.TABLES if not args.table or table.number in args.table]
     tools = suite.Tools(
         base,
         out,
@@ -43,7 +47,10 @@ def _suite(args: Namespace, terminal: Terminal) -> None:
         training=lambda what: Callbacks(progress=terminal.training(what)),
         sampling=terminal.sampling,
     )
-    results = suite.measure(tools, tables)
+    results = suite.measure(tools, [table for number, table in known.items() if number in (args.table or known)])
+    others = [table for number, table in known.items() if number in report.written_tables(out) - results.keys()]
+    results |= suite.measure(tools, others)  # they stay beside what was asked for, and are there to be read
+    tables = [table for number, table in known.items() if number in results]
     seconds = suite.seconds_spent(out)
     written = report.write(out, tables, results, scale, seconds)
     terminal.say(f"Wrote {' and '.join(map(str, written))}; {duration(seconds)} of work.")
@@ -58,8 +65,10 @@ def _videos(args: Namespace, terminal: Terminal) -> None:
         scores = args.out / "scores.json"
         keep_apart([scores], [args.prompts, *(args.videos / name for name in prompts)])
         check_writable(scores)
-    embedders = load_embedders(args.clip_weights, args.dino_weights, args.device or "cpu")
+    for name in prompts:
+        find_clips(args.videos / name, frames=2)
     targets = _photographs(args.images, terminal) if args.images else None
+    embedders = load_embedders(args.clip_weights, args.dino_weights, args.device or "cpu")
     scores = {}
     for name, prompt in prompts.items():
         clip = read_clip(args.videos / name)
@@ -76,9 +85,9 @@ def _videos(args: Namespace, terminal: Terminal) -> None:
 
 def _read_prompts(path: Path) -> dict[str, str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a text file of prompts.") from error
+        lines = read_small(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a UTF-8 text of prompts; save it as UTF-8.") from error
     prompts = {}
     for number, line in enumerate(lines, start=1):
         name, separator, prompt = (part.strip() for part in line.partition(SEPARATOR))

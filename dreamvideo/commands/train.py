@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -23,14 +22,18 @@ from .common import (
     ADAPTER,
     OUTPUT,
     base_files,
+    cache_for,
     check_suffix,
     file_name,
+    found_for,
     media_files,
     one_or_many,
     open_for,
     placeholder_of,
     training_size,
 )
+from .options import training_settings
+from .run_files import run_file
 from .terminal import Terminal
 
 
@@ -41,9 +44,10 @@ def subject(args: Namespace, terminal: Terminal) -> None:
     row = SUBJECT_METHODS[args.method]
     stages = ("token", row.stage) if row.token == "given" else (row.stage,)
     _check_out(args, default, stages, args.images)
-    base = open_for(args, terminal)
-    size = training_size(args, base)
+    found = found_for(args)
+    size = training_size(args, found)
     photos = load_images(one_or_many(args.images), size, with_masks=not args.no_masks, say=terminal.say)
+    base = open_for(args, terminal, found)
     outcome = train_subject(
         base,
         photos,
@@ -53,9 +57,10 @@ def subject(args: Namespace, terminal: Terminal) -> None:
         out=args.out,
         default=default,
         restart=args.restart,
-        reports=_reports(terminal, base.defaults.fps),
+        cache=cache_for(args),
+        reports=_reports(args, terminal, base.defaults.fps),
         token_settings={"steps": args.token_steps, "learning_rate": args.token_lr},
-        **_settings(args),
+        **training_settings(args),
     )
     _tell(outcome, terminal, f"a {placeholder} ...")
 
@@ -63,12 +68,13 @@ def subject(args: Namespace, terminal: Terminal) -> None:
 def motion(args: Namespace, terminal: Terminal) -> None:
     default = OUTPUT / f"{file_name(Path(args.clips[0]).absolute().stem)}.safetensors"
     _check_out(args, default, ("motion",), [*args.clips, args.related])
-    base = open_for(args, terminal)
-    size = training_size(args, base)
-    frames = args.frames or base.defaults.frames
+    found = found_for(args)
+    size = training_size(args, found)
+    frames = args.frames or found.defaults.frames
     clips = find_clips(one_or_many(args.clips), frames, terminal.say)
     related = find_clips(args.related, frames, terminal.say) if args.related else []
     captions = [_caption(path, args.caption) for path in clips] + [_caption(path) for path in related]
+    base = open_for(args, terminal, found)
     outcome = train_motion(
         base,
         [*clips, *related],
@@ -83,10 +89,9 @@ def motion(args: Namespace, terminal: Terminal) -> None:
         out=args.out,
         default=default,
         restart=args.restart,
-        reports=_reports(terminal, args.fps or base.defaults.fps),
-        p_text_drop=args.p_text_drop,
-        p_image_drop=args.p_image_drop,
-        **_settings(args),
+        cache=cache_for(args),
+        reports=_reports(args, terminal, args.fps or base.defaults.fps),
+        **training_settings(args),
     )
     _tell(outcome, terminal, captions[0])
 
@@ -102,28 +107,25 @@ def _check_out(args: Namespace, default: Path, stages: Sequence[str], media: Seq
         keep_apart(files, chain(base_files(args), media_files(media)))
 
 
-def _settings(args: Namespace) -> dict[str, Any]:
-    return {
-        "steps": args.steps,
-        "learning_rate": args.lr,
-        "batch_size": args.batch,
-        "seed": args.seed,
-        "preview_every": args.preview_every,
-        "snapshot_every": args.snapshot_every,
-        "gradient_checkpointing": args.gradient_checkpointing,
-        "memory": args.memory,
-    }
-
-
-def _reports(terminal: Terminal, fps: float) -> Reports:
-    """Progress on the terminal, and previews as <out>.<stage>-<step>.gif."""
+def _reports(args: Namespace, terminal: Terminal, fps: float) -> Reports:
+    """Progress on the terminal, previews as <out>.<stage>-<step>.gif, and the run file."""
 
     def preview(out: Path, stage: str, step: int, prompt: str, video: Tensor) -> None:
         path = preview_path(out, stage, step)
         write_animation(path, video, fps)
         terminal.say(f"Preview: {path}")
 
-    return Reports(terminal.stage, preview, lambda: terminal.sampling("preview"), say=terminal.say)
+    def write_again(run: str, folder: Path) -> str:
+        return run_file(args, run, folder)
+
+    return Reports(
+        terminal.stage,
+        preview,
+        lambda: terminal.sampling("preview"),
+        terminal.counting,
+        say=terminal.say,
+        run_file=write_again,
+    )
 
 
 def _tell(outcome: Outcome, terminal: Terminal, prompt: str) -> None:

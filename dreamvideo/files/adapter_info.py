@@ -17,8 +17,6 @@ from ..models.deltas import DeltaConfig, weight_shapes
 from ..safety.limits import LIMITS, json_object, line, parsed, real, short, whole
 
 FORMAT = "dreamvideo-adapter"
-
-
 FORMAT_VERSION = 1
 
 
@@ -98,6 +96,8 @@ class AdapterInfo:
         for name, config in (("adapter_config", family), ("unet_config", UNetConfig)):
             if name in given and (value := parsed(given[name])) is not None:
                 values[name] = config.from_dict(json_object(name, value))
+        if not values.get("placeholder"):  # older files name one for motions, too, which learn nothing from it
+            values["class_word"] = ""
         return cls(**values)
 
 
@@ -108,9 +108,10 @@ def _captions(name: str, value: object) -> tuple[str, ...]:
 
 
 def _extra(name: str, value: object) -> dict[str, Any]:
-    settings = json_object("settings", json_object(name, value).get("settings", {}))
+    extra = json_object(name, value)
+    settings = json_object("settings", extra.get("settings", {}))
     real("p_image_drop", settings.get("p_image_drop", 0.0), 0, 1)
-    return value
+    return extra
 
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {

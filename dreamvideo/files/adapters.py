@@ -7,7 +7,6 @@ runs code, and nothing is read before names and shapes have told that it fits.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from ..models.adapters import AnyAdapter
 from ..models.config import UNetConfig
 from ..models.deltas import DeltaConfig
 from ..safety.limits import short
+from ..safety.paths import PathLike
 from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, LoadedAdapter
 from .adapter_tensors import ADAPTER_KEY, assemble, check_specs, check_tensors, check_tokens, read_all, without_stop
 from .dtypes import is_finite
@@ -33,7 +33,7 @@ DELTA_KEY = re.compile(r".+\.(?:weight|bias)\.(?:delta|down|up)")
 
 
 def save_adapter(
-    path: str | os.PathLike[str],
+    path: PathLike,
     adapter: AnyAdapter | None,
     info: AdapterInfo,
     tokens: Mapping[str, Tensor] | None = None,
@@ -64,7 +64,7 @@ def _rounded(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[s
     return found if all(map(is_finite, found.values())) else dict(weights)  # too large for half precision
 
 
-def load_adapter(path: str | os.PathLike[str], unet_config: UNetConfig | None = None) -> LoadedAdapter:
+def load_adapter(path: PathLike, unet_config: UNetConfig | None = None) -> LoadedAdapter:
     """Read one of our files, the authors' adapter (`.pth`), or a text embedding of any program, onto the CPU.
 
     Weights keep their dtype; 8-bit ones become float16, which holds them exactly. Text embeddings are the authors' and
@@ -90,7 +90,7 @@ def load_adapter(path: str | os.PathLike[str], unet_config: UNetConfig | None = 
     raise CheckpointError(f"{path.name} is no adapter: it holds {name_foreign(state)}.")
 
 
-def read_info(path: str | os.PathLike[str]) -> AdapterInfo | None:
+def read_info(path: PathLike) -> AdapterInfo | None:
     """What one of our files says of itself, without its tensors; None for any other file.
 
     Raises ValueError for one of ours whose metadata is damaged, and CheckpointError for what holds no tensors.

@@ -104,7 +104,8 @@ def name_relative(names: Iterable[str], shapes: Mapping[str, Shape]) -> str | No
     for what, pattern in _RELATIVES:
         if any(re.search(pattern, name) for name in names):
             return what
-    channels = next((shapes[name][1] for name in ("input_blocks.0.0.weight", "conv_in.weight") if name in shapes), 4)
+    inputs = (shapes[name] for name in ("input_blocks.0.0.weight", "conv_in.weight") if name in shapes)
+    channels = next((shape[1] for shape in inputs if len(shape) == 4), 4)
     if channels != 4:
         return f"a UNet with {channels} input channels (image-to-video, TFT2V or VideoLCM)"
     return None
@@ -171,6 +172,8 @@ def infer_config(shapes: Mapping[str, Shape], layout: str, head_dim: int | None 
         stored = name if layout == "original" else diffusers_name(name, res_blocks)
         if stored not in shapes:
             raise CheckpointError(f"it has no {stored}, which every UNet of this family has")
+        if len(shapes[stored]) < 2 or 0 in shapes[stored]:
+            raise CheckpointError(f"its {stored} has shape {list(shapes[stored])}, which no weight has")
         return shapes[stored]
 
     first = [level * (res_blocks + 1) + 1 for level in range(levels)]

@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-PathLike = str | os.PathLike[str]
+from ..safety.paths import PathLike, read_small
+
 Say = Callable[[str], None]
 """Takes a sentence about what was left out."""
 
@@ -27,6 +28,8 @@ MASK_FOLDERS = ("masks", "mask")
 # What tools add to a photograph's name for its mask.
 MASK_ENDINGS = ("-masklabel", "_masklabel", "-mask", "_mask", ".mask", "-matte", "_matte")
 MASK_BEGINNINGS = ("mask-", "mask_")
+# What trainings write beside their file, where that lies among photographs or clips.
+WRITTEN_HERE = re.compile(r".+\.(losses|steps)\.png|.+\.(token|identity|weights|motion)-\d{5,}\.gif", re.DOTALL)
 
 
 def quiet(note: str) -> None:
@@ -95,18 +98,24 @@ def _mask_folders(folder: Path) -> list[Path]:
 def _photo_stems(mask: Path) -> list[str]:
     """The names, without suffix, that the photograph of a mask may have; the mask's own first."""
     stem = mask.stem.casefold()
-    stems = [stem, *_without_ending(stem)]
-    stems += [stem.removeprefix(beginning) for beginning in MASK_BEGINNINGS if stem.startswith(beginning)]
-    return stems + ([Path(stem).stem] if Path(stem).suffix in PHOTO_SUFFIXES else [])  # 00.jpg.png
+    return _without_suffixes([stem, *_without_mark(stem)])
 
 
-def _without_ending(stem: str) -> list[str]:
-    return [stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending) and stem != ending]
+def _without_mark(stem: str) -> list[str]:
+    """The name without what tools add to it for a mask; none where nothing is added."""
+    ends = [stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)]
+    starts = [stem.removeprefix(beginning) for beginning in MASK_BEGINNINGS if stem.startswith(beginning)]
+    return list(filter(None, ends + starts))
+
+
+def _without_suffixes(stems: list[str]) -> list[str]:
+    """The names and, of those such as 00.jpg, what comes before the suffix."""
+    return stems + [Path(stem).stem for stem in stems if Path(stem).suffix in PHOTO_SUFFIXES]
 
 
 def _photograph_beside(mask: Path) -> Path | None:
     """The photograph that a file is the mask of, by their names; None for a photograph."""
-    for stem in _without_ending(mask.stem.casefold()):
+    for stem in _without_suffixes(_without_mark(mask.stem.casefold())):
         for path in _files_in(mask.parent, PHOTO_SUFFIXES):
             if path.stem.casefold() == stem:
                 return path
@@ -174,14 +183,14 @@ def caption_of(path: Path) -> str | None:
     stem = path.name if path.is_dir() else path.stem
     names = [*(stem + suffix for suffix in CAPTION_SUFFIXES), *(path.name + suffix for suffix in CAPTION_SUFFIXES)]
     file = next((file for file in map(path.with_name, names) if file != path and file.is_file()), None)
-    if file is None:
+    if file is None or not file.stat().st_size:
         return None
+    data = read_small(file)
     try:
-        data = file.read_bytes()
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         if "\0" in text:
             raise UnicodeError("UTF-16 without its mark")
-    except (OSError, UnicodeError) as error:
+    except UnicodeError as error:
         raise ValueError(f"The caption {file} is not a readable UTF-8 text; save it as UTF-8.") from error
     return " ".join(text.split()) or None
 
@@ -193,7 +202,7 @@ def _files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() and not WRITTEN_HERE.fullmatch(path.name))
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -222,7 +231,7 @@ def _of_kind(paths: Iterable[Path], suffixes: frozenset[str], kind: str, say: Sa
     """Those of a list that are, or claim to be, of the kind: a shell's `*` gives whatever lies in a folder."""
     found, others = [], []
     for path in paths:
-        if path.suffix.lower() in suffixes and not path.is_dir():
+        if path.suffix.lower() in suffixes and not path.is_dir() and not WRITTEN_HERE.fullmatch(path.name):
             found.append(path)
         elif not path.exists():
             raise ValueError(f"{path} does not exist.")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import mmap
+import re
 import threading
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from .colour import to_srgb
-from .decoding import Frame, existing_file, source_name
+from .decoding import Frames, existing_file, source_name
 from .folders import ANIMATION_SUFFIXES, PHOTO_SUFFIXES, Say, frame_files, quiet
 from .times import animation_delay
 
@@ -32,8 +33,10 @@ MAX_DECODED_BYTES = 700_000_000
 
 
 BYTES_A_PIXEL = {"I": 24, "F": 24, "I;16": 11, "I;16B": 11, "I;16L": 11, "I;16N": 11, "1": 6, "L": 6}
-
-
+BYTES_A_PIXEL_OF_FORMAT = {"WEBP": 15, "JPEG2000": 15, "AVIF": 12, "HEIF": 12}  # where a decoder takes more
+MAX_SCANNED_PIXELS = 1_500_000_000  # of all scans of a JPEG together: five seconds or so
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # of those that a segment follows, and the end
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 # What cameras, phones and programs save photographs in. Pillow knows more, and starts other programs for some.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "TGA", "PPM", "JPEG2000")
 
@@ -49,17 +52,6 @@ _PICTURES = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")
 
 
 _EXIF_INTEROPERABILITY = 0xA005
-
-
-_ORIENTATIONS = {  # EXIF tag 274 -> what turns the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 _PILLOW_LIMIT = threading.Lock()
@@ -95,22 +87,32 @@ def read_mask_picture(path: Path) -> Image.Image:
 
 def _decoded(picture: Image.Image, path: Path) -> Image.Image:
     """Upright and reduced, in 8 bits and the colours of the file."""
+    whole = picture.size
     try:
-        orientation = picture.getexif().get(274, 1)
-        scale = min(1.0, LONGEST_SIDE / max(picture.size))
-        size = tuple(max(1, round(side * scale)) for side in picture.size)
-        whole = picture.size
+        scale = min(1.0, LONGEST_SIDE / max(whole))
+        size = max(1, round(whole[0] * scale)), max(1, round(whole[1] * scale))
         picture.draft(None, size)  # JPEG decodes at an eighth, a quarter or half of the size where that suffices
-        # All of a progressive one's coefficients are held before the first pixel is made.
-        _check_memory(path, picture, whole if "progressive" in picture.info else picture.size)
+        _check_work(path, picture, whole)
         plain = _eight_bits(picture)
         if plain.size != size:
             plain = plain.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
     except _TooLarge:
         raise
+    except MemoryError as error:
+        raise _TooLarge(f"{path} is {whole[0]}x{whole[1]} pixels, for which memory is short; scale it down.") from error
     except Exception as error:  # a decoder fails in as many ways as there are formats
         raise _unreadable(path) from error
-    return plain.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else plain
+    _turn_upright(plain, picture)
+    return plain
+
+
+def _turn_upright(plain: Image.Image, source: Image.Image) -> None:
+    """In place, by the EXIF of the file it is made of."""
+    with suppress(Exception):  # what is broken there says nothing
+        orientation = source.getexif()[ExifTags.Base.Orientation]
+        plain.info = {}  # so that of the file's EXIF nothing else is read and written again
+        plain.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(plain, in_place=True)
 
 
 def _open_picture(path: Path | BytesIO) -> Image.Image:
@@ -171,15 +173,39 @@ class _TooLarge(ValueError):
     """A picture that is whole and asks for too much."""
 
 
-def _check_memory(path: Path | BytesIO, picture: Image.Image, size: tuple[int, int]) -> None:
-    """Raise ValueError for a picture of which decoding `size` pixels takes too much."""
-    most = MAX_DECODED_BYTES // BYTES_A_PIXEL.get(picture.mode, 8)
-    if size[0] * size[1] > most:
+def _check_work(source: Path | BytesIO, picture: Image.Image, whole: tuple[int, int]) -> None:
+    """Raise ValueError for a picture that takes too much memory or time to decode. whole: its size before `draft`."""
+    scans = _jpeg_scans(source) if picture.format in ("JPEG", "MPO") else 1
+    # All coefficients of a JPEG of several scans are held before the first pixel is made.
+    width, height = whole if scans > 1 else picture.size
+    most = MAX_DECODED_BYTES // max(BYTES_A_PIXEL.get(picture.mode, 8), BYTES_A_PIXEL_OF_FORMAT.get(picture.format, 0))
+    if width * height > most:
         kind = f"in a {picture.format} of mode {picture.mode}"
         raise _TooLarge(
-            f"{source_name(path)} is {size[0]}x{size[1]} pixels, more than {most // 10**6} million {kind}; "
+            f"{source_name(source)} is {width}x{height} pixels, more than {most // 10**6} million {kind}; "
             "scale it down."
         )
+    if scans > 1 and scans * width * height > MAX_SCANNED_PIXELS:
+        raise _TooLarge(
+            f"{source_name(source)} is a JPEG of {scans} or more scans over {width}x{height} pixels, which takes too "
+            "long to decode; save it again as PNG or JPEG."
+        )
+
+
+def _jpeg_scans(source: Path | BytesIO) -> int:
+    """How many times the data of a JPEG go over its pixels; counted to a thousand."""
+    if isinstance(source, BytesIO):
+        return _count_scans(source.getvalue())
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _count_scans(data)
+
+
+def _count_scans(data: bytes | mmap.mmap) -> int:
+    scans, at = 0, 2
+    while scans < 1000 and (marker := _JPEG_MARKER.search(data, at)) and marker[0] != _JPEG_END:
+        scans += marker[0] == _JPEG_SCAN
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def _unreadable(path: Path | BytesIO) -> ValueError:
@@ -196,15 +222,17 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         wide = values.max() > 255  # else a mask or picture of 8 bits that was saved with 16
         return Image.fromarray((values >> 8 if wide else values).astype(np.uint8))
     if mode in ("I", "F"):  # nothing says where white is
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+        values = np.asarray(picture, dtype=np.float32)
+        brightest = values.max(initial=0, where=np.isfinite(values))
         whites = (255.0, 65535.0) if mode == "I" else (1.0, 255.0, 65535.0)
-        white = next((white for white in whites if values.max() <= white), values.max())
+        white = next((white for white in whites if brightest <= white), brightest)
+        values = np.nan_to_num(values, posinf=white, neginf=0)
         return Image.fromarray((values / white * 255.0).clip(0, 255).astype(np.uint8))
     if mode == "LAB":
         from PIL import ImageCms
 
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
+        return ImageCms.buildTransform(*profiles, "LAB", "RGB").apply(picture)
     if mode in ("La", "RGBa"):
         picture = picture.convert(mode.upper())
     if picture.mode in ("LA", "RGBA") or (picture.mode in ("CMYK", "RGB", "L") and not picture.has_transparency_data):
@@ -234,7 +262,7 @@ def is_picture(source: Path | BytesIO) -> bool:
 
 def animation_frames(
     source: Path | BytesIO, start: float = 0.0, seconds: float | None = None, tell: Say = quiet
-) -> Iterator[tuple[Frame | None, float]]:
+) -> Frames:
     """Frames of an animated picture and the seconds at which they appear; None for a damaged one.
 
     With `start` and `seconds` those of that stretch alone.
@@ -246,7 +274,7 @@ def animation_frames(
         for index in range(int(hidden), count):
             try:
                 picture.seek(index)
-                _check_memory(source, picture, picture.size)
+                _check_work(source, picture, picture.size)
                 picture.load()
             except _TooLarge:
                 raise
@@ -260,7 +288,7 @@ def animation_frames(
             now += animation_delay(picture.info.get("duration") or 0)
 
 
-def folder_frames(folder: Path, fps: float, tell: Say = quiet) -> Iterator[tuple[Frame | None, float]]:
+def folder_frames(folder: Path, fps: float, tell: Say = quiet) -> Frames:
     """The numbered pictures of a folder as the frames of a clip at this rate."""
     files = frame_files(folder)
     tell(f"The {len(files)} pictures of {folder.name} are taken as {fps:g} frames a second.")

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..evaluation.metrics import summarise
 from ..evaluation.pictures import contact_sheet
 from ..media.writing import write_png
-from ..safety.paths import write_json, write_text
+from ..safety.limits import parsed
+from ..safety.paths import read_small, write_json, write_text
 from . import world
 from .comparison import Table
 from .suite import Case, Measured, Scale, cases, frames_of
@@ -31,6 +32,16 @@ def write(folder: Path, tables: Sequence[Table], results: Results, scale: Scale,
     write_json(paths[1], facts)
     write_png(paths[2], figure(tables, results, scale))
     return paths
+
+
+def written_tables(folder: Path) -> set[str]:
+    """The numbers of the tables that `folder` has from an earlier run."""
+    try:
+        facts = parsed(read_small(folder / "tables.json").decode())
+    except ValueError:
+        return set()
+    tables = facts.get("tables") if isinstance(facts, dict) else None
+    return set(tables) if isinstance(tables, dict) else set()
 
 
 def _summary(rows: Mapping[str, Measured]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ from ..files.fingerprint import fingerprint, same_base
 from ..media.photographs import load_image
 from ..media.writing import write_png
 from ..models.diffusion import Callback
-from ..safety.paths import write_json
+from ..safety.limits import json_object, parsed
+from ..safety.paths import read_small, write_json
 from ..sampling import customize, generate
 from ..training.data import TrainingData, encode_clips, encode_photos
 from ..training.loop import Callbacks
@@ -157,7 +159,18 @@ def measure(tools: Tools, tables: Sequence[Table]) -> dict[str, dict[str, Measur
 
 def seconds_spent(folder: Path) -> float:
     """Wall time of all jobs of a folder, over all its runs."""
-    return sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in folder.rglob("*.seconds.json"))
+    return sum(_noted(path, "seconds")["seconds"] for path in folder.rglob("*.seconds.json"))
+
+
+def _noted(path: Path, *names: str) -> dict[str, Any]:
+    """What an earlier run noted in a file. Raises ValueError where it lacks one of the names."""
+    try:
+        found = json_object("it", parsed(read_small(path).decode()))
+        if missing := [name for name in names if name not in found]:
+            raise ValueError(f"it has no {missing[0]}")
+    except ValueError as error:
+        raise ValueError(f"{path} is not as a run left it; delete it, or name another --out.") from error
+    return found
 
 
 def _claim(tools: Tools) -> None:
@@ -170,8 +183,8 @@ def _claim(tools: Tools) -> None:
     settings = json.loads(json.dumps({"scale": asdict(tools.scale), "defaults": asdict(defaults)}))
     about = {"base": fingerprint(tools.base.unet), "settings": settings}
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        if theirs.get("settings") != settings or not same_base(theirs["base"], about["base"]):
+        theirs = _noted(path, "base", "settings")
+        if theirs["settings"] != settings or not same_base(str(theirs["base"]), about["base"]):
             raise ValueError(
                 f"{tools.folder} holds a comparison at another scale, with other training settings or on another base; "
                 "name another --out."
@@ -294,7 +307,7 @@ def _scores(tools: Tools, strip: Path, case: Case) -> dict[str, float]:
     path = strip.with_suffix(".json")
     if not path.exists():
         write_json(path, score(frames_of(strip), case))
-    return json.loads(path.read_text(encoding="utf-8"))
+    return _noted(path, "subject", "motion", "context")
 
 
 def frames_of(strip: Path) -> Tensor:
@@ -317,7 +330,7 @@ def score(frames: Tensor, case: Case) -> dict[str, float]:
 def _timed(path: Path) -> Iterator[None]:
     """Adds the seconds inside to what is noted beside a file, however the block ends."""
     note, began = path.with_suffix(".seconds.json"), time.monotonic()
-    before = json.loads(note.read_text(encoding="utf-8"))["seconds"] if note.exists() else 0.0
+    before = _noted(note, "seconds")["seconds"] if note.exists() else 0.0
     try:
         yield
     finally:

@@ -89,10 +89,11 @@ def whole(what: str, value: object, most: int, least: int = 1) -> int:
 
 def real(what: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
     """`value`, after making sure that it is a finite number within the limits."""
-    if type(value) not in (int, float) or not least <= value <= most or abs(value) >= 1e300:
+    number = value if type(value) is int or type(value) is float else math.nan
+    if not least <= number <= most or abs(number) >= 1e300:
         within = "" if (least, most) == (-math.inf, math.inf) else f" from {least:g} to {most:g}"
         raise ValueError(f"{what} is a number{within}, not {short(value)}")
-    return value
+    return number
 
 
 def line(what: str, value: object, most: int = 1000, breaks: bool = False) -> str:

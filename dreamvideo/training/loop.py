@@ -195,7 +195,7 @@ class _Run:
         if not finite and not self.scale.may_shrink:
             raise self._failure("the gradient is not finite")
         if self.scale.active:
-            torch._foreach_div_(gradients, self.scale.factor)
+            torch._foreach_div_(gradients, self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]  # all at once
         warm = min(1.0, (self.step + 1) / max(self.settings.warmup, 1))
         self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * warm
 
@@ -268,6 +268,7 @@ class _Run:
 
     def restore(self) -> None:
         """Take over the state file. Raises ValueError when it is another run's or no whole state."""
+        assert self.path is not None
         about, tensors = read_state(self.path)
         check_same_run(self.path, about["run"], self.description)
         if about["step"] > self.settings.steps:

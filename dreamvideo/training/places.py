@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files.fingerprint import same_base
+from ..safety.limits import parsed
 from ..safety.locks import Locked, locked, reserved
-from ..safety.paths import check_writable, write_json
+from ..safety.paths import check_writable, read_small, write_json
 from .state import BEGIN_ANEW
 from .state_folder import RECORD, longer_than, move_states, remove_states, state_file, states_in
 
@@ -74,12 +75,17 @@ def companions(place: Place, run: Run) -> list[Path]:
     states = [state_file(place.states, stage, word) for stage in run.steps for word in ("", f"{0:012x}")]
     previews = [preview_path(out, stage, most) for stage in run.steps if run.previews]
     snapshots = [snapshot_path(out, most), sheet_path(out)] if run.snapshots else []
-    return [out, *losses_paths(out), *states, place.states / RECORD, *previews, *snapshots]
+    return [out, run_file_path(out), *losses_paths(out), *states, place.states / RECORD, *previews, *snapshots]
 
 
 def losses_paths(out: Path) -> tuple[Path, Path]:
     """The losses as a table and as a plot."""
     return out.with_suffix(".losses.csv"), out.with_suffix(".losses.png")
+
+
+def run_file_path(out: Path) -> Path:
+    """What makes it again."""
+    return out.with_suffix(".toml")
 
 
 def preview_path(out: Path, stage: str, step: int) -> Path:
@@ -261,8 +267,8 @@ def _record(run: Run, done: bool) -> dict[str, Any]:
 def _read_record(folder: Path, run: Run) -> _Record | None:
     """None where there is none that can be read. run: the one at hand, for its stages' names."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = parsed(read_small(folder / RECORD).decode())
+    except ValueError:
         return None
     kinds = {"run": dict, "steps": (dict, int), "done": bool}
     if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in kinds.items()):

@@ -24,8 +24,8 @@ def state_file(states: Path, stage: str, word: str) -> Path:
 def forget_others(path: Path) -> None:
     """Delete a stage's states under other tokens than this one's: they cannot be gone on from."""
     stage = path.stem.partition("-")[0]
-    for other in set(path.parent.glob(f"{stage}*.safetensors")) - {path}:
-        if is_state(other):
+    for other in states_in(path.parent):
+        if other != path and other.stem.partition("-")[0] == stage:
             other.unlink()
 
 

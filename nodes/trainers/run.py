@@ -172,7 +172,7 @@ class Job:
         def follow(done: int, total: int, clean: Tensor) -> None:
             host.stop_if_interrupted()
 
-        return Reports(progress, preview, lambda: follow, host.interrupted, self.say)
+        return Reports(progress, preview, lambda: follow, should_stop=host.interrupted, say=self.say)
 
 
 def state_folder(name: str, mark: str) -> Path:

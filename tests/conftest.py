@@ -1,0 +1,31 @@
+"""The whole suite runs in two processes where pytest-xdist is there: a file in one of them, in its order, which keeps
+what it shares. Tests that are named run in one, which starts sooner.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+WORKERS = min(2, os.cpu_count() or 1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch counts cores: its threads would wait for one another
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    option = config.option
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ  # which comes here, too, and would start workers of its own
+    if is_worker or not config.pluginmanager.hasplugin("xdist") or option.numprocesses is not None or option.tx:
+        return
+    if option.usepdb or option.capture == "no" or not all(Path(arg).is_dir() for arg in config.args):
+        return
+    option.numprocesses, option.dist = WORKERS, "loadfile"
+    option.loadscopereorder = False  # tests/host, whose files take longest, goes first
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_caches(tmp_path_factory):
+    """What is encoded is kept for the next run of the user, not of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
