@@ -11,7 +11,7 @@ from .setting import Row, Setting
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
-    "the package": "import dreamvideo.sampling, dreamvideo.stages, dreamvideo.checkpoints, dreamvideo.media",
+    "the package": "import dreamvideo.library",
     "the command line's parser": "from dreamvideo.commands.arguments import build_parser",
 }
 

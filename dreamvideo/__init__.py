@@ -3,64 +3,64 @@
     import dreamvideo as dv
 
     base = dv.open_base("models/modelscope")
-    adapter = dv.load_adapter("my-dog.safetensors")
+    photos = dv.load_images("photos/dog", (256, 256))
+    dog = dv.train_subject(base, photos, placeholder="<my-dog>", class_word="dog", out="my-dog.safetensors").adapter
+    video = dv.sample(base, "a <my-dog> on the grass", [dog])
 
-Plain PyTorch and free of any host: the ComfyUI nodes and the command line are two faces of it. A name is loaded
-when it is first asked for.
+Plain PyTorch and free of any host: the ComfyUI nodes and the command line are two faces of it. The names are those of
+`library`, which is loaded, and PyTorch with it, when the first of them is asked for.
 """
+
+# ruff: noqa: F403, F405
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .library import *
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from .base import Base as Base
-    from .base import open_base as open_base
-    from .encoders.loading import load_encoders as load_encoders
-    from .encoders.protocols import Encoders as Encoders
-    from .files.adapter_info import AdapterInfo as AdapterInfo
-    from .files.adapter_info import LoadedAdapter as LoadedAdapter
-    from .files.adapters import load_adapter as load_adapter
-    from .files.adapters import save_adapter as save_adapter
-    from .files.base import find_base as find_base
-    from .files.unet import load_unet as load_unet
-    from .models.adapters import Adapter as Adapter
-    from .models.adapters import AdapterConfig as AdapterConfig
-    from .models.adapters import build_adapter as build_adapter
-    from .models.config import UNetConfig as UNetConfig
-    from .models.deltas import DeltaConfig as DeltaConfig
-    from .models.deltas import WeightDelta as WeightDelta
-    from .models.stack import AdapterStack as AdapterStack
-    from .models.stack import StackEntry as StackEntry
-    from .models.unet import UNet as UNet
-
-_HOMES = {
-    "base": ("Base", "open_base"),
-    "encoders.loading": ("load_encoders",),
-    "encoders.protocols": ("Encoders",),
-    "files.adapter_info": ("AdapterInfo", "LoadedAdapter"),
-    "files.adapters": ("load_adapter", "save_adapter"),
-    "files.base": ("find_base",),
-    "files.unet": ("load_unet",),
-    "models.adapters": ("Adapter", "AdapterConfig", "build_adapter"),
-    "models.config": ("UNetConfig",),
-    "models.deltas": ("DeltaConfig", "WeightDelta"),
-    "models.stack": ("AdapterStack", "StackEntry"),
-    "models.unet": ("UNet",),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "AdapterInfo",
+    "AdapterStack",
+    "Base",
+    "DeltaConfig",
+    "Encoders",
+    "LoadedAdapter",
+    "Outcome",
+    "Reports",
+    "StackEntry",
+    "UNet",
+    "UNetConfig",
+    "WeightDelta",
+    "__version__",
+    "build_adapter",
+    "find_base",
+    "find_clips",
+    "load_adapter",
+    "load_encoders",
+    "load_images",
+    "load_unet",
+    "open_base",
+    "sample",
+    "save_adapter",
+    "train_motion",
+    "train_subject",
+    "write_video",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    from . import library
+
+    return getattr(library, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .defaults import Defaults, defaults_for
-from .devices import crowded, limit, total_bytes
-from .encoders.loading import check_matches, load_encoders
+from .devices import limit, total_bytes
+from .encoders.loading import (
+    StoredEncoders,
+    check_matches,
+    file_and_size,
+    offload_encoders,
+    open_encoders,
+    read_encoders,
+)
 from .encoders.parking import park
 from .encoders.protocols import Encoders
 from .files.base import BaseFiles, find_base
-from .files.unet import load_unet
-from .media.folders import PathLike
+from .files.fingerprint import fingerprint
+from .files.unet import UNetFile, build_unet, read_unet
+from .media.folders import PathLike, Say, quiet
 from .models.layers import economical
 from .models.unet import UNet
+from .placing import OFFLOADED, PARKED, Placement, place
 from .safety.texts import quoted
 from .sampling import choose_device, choose_dtype
 
@@ -29,7 +39,9 @@ class Base:
     """The one handle for a loaded base: whoever holds it holds the networks that really run.
 
     device, dtype: where the UNet lies and what it computes in. files: where it came from; None where a host loaded it.
-    parked: whether the encoders lie in main memory and visit the device for each call.
+    parked: whether the encoders lie in main memory and visit the device for each call. offloaded: whether they lie in
+    their files until they are needed. named: the fingerprint of the weights that adapters are named after, where others
+    lie on them; the UNet's own by default.
     """
 
     unet: UNet
@@ -39,11 +51,48 @@ class Base:
     files: BaseFiles | None = None
     embedded: bool = False
     parked: bool = False
+    offloaded: bool = False
+    named: str | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights that adapters trained on this base are named after."""
+        return self.named or fingerprint(self.unet)
 
     @property
     def defaults(self) -> Defaults:
         """Size, length and training settings that suit this base."""
         return defaults_for(self.unet.config)
+
+
+@dataclass(frozen=True, eq=False)
+class FoundBase:
+    """The files of a base, looked at and not yet read: all parts are there, whole and go together."""
+
+    files: BaseFiles
+    unet: UNetFile
+    encoders: StoredEncoders
+    embedded: bool = False
+
+    @property
+    def defaults(self) -> Defaults:
+        """As of `Base`."""
+        return defaults_for(self.unet.config)
+
+
+def look_at_base(
+    folder: PathLike | None = None,
+    *,
+    unet: PathLike | None = None,
+    clip: PathLike | None = None,
+    vae: PathLike | None = None,
+) -> FoundBase:
+    """What `open_base` would load, in a moment. Raises ValueError as it does, but for weights that are no numbers."""
+    embedded = not (folder or unet or clip or vae)
+    files = find_base(EMBEDDED_FOLDER if embedded else folder, unet=unet, clip=clip, vae=vae)
+    found = FoundBase(files, read_unet(files.unet), open_encoders(files), embedded)
+    check_matches(found.unet.config, found.encoders)
+    return found
 
 
 def open_base(
@@ -54,35 +103,44 @@ def open_base(
     vae: PathLike | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    encoder_dtype: torch.dtype | None = None,
     memory: float | None = None,
+    say: Say = quiet,
+    found: FoundBase | None = None,
 ) -> Base:
     """Load the base of a folder or of the files given (which go before the folder's); the embedded one without either.
 
-    device, dtype: of the UNet, by default what suits the machine. The encoders are in float32, on the same device or,
-    where UNet and encoders would crowd it, in main memory. memory: GiB that this process may take there (default: all).
-    Raises ValueError when a part is missing or unusable, when parts do not go together, and for an unknown device.
+    device, dtype: of the UNet, by default what suits the machine. The encoders compute on the same device. Where UNet
+    and encoders would crowd it they lie in main memory, and where they would crowd that, in their files until they are
+    needed. encoder_dtype: by default float32, on a CPU bfloat16 where float32 would not fit. memory: GiB that this
+    process may take there (default: all). say: hears what memory is taken, and what is being read. found: what
+    `look_at_base` gave for the same files.
+    Raises ValueError, before anything is read, when a part is missing or another architecture, when parts do not go
+    together, and for an unknown device; and for weights that are not numbers.
     """
-    embedded = not (folder or unet or clip or vae)
-    files = find_base(EMBEDDED_FOLDER if embedded else folder, unet=unet, clip=clip, vae=vae)
     device = choose_device() if device is None else _device(device)
     dtype = dtype or choose_dtype(device)
+    found = found or look_at_base(folder, unet=unet, clip=clip, vae=vae)
     if memory is not None:
         limit(device, memory)
-    total = None if device.type == "cpu" else total_bytes(device, memory)
-    network = load_unet(files.unet, device=device, dtype=dtype, operations=economical(nn))
-    encoders = load_encoders(files, "cpu" if total is not None else device)
-    check_matches(network.config, encoders.text)
-    parked = crowded(_bytes(network) + _bytes(encoders.text.clip) + _bytes(encoders.vae.vae), total)
-    if parked:
-        encoders = park(encoders, device)
-    elif total is not None:
-        for encoder in (encoders.text, encoders.vae):  # the image encoder is the text encoder's other face
-            encoder.to(device)
-    return Base(network, encoders, device, dtype, files, embedded, parked)
+    sizes = {name: part.parameters for name, part in found.encoders.parts.items()}
+    plan = place(device, found.unet.parameters * dtype.itemsize, sizes, encoder_dtype, total_bytes(device, memory))
+    say = quiet if found.embedded else say
+    say(plan.reason)
+    say(f"Loading the UNet ({file_and_size(found.unet.state)}) ...")
+    network = build_unet(found.unet, device, dtype, economical(nn))
+    encoders = _encoders(found.encoders, device, plan, say)
+    parked, offloaded = plan.encoders == PARKED, plan.encoders == OFFLOADED
+    return Base(network, encoders, device, dtype, found.files, found.embedded, parked, offloaded)
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+def _encoders(stored: StoredEncoders, device: torch.device, plan: Placement, say: Say) -> Encoders:
+    if plan.encoders == OFFLOADED:
+        return offload_encoders(stored, plan.encoder_dtype, say)
+    if plan.encoders == PARKED:
+        parked = park(read_encoders(stored, "cpu", plan.encoder_dtype, say), device)
+        return replace(parked, fingerprint=stored.fingerprint(device, plan.encoder_dtype))
+    return read_encoders(stored, device, plan.encoder_dtype, say)
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from .models.adapters import AdapterConfig
 from .models.config import UNetConfig
 from .sampling import SamplingSettings
@@ -19,6 +21,7 @@ class Defaults:
     """Size in pixels, length in frames, guidance, and what a stage's training changes of its method's settings.
 
     rates: name of a row -> its learning rate against what `settings_for`'s rule gives, where another suits it better.
+    adapter_dtype: of the weights in an adapter's file; None for the float32 that they are trained in.
     """
 
     height: int = 256
@@ -28,6 +31,7 @@ class Defaults:
     guidance: float = 9.0
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
+    adapter_dtype: torch.dtype | None = None
 
     def settings(self, stage: str, clips: int = 1, **overrides: Any) -> TrainingSettings:
         """Training settings of a stage ("token", "identity", "motion"); overrides of None are left out."""
@@ -57,14 +61,15 @@ class Defaults:
 def fitted(method: Method, config: UNetConfig) -> Method:
     """The row with widths and ranks that are given in numbers scaled to a base narrower than the paper's."""
     share = config.dim / UNetConfig().dim
-    name = "hidden" if isinstance(method.config, AdapterConfig) else "rank"
-    number = getattr(method.config, name, None)
-    if number is None or share >= 1:
+    trained = method.config
+    name = "hidden" if isinstance(trained, AdapterConfig) else "rank"
+    number = getattr(trained, name, None)
+    if trained is None or number is None or share >= 1:
         return method
-    return replace(method, config=replace(method.config, **{name: max(1, round(number * share))}))
+    return replace(method, config=replace(trained, **{name: max(1, round(number * share))}))
 
 
-FULL_SIZE = Defaults()
+FULL_SIZE = Defaults(adapter_dtype=torch.float16)  # a motion adapter has 312 MB in float32
 EMBEDDED = Defaults(
     height=64,
     width=64,

@@ -6,37 +6,44 @@ Previews during training, the command line and the hosts all come through here, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .encoders.loading import check_matches
 from .encoders.prompts import unknown_placeholders
-from .encoders.protocols import Encoders
+from .encoders.protocols import Encoders, at_once, release
 from .files.adapter_info import LoadedAdapter
+from .files.unet import UNetFile
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
 from .models.stack import AdapterStack, StackEntry
 from .models.unet import UNet
+from .safety.limits import LIMITS
+from .safety.sizes import check_divides
 from .safety.texts import quoted, shortened
 
 LATENT_FACTOR = 8  # pixels a latent cell covers along each side
-MAX_FRAMES = 512  # of a video that is sampled at once; the base was trained with 32
-SLOWEST, FASTEST = 0.1, 1000.0  # frames a second that every kind of video file can tell
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
     """What to sample; the defaults are the paper's (section 4.1) and the released configs'.
 
-    prompt, negative_prompt: (words:1.4) weigh, as in `prompts.read_weights`.
-    guidance: scale of classifier-free guidance (Ho and Salimans, arXiv 2207.12598); 1 leaves the negative prompt out.
-    fps: at which the frames are meant to be shown; it does not change them.
-    feature_strength_cond, feature_strength_uncond: strength of the guidance image in the two halves of guidance; the
-    unconditional half sees a zero image. None follows the motion: 1 where it was trained with dropped images (the
-    authors' single-clip motions), else 0.
-    prior_strength: share of a clip's inverted noise in the start, 0..1 (released: 0 to 0.5, single-clip motions only).
+    prompt, negative_prompt: what the video should and should not show. (words:1.4) weigh, as in `prompts.read_weights`.
+    frames: length of the video.
+    height, width: in pixels.
+    steps: of DDIM.
+    guidance: scale of classifier-free guidance. Ho and Salimans, arXiv 2207.12598; 1 leaves the negative prompt out.
+    seed: decides the noise.
+    fps: frames a second at which they are meant to be shown. It does not change them.
+    feature_strength_cond: strength of the guidance image beside the prompt.
+    feature_strength_uncond: strength of a zero image beside the negative prompt. None follows the motion: 1 where it
+    was trained with dropped images (the authors' single-clip motions), else 0.
+    offset_noise: strength of the noise that a frame's pixels share. Released: 0.1.
+    prior_strength: share of a clip's inverted noise in the start. 0..1; released: 0 to 0.5, single-clip motions only.
     """
 
     prompt: str
@@ -57,13 +64,13 @@ class SamplingSettings:
         for name in ("frames", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Sampling needs {name} of at least 1, got {quoted(getattr(self, name))}.")
-        if self.frames > MAX_FRAMES:
-            raise ValueError(f"Sampling takes at most {MAX_FRAMES} frames, got {quoted(self.frames)}.")
+        if self.frames > LIMITS["frames"].most:
+            raise ValueError(f"Sampling takes at most {LIMITS['frames'].most} frames, got {quoted(self.frames)}.")
         for name in ("guidance", "feature_strength_cond", "feature_strength_uncond", "offset_noise", "prior_strength"):
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise ValueError(f"Sampling {name} must be a finite number, got {getattr(self, name)}.")
-        if not SLOWEST <= self.fps <= FASTEST:
-            raise ValueError(f"Sampling fps must be from {SLOWEST:g} to {FASTEST:g} frames a second, got {self.fps:g}.")
+        if not LIMITS["fps"].hold(self.fps):
+            raise ValueError(f"Sampling fps is {LIMITS['fps']} frames a second, got {self.fps:g}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +115,20 @@ def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None
         if each.adapter is not None
     ]
     shown = [each.features[:1] for each in loaded if each.features is not None and each.info.kind != "token"]
-    guided = [each for each in loaded if each.info.kind == "motion" and each.adapter.config.condition_dim is not None]
-    blind = bool(guided) and all(_saw_dropped_images(motion) for motion in guided)
+    guided = [(each, width) for each in loaded if (width := _guide_width(each)) is not None]
+    blind = bool(guided) and all(saw_blank_images(motion) for motion, _ in guided)
     if blind and not shown:  # a zero image is what these motions know instead of none
-        shown = [torch.zeros(1, guided[0].adapter.config.condition_dim)]
+        shown = [torch.zeros(1, guided[0][1])]
     return Customization(tuple(entries), tokens, shown[0] if shown else None, 1.0 if blind else 0.0)
 
 
-def _saw_dropped_images(motion: LoadedAdapter) -> bool:
+def _guide_width(each: LoadedAdapter) -> int | None:
+    """Of the image features that a motion reads; None for what reads none."""
+    return each.adapter.config.condition_dim if each.adapter is not None and each.info.kind == "motion" else None
+
+
+def saw_blank_images(motion: LoadedAdapter) -> bool:
+    """Whether a motion was trained with images dropped, so that its unconditional half knows a blank one."""
     return motion.info.extra.get("settings", {}).get("p_image_drop", 0.0) > 0
 
 
@@ -134,24 +147,26 @@ def choose_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float16 if kind == "mps" else torch.float32
 
 
-def latent_size(unet: UNet, height: int, width: int) -> tuple[int, int]:
+def latent_size(unet: UNet | UNetFile, height: int, width: int) -> tuple[int, int]:
     """Latent (h, w) of a video of height x width pixels. Raises ValueError, naming the nearest valid sizes."""
-    unit = LATENT_FACTOR * unet.config.stride
-    if height < unit or width < unit or height % unit or width % unit:
-        below, above = (
-            " x ".join(str(max(round_(size / unit), 1) * unit) for size in (width, height))
-            for round_ in (math.floor, math.ceil)
-        )
-        raise ValueError(
-            f"A video of {width} x {height} pixels does not divide by {unit}; "
-            f"the nearest valid sizes are {below} and {above}."
-        )
+    check_divides("A video", width, height, LATENT_FACTOR * unet.config.stride)
     return height // LATENT_FACTOR, width // LATENT_FACTOR
 
 
 def missing_placeholders(prompt: str, tokens: Mapping[str, Tensor]) -> list[str]:
     """Placeholders of a prompt for which there is no learned token."""
     return unknown_placeholders(prompt, tokens)
+
+
+def check_prompts(settings: SamplingSettings, customization: Customization) -> None:
+    """Raise ValueError for a placeholder that nothing provides."""
+    missing = missing_placeholders(f"{settings.prompt} {settings.negative_prompt}", customization.tokens)
+    if missing:
+        known = ", ".join(customization.tokens) or "no learned token"
+        raise ValueError(
+            f"The prompt names {shortened(', '.join(missing))}, but the adapters given bring {known}; "
+            "add the subject's file or reword the prompt."
+        )
 
 
 def plain_prompt(prompt: str, tokens: Mapping[str, Tensor]) -> str:
@@ -224,15 +239,20 @@ def _conditions(
 
 
 @torch.no_grad()
-def invert(unet: UNet, context: Tensor, latents: Tensor, steps: int = 50) -> Tensor:
-    """The noise [B, 4, F, h, w] that would sample these latents on the base alone, given the empty prompt's context."""
+def invert(
+    unet: UNet, context: Tensor, latents: Tensor, steps: int = 50, callback: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """The noise [B, 4, F, h, w] that would sample these latents on the base alone, given the empty prompt's context.
+
+    callback: see `diffusion.ddim_invert`.
+    """
     device = next(unet.parameters()).device
 
     def predict(x: Tensor, t: int) -> Tensor:
         timesteps = torch.full((len(x),), t, device=device)
         return unet(x.to(unet.dtype), timesteps, context.expand(len(x), -1, -1)).float()
 
-    return ddim_invert(predict, latents.to(device, torch.float32), steps)
+    return ddim_invert(predict, latents.to(device, torch.float32), steps, callback=callback)
 
 
 @torch.no_grad()
@@ -245,31 +265,30 @@ def generate(
     guidance_image: Tensor | None = None,
     prior_clip: Tensor | None = None,
     callback: Callback | None = None,
+    report_for: Callable[[str], Callable[[int, int], None]] = lambda what: lambda done, total: None,
 ) -> Tensor:
     """Sample one video: frames [F, 3, H, W] in 0..1, float32, on the CPU. The same seed gives the same video.
 
     guidance_image [3, H, W] in 0..1 takes the place of the customization's own; prior_clip [F, 3, H, W], for a
     `prior_strength` above 0, is the clip whose motion the start remembers. callback: see `diffusion.ddim_sample`.
+    report_for: takes what is counted, such as "Decoding frame", and gives what takes (done, of how many).
     Raises ValueError for a size the UNet cannot take, a placeholder that nothing provides, and a missing or
     misshapen prior clip.
     """
     check_matches(unet.config, encoders.text)
     shape = (1, unet.config.in_channels, settings.frames, *latent_size(unet, settings.height, settings.width))
-    missing = missing_placeholders(f"{settings.prompt} {settings.negative_prompt}", customization.tokens)
-    if missing:
-        known = ", ".join(customization.tokens) or "no learned token"
-        raise ValueError(
-            f"The prompt names {shortened(', '.join(missing))}, but the adapters given bring {known}; "
-            "add the subject's file or reword the prompt."
-        )
+    check_prompts(settings, customization)
     prompts = [settings.prompt, settings.negative_prompt]
     cond, uncond = encoders.text.encode(prompts, customization.tokens, weighted=True).split(1)
     feature = customization.feature
     if guidance_image is not None:
         feature = encoders.image.encode(guidance_image[None])  # [1, D]
+    release(encoders.text, encoders.image)  # for minutes or hours
     noise = offset_noise(shape, torch.Generator().manual_seed(settings.seed), settings.offset_noise)
     if settings.prior_strength > 0:
-        noise = mix_noise_prior(noise, _inverted(unet, encoders, settings, prior_clip).cpu(), settings.prior_strength)
+        noise = mix_noise_prior(
+            noise, _inverted(unet, encoders, settings, prior_clip, report_for).cpu(), settings.prior_strength
+        )
     strength_uncond = settings.feature_strength_uncond
     latents = sample_latents(
         unet,
@@ -286,10 +305,32 @@ def generate(
         guidance=settings.guidance,
         callback=callback,
     )
-    return encoders.vae.decode(latents[0].transpose(0, 1)).float().cpu()  # [F, 3, H, W]
+    frames = rearrange(latents, "1 c f h w -> f c h w")
+    video = _counted(
+        encoders.vae.decode, frames, at_once(settings.height, settings.width), report_for("Decoding frame")
+    )
+    release(encoders.vae)
+    return video.float().cpu()  # [F, 3, H, W]
 
 
-def _inverted(unet: UNet, encoders: Encoders, settings: SamplingSettings, clip: Tensor | None) -> Tensor:
+def _counted(call: Callable[[Tensor], Tensor], frames: Tensor, few: int, report: Callable[[int, int], None]) -> Tensor:
+    """What the call makes of the frames, a `few` at a time."""
+    found, done = [], 0
+    report(done, len(frames))
+    for part in frames.split(few):
+        found.append(call(part))
+        done += len(part)
+        report(done, len(frames))
+    return torch.cat(found)
+
+
+def _inverted(
+    unet: UNet,
+    encoders: Encoders,
+    settings: SamplingSettings,
+    clip: Tensor | None,
+    report_for: Callable[[str], Callable[[int, int], None]],
+) -> Tensor:
     if clip is None:
         raise ValueError("A noise prior needs the clip it comes from; give one or set prior_strength to 0.")
     wanted = [settings.frames, 3, settings.height, settings.width]
@@ -297,5 +338,9 @@ def _inverted(unet: UNet, encoders: Encoders, settings: SamplingSettings, clip: 
         raise ValueError(
             f"The noise prior's clip has shape {list(clip.shape)} and the video {wanted}; crop and cut the clip alike."
         )
-    latents = encoders.vae.encode(clip).mean.transpose(0, 1)[None]  # [1, 4, F, h, w]
-    return invert(unet, encoders.text.encode([""]), latents, settings.steps)
+    few, report = at_once(settings.height, settings.width), report_for("Encoding frame")
+    mean = _counted(lambda part: encoders.vae.encode(part).mean, clip, few, report)  # [F, 4, h, w]
+    latents = rearrange(mean, "f c h w -> 1 c f h w")
+    context = encoders.text.encode([""])
+    release(encoders.text, encoders.vae)
+    return invert(unet, context, latents, settings.steps, report_for("Inverting step"))

@@ -84,17 +84,12 @@ class SaveAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: LoadedAdapter, filename_prefix="subject", save_embedding=False) -> io.NodeOutput:
         path = _write(adapter, filename_prefix)
-        lines = [_told(adapter, path)]
+        lines = [told(adapter, path)]
         if save_embedding:
             lines += [_save_embedding(name, vectors, path.stem) for name, vectors in adapter.tokens.items()]
             if not adapter.tokens:
                 lines.append("It holds no learned token, so there is no embedding to save.")
         return io.NodeOutput(_shown_path(path), ui=host.shown(cls.hidden.unique_id, "\n".join(lines)))
-
-
-def save(adapter: LoadedAdapter, prefix: str) -> str:
-    """Write a file of its own below output/dreamvideo; a sentence with its name."""
-    return _told(adapter, _write(adapter, prefix))
 
 
 def _write(adapter: LoadedAdapter, prefix: str) -> Path:
@@ -103,7 +98,8 @@ def _write(adapter: LoadedAdapter, prefix: str) -> Path:
     return path
 
 
-def _told(adapter: LoadedAdapter, path: Path) -> str:
+def told(adapter: LoadedAdapter, path: Path) -> str:
+    """What a node says of a file that it wrote."""
     return f"Saved {adapter.info} as {_shown_path(path)}."
 
 

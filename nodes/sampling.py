@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io
+from einops import rearrange
 
-from ..dreamvideo.evaluation.pictures import contact_sheet
+from ..dreamvideo.evaluation.pictures import contact_sheet, few_frames
 from ..dreamvideo.files.adapter_info import LoadedAdapter
 from ..dreamvideo.models.diffusion import mix_noise_prior, offset_noise
 from ..dreamvideo.sampling import customize, missing_placeholders
@@ -23,7 +24,6 @@ from .fields import (
     other_base_input,
     seed_input,
     size_inputs,
-    strip,
     vae_input,
 )
 
@@ -80,13 +80,13 @@ class EncodeAppearance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "negative_strength",
-                    default=1.0,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=4.0,
                     step=0.05,
                     tooltip=(
-                        "Strength of the blank image beside the negative prompt: 1 for a motion from one clip, "
-                        "0 for one from several, which never saw a blank image."
+                        "Strength of the blank image beside the negative prompt; -1 follows the motion: 1 where it was "
+                        "learned from one clip, 0 where from several, for then it never saw a blank image."
                     ),
                 ),
                 Adapter.Input("subject", optional=True, tooltip="A subject's adapter, for the features it keeps."),
@@ -105,7 +105,7 @@ class EncodeAppearance(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, positive, negative, strength=1.0, negative_strength=1.0, subject=None, clip_vision=None, image=None
+        cls, positive, negative, strength=1.0, negative_strength=-1.0, subject=None, clip_vision=None, image=None
     ) -> io.NodeOutput:
         feature = _feature(subject, clip_vision, image)
         return io.NodeOutput(
@@ -168,6 +168,11 @@ class SampleVideo(io.ComfyNode):
                     optional=True,
                     tooltip="The clip whose motion the start remembers: VAE Encode of as many frames of the same size.",
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="For a prior beside a negative prompt: its noise is found under the empty one.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The video's frames as a batch, for VAE Decode.")],
         )
@@ -187,11 +192,13 @@ class SampleVideo(io.ComfyNode):
         offset_noise=0.1,
         prior_strength=0.0,
         prior=None,
+        clip=None,
     ) -> io.NodeOutput:
         noise = start(host.unet_of(model).config, seed, frames, width, height, offset_noise)
         if prior_strength > 0:
             latents = _prior(prior, noise)
-            noise = mix_noise_prior(noise, host.invert(model, negative, latents, steps), prior_strength)
+            empty = negative if clip is None else clip.encode_from_tokens_scheduled(clip.tokenize(""))
+            noise = mix_noise_prior(noise, host.invert(model, empty, latents, steps), prior_strength)
         return io.NodeOutput({"samples": host.sample(model, positive, negative, noise, steps, cfg, seed)})
 
 
@@ -199,7 +206,8 @@ def start(config, seed: int, frames: int, width: int, height: int, offset: float
     """The engine's starting noise, [F, 4, h, w]."""
     check_size(config, width, height)
     shape = (1, config.in_channels, frames, height // 8, width // 8)
-    return offset_noise(shape, torch.Generator().manual_seed(seed), offset)[0].transpose(0, 1).contiguous()
+    noise = offset_noise(shape, torch.Generator().manual_seed(seed), offset)
+    return rearrange(noise, "1 c f h w -> f c h w").contiguous()
 
 
 def _prior(prior, noise: torch.Tensor) -> torch.Tensor:
@@ -278,7 +286,7 @@ class Compare(io.ComfyNode):
             for each in chosen:
                 on = apply(*on, each, other_base=other_base)
             latents = _compare_row(*on, chosen, (prompt, negative_prompt), words, noise, steps, cfg, seed)
-            decoded.append((label, strip(vae.decode(latents).movedim(-1, 1))))
+            decoded.append((label, few_frames(vae.decode(latents).movedim(-1, 1))))
         return io.NodeOutput(host_images(contact_sheet(decoded, title=prompt)[None]))
 
 

@@ -21,3 +21,11 @@ def pytest_cmdline_main(config):
         return
     option.numprocesses, option.dist = WORKERS, "loadfile"
     option.loadscopereorder = False  # tests/host, whose files take longest, goes first
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_caches(tmp_path_factory):
+    """What is encoded is kept for the next run of the user, not of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield

@@ -303,6 +303,9 @@ def test_converted_folder_is_diffusers_own(tmp_path, state):
     convert(save(tmp_path / "source.pth", state), tmp_path / "pipeline", "diffusers", torch.float16)
     model = UNet3DConditionModel.from_pretrained(tmp_path / "pipeline" / "unet", torch_dtype=torch.float16)
     assert_same(model.state_dict(), {name: value.half() for name, value in in_diffusers(state).items()})
+    assert model.config.sample_size == 32
+    convert(tmp_path / "source.pth", tmp_path / "small", "diffusers", sample_size=8)
+    assert json.loads((tmp_path / "small" / "unet" / "config.json").read_text())["sample_size"] == 8
 
 
 def test_vgen_container_is_as_vgen_writes_it(tmp_path, state):

@@ -66,7 +66,7 @@ def test_missing_weights_are_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="none.bin does not exist"):
         load_embedders(tmp_path / "none.bin")
     with pytest.raises(ValueError, match="DINO ViT-S/16 are missing"):
-        evaluation._load_dino(tmp_path / "none.pth", "cpu")
+        evaluation._opened_dino(tmp_path / "none.pth")
 
 
 def test_another_clip_is_refused():

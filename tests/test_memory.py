@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,26 +14,28 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from dreamvideo import base as base_module
 from dreamvideo import devices as memory
-from dreamvideo.base import open_base
+from dreamvideo.base import EMBEDDED_FOLDER, open_base
 from dreamvideo.commands.arguments import build_parser
 from dreamvideo.commands.cli import explain
 from dreamvideo.devices import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes
-from dreamvideo.encoders.autoencoder import KLAutoencoder
-from dreamvideo.encoders.clip import OpenClipText
 from dreamvideo.encoders.loading import load_encoders
 from dreamvideo.encoders.parking import park
+from dreamvideo.encoders.protocols import release
 from dreamvideo.files.base import find_base
-from dreamvideo.files.unet import load_unet
+from dreamvideo.files.tensors import TensorFile
+from dreamvideo.files.unet import build_unet
 from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.layers import economical
 from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
+from dreamvideo.placing import place
+from dreamvideo.sampling import SamplingSettings, customize, generate
 from dreamvideo.training import loop as training
-from dreamvideo.training.data import encode_clips
+from dreamvideo.training.data import encode_clips, encode_photos
 from dreamvideo.training.loop import Callbacks
 from dreamvideo.training.settings import TrainingSettings
-from dreamvideo.training.stages import train_motion
+from dreamvideo.training.stages import train_motion, train_textual_inversion
 
 FULL, CLIP = UNetConfig(), 32 * 32 * 32  # the latent cells of 32 frames of 256 x 256 pixels
 MOTION = 77_966_496  # parameters of a full-size motion adapter
@@ -50,7 +53,6 @@ def test_checkpointing_is_for_what_does_not_fit(gib, cells, on):
 def test_what_does_not_fit_at_all_is_said():
     reason = choose_checkpointing(FULL, CLIP, torch.float16, MOTION, GIB).reason
     assert "is on" in reason and "fewer frames" in reason
-    assert not choose_checkpointing(FULL, CLIP, torch.float16, MOTION, None).checkpointing
 
 
 def test_the_estimate_is_what_a_step_keeps():
@@ -109,8 +111,6 @@ def test_a_budget_counts_what_is_held(monkeypatch):
     cpu = torch.device("cpu")
     assert [free_bytes(cpu, budget) for budget in (None, 8, 2, 100)] == [20 * GIB, 5 * GIB, 0, 20 * GIB]
     assert memory.total_bytes(cpu, 8) == 8 * GIB
-    monkeypatch.setattr(memory, "_amounts", lambda device: (None, 3 * GIB))
-    assert free_bytes(cpu) is None and free_bytes(cpu, 8) == 5 * GIB
 
 
 def test_a_card_is_asked_and_limited(monkeypatch):
@@ -136,8 +136,52 @@ def test_the_command_line_takes_a_budget():
 
 
 def test_this_machine_tells_its_memory():
-    free = free_bytes(torch.device("cpu"))
-    assert free is None or 0 < free < 2**50
+    cpu = torch.device("cpu")
+    assert 0 < free_bytes(cpu) < memory.total_bytes(cpu) < 2**50
+
+
+def test_memory_is_known_where_there_is_no_proc(monkeypatch):
+    """As on Windows and macOS."""
+    monkeypatch.setattr(memory, "Path", lambda name: Path("/nowhere"))
+    cpu = torch.device("cpu")
+    assert 0 < free_bytes(cpu) < memory.total_bytes(cpu)
+
+
+NO_LIMIT = {1: 2**63 - 4096, 2: "max"}
+
+
+def control_group(root: Path, version: int, limit, used: int, dropped: int = 0) -> None:
+    """The files by which Linux tells of a group's memory."""
+    root.mkdir(parents=True, exist_ok=True)
+    limit_file, usage_file, droppable = memory.GROUP_FILES[2 - version]
+    for name, value in ((limit_file, limit), (usage_file, used), ("memory.stat", f"anon 7\n{droppable} {dropped}")):
+        (root / name).write_text(f"{value}\n")
+
+
+def left_in(system: Path) -> int | None:
+    return min(filter(None, map(memory._left_in_group, memory._control_groups(system))), default=None)
+
+
+@pytest.mark.parametrize(("version", "line"), [(1, "4:memory:/box/part"), (2, "0::/box/part")])
+def test_a_containers_limit_counts(tmp_path, monkeypatch, version, line):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"1:cpu,cpuacct:/elsewhere\n{line}\n")
+    root = tmp_path / "sys/fs/cgroup" / ("memory" if version == 1 else "")
+    assert left_in(tmp_path) is None
+    control_group(root / "box/part", version, NO_LIMIT[version], 2 * GIB)
+    assert (left_in(tmp_path) or 2**62) > 2**60
+    control_group(root / "box/part", version, 8 * GIB, 3 * GIB, GIB)
+    assert left_in(tmp_path) == 6 * GIB
+    control_group(root / "box", version, 6 * GIB, 5 * GIB)  # of which it is a part
+    assert left_in(tmp_path) == GIB
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path)
+    control_group(root, version, GIB // 1024, 0)  # all that a container sees of its own
+    assert free_bytes(torch.device("cpu")) == GIB // 1024
+
+
+def test_a_group_beyond_its_limit_leaves_nothing(tmp_path):
+    control_group(tmp_path, 2, GIB, 2 * GIB)
+    assert memory._left_in_group(tmp_path) == 0
 
 
 # --- parked encoders ------------------------------------------------------------------------------------------------
@@ -151,20 +195,16 @@ def folder(tmp_path_factory):
 def test_a_crowded_device_has_its_encoders_parked(folder, monkeypatch):
     """The device is the CPU, told as one that is not."""
     moved = []
-    monkeypatch.setattr(base_module, "_device", lambda name: Elsewhere())
-    monkeypatch.setattr(base_module, "load_unet", lambda path, **_: load_unet(path))
-    for encoder in (OpenClipText, KLAutoencoder):
-        monkeypatch.setattr(encoder, "to", lambda self, device: moved.append(self))
+    monkeypatch.setattr(base_module, "_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(base_module, "build_unet", lambda found, *_: build_unet(found))
+    monkeypatch.setattr(base_module, "read_encoders", lambda stored, device, *_: moved.append(device) or encoders)
+    encoders = load_encoders(find_base(folder))
     monkeypatch.setattr(base_module, "park", lambda encoders, device: park(encoders, torch.device("cpu")))
     for total, parked in ((10**12, False), (10**6, True)):
         monkeypatch.setattr(base_module, "total_bytes", lambda device, budget, total=total: total)
         moved.clear()
         assert open_base(folder, device="card", dtype=torch.float32).parked is parked
-        assert len(moved) == (0 if parked else 2)
-
-
-class Elsewhere:
-    type = "cuda"
+        assert moved == ["cpu" if parked else torch.device("meta")]
 
 
 def test_parked_encoders_visit_the_device(folder):
@@ -195,6 +235,134 @@ def test_parked_encoders_visit_the_device(folder):
     image = {id(tensor) for tensor in parked.image._tensors()}
     assert text and image and not text & image
     assert parked.vae.factor == encoders.vae.factor
+
+
+# --- encoders that stay in their files ------------------------------------------------------------------------------
+
+
+def on_meta(encoders):
+    """Which of text encoder, image encoder and autoencoder hold no numbers."""
+    names = {**dict(encoders.text.clip.named_parameters()), **dict(encoders.vae.vae.named_parameters())}
+    parts = {"text": [], "image": [], "vae": []}
+    for name, parameter in names.items():
+        part = "image" if name.startswith("visual.") else "vae" if name.startswith(("encoder.", "decoder.")) else "text"
+        parts[part].append(parameter.is_meta)
+    return [part for part, held in parts.items() if all(held)]
+
+
+@pytest.fixture
+def crowded_cpu(monkeypatch):
+    monkeypatch.setattr(base_module, "total_bytes", lambda device, budget: 10**6)
+
+
+def test_a_crowded_cpu_leaves_the_encoders_in_their_files(folder, crowded_cpu):
+    said = []
+    base = open_base(folder, device="cpu", encoder_dtype=torch.float32, say=said.append)
+    assert base.offloaded and not base.parked and on_meta(base.encoders) == ["text", "image", "vae"]
+    assert len(said) == 2 and "read when they are needed" in said[0] and "unet.safetensors" in said[1]
+    plain, encoders, images = load_encoders(find_base(folder)), base.encoders, torch.rand(3, 3, 16, 16)
+    assert torch.equal(encoders.text.encode(["a car"]), plain.text.encode(["a car"]))
+    assert on_meta(encoders) == ["image", "vae"] and "text encoder (clip.safetensors, " in said[2]
+    assert torch.equal(encoders.image.encode(images), plain.image.encode(images))
+    assert torch.equal(encoders.vae.encode(images).mean, plain.vae.encode(images).mean)
+    release(encoders.text, encoders.vae)
+    assert on_meta(encoders) == ["text", "vae"] and len(said) == 5
+    assert torch.equal(encoders.text.embed_word("car"), plain.text.embed_word("car"))
+    latents = torch.rand(1, 4, 2, 2)
+    assert torch.equal(encoders.vae.decode(latents), plain.vae.decode(latents))
+    assert encoders.vae.factor == plain.vae.factor and encoders.text.width == plain.text.width
+    assert encoders.fingerprint == plain.fingerprint
+    release(*fake_encoders().__dict__.values())  # others have nothing to let go of
+
+
+def test_offloaded_encoders_are_let_go_before_the_long_work(folder, crowded_cpu):
+    base, there = open_base(folder, device="cpu", encoder_dtype=torch.float32), []
+    data = encode_clips([pictures(2)], "a car turns", base.encoders, 2)
+    assert on_meta(base.encoders) == ["text", "image", "vae"]
+    seen = {"progress": lambda *_: there.append(on_meta(base.encoders))}
+    settings = TrainingSettings(steps=1, learning_rate=1e-3, batch_size=1)
+    result = train_motion(base.unet, base.encoders.text, data, settings=settings, callbacks=Callbacks(**seen))
+    sampled = SamplingSettings("a car", frames=2, height=16, width=16, steps=2, prior_strength=0.5)
+    more = {"guidance_image": pictures(1)[0], "prior_clip": pictures(2, side=16)}
+    customization = customize([result.trained])
+    video = generate(
+        base.unet,
+        base.encoders,
+        sampled,
+        customization,
+        callback=lambda *_: there.append(on_meta(base.encoders)),
+        **more,
+    )
+    assert there == [["text", "image", "vae"]] * 3 and on_meta(base.encoders) == ["text", "image", "vae"]
+    roomy = load_encoders(find_base(folder))
+    assert torch.equal(video, generate(base.unet, roomy, sampled, customization, **more))
+
+
+@pytest.mark.parametrize("total", [10**6, 10**12])
+def test_encoders_in_half_precision_give_about_the_same(folder, monkeypatch, total):
+    monkeypatch.setattr(base_module, "total_bytes", lambda device, budget: total)
+    half = open_base(folder, device="cpu", encoder_dtype=torch.bfloat16).encoders
+    plain, images = load_encoders(find_base(folder)), pictures(2)
+    pairs = [
+        (half.text.encode(["a car"]), plain.text.encode(["a car"])),
+        (half.image.encode(images), plain.image.encode(images)),
+        (half.vae.encode(images).mean, plain.vae.encode(images).mean),
+    ]
+    assert half.text.clip.token_embedding.weight.dtype == torch.bfloat16
+    for found, expected in pairs:
+        assert found.dtype == torch.float32 and not torch.equal(found, expected)
+        torch.testing.assert_close(found, expected, atol=0.1 * expected.abs().max().item(), rtol=0)
+    assert half.fingerprint != plain.fingerprint
+
+
+def test_a_learned_token_is_learned_with_an_offloaded_text_encoder(folder, crowded_cpu):
+    base = open_base(folder, device="cpu", encoder_dtype=torch.float32)
+    plain = load_encoders(find_base(folder))
+    settings = TrainingSettings(steps=2, learning_rate=1e-2, batch_size=1)
+    learned = []
+    for encoders in (base.encoders, plain):
+        data = encode_photos(pictures(2), "a <toy>", encoders)
+        named = {"placeholder": "<toy>", "class_word": "dog"}
+        release(encoders.text)
+        learned.append(train_textual_inversion(base.unet, encoders.text, data, settings=settings, **named))
+    (a, b) = (result.trained.tokens["<toy>"] for result in learned)
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "asked", "encoders", "dtype"),
+    [
+        ("cpu", 20, None, "resident", torch.float32),
+        ("cpu", 14, None, "offloaded", torch.float32),
+        ("cpu", 8, None, "offloaded", torch.bfloat16),
+        ("cpu", 8, torch.float32, "offloaded", torch.float32),
+        ("cpu", 14, torch.bfloat16, "offloaded", torch.bfloat16),
+        ("cpu", None, None, "resident", torch.float32),
+        ("cuda", 24, None, "resident", torch.float32),
+        ("cuda", 8, None, "parked", torch.float32),
+    ],
+)
+def test_the_full_size_is_placed_by_the_memory_there_is(device, gib, asked, encoders, dtype):
+    """ModelScope's parts: 1.4 billion numbers, float32 on a CPU, and 1.07 billion of the encoders."""
+    unet = 1_411_233_860 * (4 if device == "cpu" else 2)
+    parts = {"text encoder": 354_000_000, "image encoder": 632_000_000, "autoencoder": 84_000_000}
+    total = None if gib is None else gib * GIB
+    plan = place(torch.device(device), unet, parts, asked, total)
+    assert (plan.encoders, plan.encoder_dtype) == (encoders, dtype)
+    assert f"{unet / GIB:.1f} GiB" in plan.reason and ("may not fit" in plan.reason) is (
+        gib == 8 and device == "cpu" and asked is not None
+    )
+    assert gib is None or f"{gib}.0 GiB" in plan.reason
+
+
+def test_everything_is_looked_at_before_anything_is_read(folder, tmp_path, monkeypatch):
+    """A CLIP of another width, found when the UNet is read, would have cost a minute."""
+    monkeypatch.setattr(TensorFile, "read", lambda *_: pytest.fail("A tensor was read."))
+    for name, error in {"clip": "text states of width", "vae": "not a Stable Diffusion autoencoder"}.items():
+        files = {part: folder / f"{part}.safetensors" for part in ("unet", "clip", "vae")}
+        files[name] = EMBEDDED_FOLDER / "clip.safetensors"
+        with pytest.raises(ValueError, match=error):
+            open_base(**files, device="cpu")
 
 
 # --- running out ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from fakes import CONFIG, FEATURE_WIDTH, FakeText, fake_encoders, pictures, tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dreamvideo.base import Base
 from dreamvideo.defaults import EMBEDDED, FULL_SIZE, fitted
 from dreamvideo.files.adapter_info import AdapterInfo, LoadedAdapter, check_fits
 from dreamvideo.files.adapters import load_adapter
@@ -20,6 +21,8 @@ from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.deltas import WEIGHT_GROUPS, DeltaConfig, WeightDelta, merge, overlay, weight_shapes
 from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
+from dreamvideo.plans import subject_plan
+from dreamvideo.runs import Reports, train_stages
 from dreamvideo.sampling import SamplingSettings, customize, generate, sample_latents
 from dreamvideo.training.data import TrainingData, encode_clips, encode_photos
 from dreamvideo.training.loop import Callbacks, TrainingResult
@@ -39,7 +42,7 @@ from dreamvideo.training.methods import (
     noisy_timesteps,
 )
 from dreamvideo.training.settings import TrainingSettings
-from dreamvideo.training.stages import train_method, train_subject
+from dreamvideo.training.stages import train_method
 
 STEPS = 4
 ROWS = [fitted(method, CONFIG) for method in METHODS.values()]
@@ -347,29 +350,22 @@ def test_noisy_timesteps_lean_to_the_noisy_end():
 
 
 def test_a_method_of_one_stage_runs_one_and_a_given_token_comes_first(unet):
+    base = Base(unet, ENCODERS, torch.device("cpu"), torch.float32)
+    data = encode_photos(pictures(1), "a <toy>", ENCODERS)
     told = []
 
-    def subject(method):
-        settings = TrainingSettings(steps=1, learning_rate=1e-3, batch_size=1)
-        return train_subject(
-            unet,
-            ENCODERS,
-            pictures(1),
-            None,
-            "a <toy>",
-            placeholder="<toy>",
-            class_word="toy",
-            method=method,
-            token_settings=settings,
-            identity_settings=settings,
-            callbacks_for=lambda stage: told.append(stage) or Callbacks(),
-        )
+    def subject(row):
+        own = {"steps": 1, "learning_rate": 1e-3, "batch_size": 1, "masked": False}
+        named = {"placeholder": "<toy>", "class_word": "toy", "settings": own, "token_settings": {"steps": 1}}
+        plan = subject_plan(base.defaults, unet.config, row, **named)
+        return train_stages(base, data, plan, reports=Reports(lambda stage, *rest: told.append(stage)))
 
-    assert list(subject(METHODS["identity"]).losses) == ["token", "identity"] == told
-    done = subject(CUSTOM_DIFFUSION)
-    assert list(done.stages) == ["weights"] and done.result is done.stages["weights"] and not done.stopped
-    assert done.token is None and done.identity is None
-    assert subject(TEXTUAL_INVERSION).result.trained.info.kind == "token"
+    outcome = subject(METHODS["identity"])
+    assert list(outcome.losses) == ["token", "identity"] == told and outcome.adapter.info.kind == "identity"
+    assert outcome.complete and list(outcome.adapter.tokens) == ["<toy>"]
+    outcome = subject(CUSTOM_DIFFUSION)
+    assert list(outcome.losses) == ["identity"] and outcome.adapter.info.kind == "weights"
+    assert subject(TEXTUAL_INVERSION).adapter.info.kind == "token"
 
 
 def test_related_clips_go_without_the_motions_name_but_not_all_may(unet):

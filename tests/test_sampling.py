@@ -236,6 +236,23 @@ def test_a_noise_prior_remembers_its_clip(unet):
         generate(unet, ENCODERS, prior, prior_clip=pictures(2))
 
 
+def test_what_takes_long_beside_the_steps_is_counted(unet):
+    counted: dict[str, list[tuple[int, int]]] = {}
+
+    def report_for(what):
+        counted[what] = []
+        return lambda *told: counted[what].append(told)
+
+    prior = replace(SETTINGS, prior_strength=0.5)
+    told = generate(unet, ENCODERS, prior, prior_clip=pictures(3, seed=2), report_for=report_for)
+    assert list(counted) == ["Encoding frame", "Inverting step", "Decoding frame"]
+    assert counted["Encoding frame"][0] == counted["Decoding frame"][0] == (0, 3)
+    assert counted["Encoding frame"][-1] == counted["Decoding frame"][-1] == (3, 3)
+    steps = counted["Inverting step"]
+    assert steps == [(done, len(steps)) for done in range(1, len(steps) + 1)]
+    assert torch.equal(told, generate(unet, ENCODERS, prior, prior_clip=pictures(3, seed=2)))
+
+
 # --- machines and refusals ------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 
-from dreamvideo.commands import cli
+from dreamvideo.commands import cli, terminal
 from dreamvideo.commands.terminal import NobodyReads, Terminal
 
 
@@ -132,7 +132,7 @@ def test_warnings_are_ours_alone(monkeypatch, capsys, debug):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["sample", "a dog", "--seed", "1" * 5000], "from 0 to 2^63 - 1"),
+        (["sample", "a dog", "--seed", "1" * 5000], "at most 2^64 - 1"),
         (["sample", "a dog", "--fps", "1e300"], "from 0.1 to 1000"),
         (["train", "motion", "x", "--fps", "1e-300"], "from 0.1 to 1000"),
         (["sample", "a dog", "--frames", "1" + "0" * 8], "at most 512"),
@@ -144,6 +144,29 @@ def test_warnings_are_ours_alone(monkeypatch, capsys, debug):
         (["train", "subject", "x", "--class-word", "dog", "--placeholder", f"<{'x' * 298}>"], "longer than 50"),
     ],
 )
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_counting_is_silent_in_a_log_where_it_is_soon_done(monkeypatch):
+    log, screen, seconds = io.StringIO(), Screen(), iter([0, 1, 2, 100, 100])
+    tell = Terminal(log).counting("Encoding frame")
+    for done in range(3):
+        tell(done, 2)
+    assert log.getvalue() == ""
+    shown = Terminal(screen)
+    tell = shown.counting("Encoding frame")
+    for done in range(3):
+        tell(done, 2)
+    assert screen.getvalue().startswith("\rEncoding frame 0 of 2") and screen.getvalue().endswith("2 of 2\n")
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(seconds))
+    tell = Terminal(log).counting("Encoding frame")
+    for done in (0, 1, 2):
+        tell(done, 2)
+    assert log.getvalue() == "Encoding frame 2 of 2\n"
+
+
 def test_what_cannot_be_is_told_before_anything_is_loaded(argv, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dreamvideo.commands.common.open_base", lambda *_, **__: pytest.fail("A base was loaded."))

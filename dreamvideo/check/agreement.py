@@ -85,7 +85,7 @@ def base_block(session: Session) -> tuple[Tensor, Tensor]:
 def embedded_unet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The embedded base's prediction [2, 4, F, h, w] under two adapters, and all gradients of the motion adapter."""
     files = find_base(EMBEDDED_FOLDER)
-    unet = load_unet(files.unet, device=device, dtype=dtype, operations=economical(nn)).requires_grad_(False)
+    unet = load_unet(files.file("unet"), device=device, dtype=dtype, operations=economical(nn)).requires_grad_(False)
     config, generator = unet.config, torch.Generator().manual_seed(0)
     x = torch.randn(2, config.in_channels, FRAMES, SIDE, SIDE, generator=generator)
     context = torch.randn(2, 77, config.context_dim, generator=generator)
@@ -95,9 +95,8 @@ def embedded_unet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Ten
     stack = AdapterStack([StackEntry(identity), StackEntry(motion)], feature.to(device))
     steps = torch.full((2,), TIMESTEP, device=device)
     predicted = unet(x.to(device, dtype), steps, context.to(device, dtype), adapters=stack)
-    predicted.float().square().mean().backward()
-    gradients = torch.cat([parameter.grad.flatten() for parameter in motion.parameters()])
-    return predicted.detach(), gradients
+    gradients = torch.autograd.grad(predicted.float().square().mean(), list(motion.parameters()))
+    return predicted.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def _filled(adapter: Adapter) -> Adapter:

@@ -31,10 +31,17 @@ class Handle(Protocol):
     device, dtype: where and in what the UNet should compute.
     """
 
-    unet: UNet
-    encoders: Encoders
-    device: torch.device
-    dtype: torch.dtype
+    @property
+    def unet(self) -> UNet: ...
+
+    @property
+    def encoders(self) -> Encoders: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 @dataclass
@@ -93,7 +100,12 @@ def describe(session: Session) -> Iterator[Finding]:
     yield Finding("computes", f"on {base.device} in {dtype_name(base.unet.dtype)}")
     if getattr(base, "parked", False):
         yield Finding("encoders", "lie in main memory and visit the device")
+    offloaded = getattr(base, "offloaded", False)
+    if offloaded:
+        yield Finding("encoders", "lie in their files until they are needed")
     for name, module in session.networks.items():
+        if offloaded and name != "UNet":
+            continue
         yield _placed(name, module, session)
         broken = not_finite(module)
         if broken:

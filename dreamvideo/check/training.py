@@ -177,7 +177,8 @@ def _learned(session: Session, watch: Watch, result: TrainingResult) -> Iterator
 
 
 def _unchanged(before: Mapping[str, int], after: Mapping[str, int]) -> Finding:
-    changed = [name for name, found in after.items() if found != before.get(name)]
+    after = {name: found for name, found in after.items() if name in before}  # encoders may be read in between
+    changed = [name for name, found in after.items() if found != before[name]]
     text, advice = f"{len(after) - len(changed):,} of {len(after):,} weights unchanged", ""
     if changed:
         advice = f"{some(changed)} changed in training, which the base's weights never should: load the base again."

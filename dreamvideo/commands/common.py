@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from ..base import Base, open_base
+from ..base import Base, FoundBase, look_at_base, open_base
 from ..files.base import PARTS, find_base
 from ..media.folders import PHOTO_SUFFIXES, VIDEO_SUFFIXES
 from ..safety.locks import reserved
 from ..safety.names import check_name, is_device
 from ..safety.paths import check_writable
 from ..sampling import latent_size
+from ..training.cache import default_cache
 from .terminal import Terminal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,20 +28,36 @@ ADAPTER = (".safetensors",)
 MEDIA = PHOTO_SUFFIXES | VIDEO_SUFFIXES | {".txt", ".caption"}
 
 
-def open_for(args: Namespace, terminal: Terminal) -> Base:
-    """The base that the arguments ask for, which the terminal is told."""
-    dtype = DTYPES[args.dtype] if args.dtype else None
+def found_for(args: Namespace) -> FoundBase:
+    """The base that the arguments ask for, looked at and not yet read."""
+    return look_at_base(args.base, **{part: getattr(args, part) for part in PARTS})
+
+
+def open_for(args: Namespace, terminal: Terminal, found: FoundBase | None = None) -> Base:
+    """The base that the arguments ask for, which the terminal is told. found: of `found_for`."""
     base = open_base(
-        args.base, unet=args.unet, clip=args.clip, vae=args.vae, device=args.device, dtype=dtype, memory=args.memory
+        args.base,
+        unet=args.unet,
+        clip=args.clip,
+        vae=args.vae,
+        device=args.device,
+        dtype=DTYPES[args.dtype] if args.dtype else None,
+        encoder_dtype=DTYPES[args.encoder_dtype] if args.encoder_dtype else None,
+        memory=args.memory,
+        say=terminal.say,
+        found=found,
     )
-    name = "the embedded base" if base.embedded else base.files.unet
+    name = "the embedded base" if base.embedded or base.files is None else base.files.unet
     terminal.say(f"Using {name} on {base.device} in {str(base.dtype).removeprefix('torch.')}.")
-    if base.parked:
-        terminal.say("The encoders lie in main memory and visit the device when they are asked.")
     return base
 
 
-def training_size(args: Namespace, base: Base) -> tuple[int, int]:
+def cache_for(args: Namespace) -> Path | None:
+    """Where what is encoded is kept for the next run; None for nowhere."""
+    return None if args.no_cache else default_cache()
+
+
+def training_size(args: Namespace, base: Base | FoundBase) -> tuple[int, int]:
     """(height, width) in pixels to train at. Raises ValueError where the UNet cannot take it."""
     size = args.height or base.defaults.height, args.width or base.defaults.width
     latent_size(base.unet, *size)

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from ..base import Base
+from ..defaults import Defaults
+from ..encoders.prompts import check_placeholder
 from ..nano import demo as demonstration
+from ..runs import Reports
 from ..safety.paths import keep_apart
 from ..safety.texts import quoted
-from ..training.loop import Callbacks
-from .common import OUTPUT, base_files, media_files, open_for, output_folder, placeholder_of
+from .common import OUTPUT, base_files, found_for, media_files, open_for, output_folder, placeholder_of
 from .terminal import Terminal
 
 
@@ -20,15 +21,16 @@ def demo(args: Namespace, terminal: Terminal) -> None:
     check_media(args)
     with output_folder(args.out, OUTPUT / "demo", demonstration.FILES) as out:
         keep_apart((out / name for name in demonstration.FILES), chain(own_files(args), base_files(args)))
-        base = open_for(args, terminal)
+        found = found_for(args)
+        material = material_of(args, found.defaults)
         demonstration.run(
-            base,
-            material_of(args, base),
+            open_for(args, terminal, found),
+            material,
             out,
             seed=args.seed,
             quick=args.quick,
             report=terminal.say,
-            callbacks_for=lambda stage: Callbacks(progress=terminal.training(stage), say=terminal.say),
+            reports=Reports(terminal.stage, say=terminal.say),
         )
     terminal.say(f"Wrote {out}; look at {out / 'sheet.png'}")
 
@@ -46,19 +48,19 @@ def own_files(args: Namespace) -> Iterator[Path]:
     return media_files([args.images, args.video])
 
 
-def material_of(args: Namespace, base: Base) -> demonstration.Material:
+def material_of(args: Namespace, defaults: Defaults) -> demonstration.Material:
     """The media of the arguments, or the toy world's where there are none."""
     if args.images is None:
-        return demonstration.toy_material(base.defaults.frames)
+        return demonstration.toy_material(defaults.frames)
     placeholder = placeholder_of(args)
     prompt = args.prompt or f"a {placeholder} moving on the grass"
     if placeholder not in prompt:
         raise ValueError(f"The prompt {quoted(prompt)} does not name the subject; put {placeholder} in it.")
-    base.encoders.text.check_placeholder(placeholder)
+    check_placeholder(placeholder)
     return demonstration.own_material(
         args.images,
         args.video,
-        base.defaults,
+        defaults,
         placeholder=placeholder,
         class_word=args.class_word,
         motion_caption=args.caption,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..evaluation.metrics import load_embedders, score_video, summarise
-from ..media.clips import read_clip
+from ..media.clips import find_clips, read_clip
 from ..media.photographs import load_images
 from ..safety.paths import check_writable, keep_apart, write_json
 from ..training.loop import Callbacks
@@ -58,8 +58,10 @@ def _videos(args: Namespace, terminal: Terminal) -> None:
         scores = args.out / "scores.json"
         keep_apart([scores], [args.prompts, *(args.videos / name for name in prompts)])
         check_writable(scores)
-    embedders = load_embedders(args.clip_weights, args.dino_weights, args.device or "cpu")
+    for name in prompts:
+        find_clips(args.videos / name, frames=2)
     targets = _photographs(args.images, terminal) if args.images else None
+    embedders = load_embedders(args.clip_weights, args.dino_weights, args.device or "cpu")
     scores = {}
     for name, prompt in prompts.items():
         clip = read_clip(args.videos / name)

@@ -8,25 +8,34 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ..defaults import defaults_for
 from ..files import base as checkpoints
 from ..files.adapter_info import LoadedAdapter
 from ..files.adapters import load_adapter, save_adapter
 from ..files.foreign_adapters import save_authors_adapter, save_authors_embedding
 from ..files.tensors import CheckpointError
 from ..files.unet import convert as convert_unet
+from ..files.unet import read_unet
 from ..safety.locks import reserved
 from ..safety.paths import keep_apart
+from ..sampling import LATENT_FACTOR
 from .common import ADAPTER, DTYPES, file_name, writable
 from .terminal import Terminal
 
 AUTHORS = (".pth", ".pt")
+BESIDE_THE_UNET = (
+    "model_index.json and the folders scheduler, text_encoder, tokenizer and vae, "
+    "such as those of damo-vilab/text-to-video-ms-1.7b on Hugging Face"
+)
 
 
 def inspect(args: Namespace, terminal: Terminal) -> None:
     loaded = _find_adapter(args.path)
     if loaded is not None:
         facts = _adapter_facts(args.path, loaded)
-        text = "\n".join([f"DreamVideo {loaded.info}", *(f"  {name:<13} {fact}" for name, fact in facts.items())])
+        text = "\n".join(
+            [f"DreamVideo {loaded.info}", *(f"  {name:<13} {_indented(fact)}" for name, fact in facts.items())]
+        )
     else:
         facts = checkpoints.inspect(args.path)
         text = checkpoints.describe(facts)
@@ -40,12 +49,15 @@ def convert(args: Namespace, terminal: Terminal) -> None:
         if source.is_dir():
             source = checkpoints.find_base(source, partial=True).unet or source
         dtype = DTYPES[args.dtype] if args.dtype else None
-        written = [convert_unet(source, args.target, args.layout or "original", dtype)]
+        side = defaults_for(read_unet(source).config).height // LATENT_FACTOR
+        written = [convert_unet(source, args.target, args.layout or "original", dtype, sample_size=side)]
     elif args.layout or args.dtype:
         raise ValueError(f"--layout and --dtype are for UNets, and {args.source} is of another kind: {loaded.info}.")
     else:
         written = _convert_adapter(loaded, args.source, args.target)
     terminal.say(f"Wrote {' and '.join(map(str, written))}")
+    if loaded is None and written[0] != args.target:
+        terminal.say(f"For a pipeline of diffusers {args.target} needs besides {BESIDE_THE_UNET}.")
 
 
 def _convert_adapter(loaded: LoadedAdapter, source: Path, target: Path) -> list[Path]:
@@ -75,6 +87,10 @@ def _find_adapter(path: Path) -> LoadedAdapter | None:
         return None
 
 
+def _indented(fact: Any) -> str:
+    return str(fact).replace("\n", "\n" + 16 * " ")
+
+
 def _adapter_facts(path: Path, loaded: LoadedAdapter) -> dict[str, Any]:
     info = loaded.info
     state = {} if loaded.adapter is None else loaded.adapter.state_dict()
@@ -91,6 +107,7 @@ def _adapter_facts(path: Path, loaded: LoadedAdapter) -> dict[str, Any]:
         "steps": info.steps,
         "learning rate": info.learning_rate,
         "seed": info.seed,
+        "run file": info.run.rstrip(),
         "UNet": info.unet_config and info.unet_config.to_dict(),
         "base": info.base_fingerprint,
         **info.extra,

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..base import Base
+from ..base import FoundBase
 from ..files.adapter_info import check_fits
 from ..files.adapters import load_adapter
 from ..files.fingerprint import fingerprint, same_base
+from ..files.unet import UNetFile
 from ..media.clips import read_clip
 from ..media.frame_folders import check_frames_writable, write_frames
 from ..media.photographs import load_image
@@ -21,8 +22,8 @@ from ..media.times import choose_frames
 from ..media.writing import write_animation, write_video
 from ..safety.locks import reserved
 from ..safety.paths import check_writable, keep_apart
-from ..sampling import Customization, customize, generate, latent_size
-from .common import OUTPUT, base_files, check_suffix, file_name, open_for
+from ..sampling import Customization, SamplingSettings, check_prompts, customize, generate, latent_size
+from .common import OUTPUT, base_files, check_suffix, file_name, found_for, open_for
 from .terminal import Terminal
 
 VIDEOS, ANIMATIONS = (".mp4", ".mov", ".mkv"), (".gif", ".webp")
@@ -38,12 +39,35 @@ def sample(args: Namespace, terminal: Terminal) -> None:
 
 
 def _sampled(args: Namespace, terminal: Terminal) -> tuple[Tensor, float]:
-    """The video [F, 3, H, W] and its frames a second."""
-    base = open_for(args, terminal)
+    """The video [F, 3, H, W] and its frames a second. Everything is looked at before the base is read."""
+    found = found_for(args)
+    settings = _settings(args, found)
+    customization = _load_adapters(args, found.unet)
+    check_prompts(settings, customization)
+    guide = load_image(args.guidance_image, terminal.say) if args.guidance_image else None
+    prior = _prior(args, settings, terminal)
+    _tell_what_has_no_effect(args, settings, customization, terminal)
+    base = open_for(args, terminal, found)
+    video = generate(
+        base.unet,
+        base.encoders,
+        settings,
+        customization,
+        guidance_image=guide,
+        prior_clip=prior,
+        callback=terminal.sampling("sampling"),
+        report_for=terminal.counting,
+    )
+    if not video.isfinite().all():
+        raise ValueError(f"The video came out as NaN in {base.dtype}: sample with --dtype float32 or other settings.")
+    return video, settings.fps
+
+
+def _settings(args: Namespace, found: FoundBase) -> SamplingSettings:
     prior_strength = args.prior_strength
     if args.prior_clip and prior_strength is None:
         prior_strength = 0.5
-    settings = base.defaults.sampling(
+    settings = found.defaults.sampling(
         args.prompt,
         negative_prompt=args.negative,
         frames=args.frames,
@@ -57,8 +81,23 @@ def _sampled(args: Namespace, terminal: Terminal) -> tuple[Tensor, float]:
         feature_strength_uncond=args.feature_strength_uncond,
         prior_strength=prior_strength,
     )
-    latent_size(base.unet, settings.height, settings.width)
-    customization = _load_adapters(args, base)
+    latent_size(found.unet, settings.height, settings.width)
+    return settings
+
+
+def _prior(args: Namespace, settings: SamplingSettings, terminal: Terminal) -> Tensor | None:
+    """The clip whose inverted noise the start remembers, [F, 3, H, W]."""
+    if not args.prior_clip:
+        return None
+    clip = read_clip(args.prior_clip, (settings.height, settings.width))
+    if clip.note:
+        terminal.say(clip.note)
+    return clip.pixels(choose_frames(clip.times, settings.frames, settings.fps, start=0.0).indices)
+
+
+def _tell_what_has_no_effect(
+    args: Namespace, settings: SamplingSettings, customization: Customization, terminal: Terminal
+) -> None:
     unnamed = [name for name in customization.tokens if name not in args.prompt]
     if unnamed:
         terminal.say(f"The prompt does not name {', '.join(unnamed)}; the subject may be missing from the video.")
@@ -66,24 +105,6 @@ def _sampled(args: Namespace, terminal: Terminal) -> tuple[Tensor, float]:
         terminal.say("At a guidance of 1 --negative does nothing; give --guidance above 1, or leave it out.")
     if settings.frames == 1 and any(entry.adapter.config.kind == "motion" for entry in customization.entries):
         terminal.say("One frame shows no motion; give --frames of at least 2, or leave the motion's adapter out.")
-    prior = None
-    if args.prior_clip:
-        clip = read_clip(args.prior_clip, (settings.height, settings.width))
-        if clip.note:
-            terminal.say(clip.note)
-        prior = clip.pixels(choose_frames(clip.times, settings.frames, settings.fps, start=0.0).indices)
-    video = generate(
-        base.unet,
-        base.encoders,
-        settings,
-        customization,
-        guidance_image=load_image(args.guidance_image, terminal.say) if args.guidance_image else None,
-        prior_clip=prior,
-        callback=terminal.sampling("sampling"),
-    )
-    if not video.isfinite().all():
-        raise ValueError(f"The video came out as NaN in {base.dtype}: sample with --dtype float32 or other settings.")
-    return video, settings.fps
 
 
 def _default_name(args: Namespace) -> Path:
@@ -107,15 +128,15 @@ def _check_out(out: Path, args: Namespace) -> None:
         check_frames_writable(out)
 
 
-def _load_adapters(args: Namespace, base: Base) -> Customization:
+def _load_adapters(args: Namespace, unet: UNetFile) -> Customization:
     loaded, strengths = [], []
-    weights = None if args.other_base else fingerprint(base.unet)
+    weights = None if args.other_base or not args.adapter else fingerprint(unet.state)
     for given in args.adapter:
         path, strength = _with_strength(given)
-        loaded.append(load_adapter(path, base.unet.config))
+        loaded.append(load_adapter(path, unet.config))
         strengths.append(strength)
         try:
-            check_fits(loaded[-1].info, base.unet.config, weights, same_base=same_base)
+            check_fits(loaded[-1].info, unet.config, weights, same_base=same_base)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return customize(loaded, strengths)

@@ -62,7 +62,8 @@ class Terminal:
         stream, self.stream = self.stream, None
         with suppress(OSError, ValueError):  # a stream without a file of the system's
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
+            if stream is not None:
+                os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
 
     def training(self, stage: str) -> Callable[[int, float, float, float], None]:
@@ -78,6 +79,10 @@ class Terminal:
 
         return tell
 
+    def stage(self, stage: str, step: int, steps: int, loss: float, speed: float, seconds_left: float) -> None:
+        """`runs.Reports.progress`."""
+        self.training(stage)(step, loss, speed, seconds_left)
+
     def sampling(self, what: str) -> Callable[[int, int, Any], None]:
         """`diffusion.ddim_sample`'s callback."""
         began = time.monotonic()
@@ -85,6 +90,16 @@ class Terminal:
         def tell(done: int, steps: int, estimate: Any) -> None:
             seconds_left = (time.monotonic() - began) / done * (steps - done)
             self._progress(f"{what}: step {done}/{steps}, {duration(seconds_left)} left", last=done == steps)
+
+        return tell
+
+    def counting(self, what: str) -> Callable[[int, int], None]:
+        """E.g. "Encoding frame 3 of 32". In a file or a pipe what is done soon is not told."""
+        began = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            if self.live or time.monotonic() - began >= LOG_SECONDS:
+                self._progress(f"{what} {done} of {total}", last=done == total)
 
         return tell
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..safety.sizes import check_divides
 from .protocols import LATENT_SCALE, Moments, checked_images, full_precision
 from .weights import filled
 
@@ -18,7 +19,7 @@ class KLAutoencoder:
     """diffusers' `AutoencoderKL` with the latent scale applied, a few images at a time."""
 
     def __init__(self, vae: nn.Module):
-        self.vae = vae
+        self.vae: Any = vae  # torch knows no types of a module's parts
 
     @property
     def factor(self) -> int:
@@ -38,12 +39,7 @@ class KLAutoencoder:
         height and width divide by `factor`.
         """
         height, width = checked_images(images).shape[-2:]
-        if height % self.factor or width % self.factor:
-            near = " x ".join(str(max(round(n / self.factor), 1) * self.factor) for n in (width, height))
-            raise ValueError(
-                f"Images of {width} x {height} pixels do not divide into latents of {self.factor} x {self.factor} "
-                f"pixels; the nearest size that does is {near}."
-            )
+        check_divides("A picture", width, height, self.factor)
         parts = [self.vae.encode(part * 2 - 1).latent_dist for part in self._parts(images, chunk, height * width)]
         mean = torch.cat([full_precision(part.mean) for part in parts])
         std = torch.cat([full_precision(part.std) for part in parts])
@@ -66,10 +62,20 @@ class KLAutoencoder:
         return (part.to(weight) for part in x.split(chunk))
 
 
-def build_vae(state: dict[str, Tensor], config: Mapping[str, Any], device="cpu", dtype=torch.float32) -> nn.Module:
+def build_vae(
+    state: dict[str, Tensor],
+    config: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """diffusers' `AutoencoderKL` from weights in its names and its config; otherwise as build_clip."""
+    return filled(hollow_vae(config), state, device, dtype, "VAE")
+
+
+def hollow_vae(config: Mapping[str, Any], dtype=torch.float32) -> nn.Module:
+    """diffusers' `AutoencoderKL`, frozen, its weights on the meta device."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
         vae = AutoencoderKL(**config)
-    return filled(vae, state, device, dtype, "VAE")
+    return nn.Module.to(vae, dtype).eval().requires_grad_(False)  # diffusers' own `to` would warn of a choice

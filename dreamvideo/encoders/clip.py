@@ -31,10 +31,10 @@ class OpenClipText:
     """
 
     def __init__(self, clip: nn.Module):
-        layers = len(clip.transformer.resblocks)
+        self.clip: Any = clip  # torch knows no types of a module's parts
+        layers = len(self.clip.transformer.resblocks)
         if layers < 2:
             raise ValueError(f"A text tower needs at least 2 blocks to have a penultimate one; this one has {layers}.")
-        self.clip = clip
         self._warned: set[str] = set()
 
     @property
@@ -177,7 +177,7 @@ class OpenClipImage:
     """The image tower of an open_clip `CLIP`: the pooled, projected feature, not normalised (the authors' y_image)."""
 
     def __init__(self, clip: nn.Module):
-        self.clip = clip
+        self.clip: Any = clip  # torch knows no types of a module's parts
 
     @property
     def width(self) -> int:
@@ -232,15 +232,25 @@ def _centre_crop(images: Tensor, limit: int) -> Tensor:
     return images[..., top : top + limit, left : left + limit]
 
 
-def build_clip(state: dict[str, Tensor], config: Mapping[str, Any], device="cpu", dtype=torch.float32) -> nn.Module:
+def build_clip(
+    state: dict[str, Tensor],
+    config: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """open_clip's `CLIP` from weights in open_clip's names and {embed_dim, vision_cfg, text_cfg}; frozen.
 
     Empties `state`, so that weights are never held twice. ValueError for missing, misshapen or non-finite tensors.
     """
+    return filled(hollow_clip(config), state, device, dtype, "CLIP")
+
+
+def hollow_clip(config: Mapping[str, Any], dtype=torch.float32) -> nn.Module:
+    """open_clip's `CLIP`, frozen, on the CPU with all that no file holds; its weights are on the meta device."""
     from open_clip.model import CLIP
 
     with torch.device("meta"):
-        clip = CLIP(**config)
+        clip = CLIP(**config).to(dtype)
     length = clip.context_length
-    clip.attn_mask = torch.full((length, length), float("-inf")).triu(1)  # causal; no file holds it
-    return filled(clip, state, device, dtype, "CLIP")
+    clip.attn_mask = torch.full((length, length), float("-inf"), dtype=dtype).triu(1)  # causal
+    return clip.eval().requires_grad_(False)

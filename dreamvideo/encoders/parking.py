@@ -64,12 +64,18 @@ def _slice(x: Tensor, factor: int) -> int:
 
 def park(encoders: Encoders, device: torch.device) -> Encoders:
     """The same encoders (of `encoders.load_encoders`, on the CPU), each visiting `device` when it is called."""
-    clip, vae = encoders.text.clip, encoders.vae.vae
-    return Encoders(
-        Parked(encoders.text, lambda: _of(clip, visual=False), device),
-        Parked(encoders.image, lambda: _of(clip, visual=True), device),
-        ParkedAutoencoder(encoders.vae, lambda: [*vae.parameters(), *vae.buffers()], device),
-    )
+    clip, vae = networks_of(encoders)
+    text: Any = Parked(encoders.text, lambda: _of(clip, visual=False), device)
+    image: Any = Parked(encoders.image, lambda: _of(clip, visual=True), device)
+    autoencoder = ParkedAutoencoder(encoders.vae, lambda: [*vae.parameters(), *vae.buffers()], device)
+    return Encoders(text, image, autoencoder)
+
+
+def networks_of(encoders: Encoders) -> tuple[nn.Module, nn.Module]:
+    """The CLIP and the autoencoder behind the encoders of `loading.load_encoders`; another host's may have none."""
+    text: Any = encoders.text
+    autoencoder: Any = encoders.vae
+    return text.clip, autoencoder.vae
 
 
 def _of(clip: nn.Module, visual: bool) -> list[Tensor]:

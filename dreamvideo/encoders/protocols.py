@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+PIXELS_AT_ONCE = 2 * 256 * 256  # of pictures that are encoded or decoded between two reports: seconds on a CPU
 LATENT_SCALE = 0.18215  # Stable Diffusion's f8 autoencoder: brings latents to about unit variance
 
 
@@ -77,11 +78,28 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class Encoders:
-    """The three encoders of a base."""
+    """The three encoders of a base.
+
+    fingerprint: names their weights, device and precision, for what is cached of their results; "" where unknown.
+    """
 
     text: TextEncoder
     image: ImageEncoder
     vae: Autoencoder
+    fingerprint: str = ""
+
+
+def release(*encoders: TextEncoder | ImageEncoder | Autoencoder) -> None:
+    """Tell encoders that they are not needed for a while: those that can be read again let go of their weights."""
+    for encoder in encoders:
+        let_go = getattr(encoder, "release", None)
+        if let_go is not None:
+            let_go()
+
+
+def at_once(height: int, width: int) -> int:
+    """How many pictures of that size, in pixels, to encode or decode between two reports."""
+    return max(PIXELS_AT_ONCE // (height * width), 1)
 
 
 def checked_images(images: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
-def filled(module: nn.Module, state: dict[str, Tensor], device, dtype, part: str) -> nn.Module:
+def filled(
+    module: nn.Module, state: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype, part: str
+) -> nn.Module:
     moved = {key: _moved(key, state.pop(key), device, dtype, part) for key in list(state)}
     expected = module.state_dict()
     missing = [key for key in expected if key not in moved]
@@ -21,7 +24,7 @@ def filled(module: nn.Module, state: dict[str, Tensor], device, dtype, part: str
     return nn.Module.to(module, device, dtype).eval().requires_grad_(False)
 
 
-def _moved(key: str, tensor: Tensor, device, dtype, part: str) -> Tensor:
+def _moved(key: str, tensor: Tensor, device: torch.device | str, dtype: torch.dtype, part: str) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.to(device)
     if not tensor.isfinite().all():

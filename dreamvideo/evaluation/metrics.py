@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..encoders.clip import CLIP_MEAN, CLIP_STD, build_clip
-from ..files.encoders import read_clip
+from ..files.encoders import stored_clip
 from ..files.tensors import TensorFile
 
 SIDE = 224  # pixels that both towers see
@@ -89,16 +90,18 @@ def load_embedders(clip: Path | None, dino: Path | None = None, device: str | to
 
     Raises ValueError, in a sentence that says where it comes from, for a file that is missing or holds something else.
     """
-    _check_file(clip, "CLIP ViT-B/32", "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai")
-    state, config = read_clip(clip)
+    source = "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai, or OpenAI's own ViT-B-32.pt"
+    clip = _existing(clip, "CLIP ViT-B/32", source)
+    network = None if dino is None else _opened_dino(dino)
+    state, config = stored_clip(clip)
     vision = config["vision_cfg"]
     if (vision["patch_size"], vision["width"], vision["image_size"]) != (32, 768, SIDE):
         raise ValueError(
-            f"{Path(clip).name} is a CLIP with patches of {vision['patch_size']} and width {vision['width']}; "
-            "the paper's metrics are CLIP ViT-B/32's, with 32 and 768."
+            f"{clip.name} is a CLIP with patches of {vision['patch_size']} and width {vision['width']}; "
+            f"the paper's metrics are CLIP ViT-B/32's, with 32 and 768: take {source}."
         )
     # OpenAI's weights were trained with their cheap approximation of GELU, which no tensor of the file tells.
-    model = build_clip(state, {**config, "quick_gelu": True}, device)
+    model: Any = build_clip(dict(state.stream(dtype=torch.float32)), {**config, "quick_gelu": True}, device)
     from open_clip import tokenize
 
     def images(pixels: Tensor) -> Tensor:
@@ -107,20 +110,24 @@ def load_embedders(clip: Path | None, dino: Path | None = None, device: str | to
     def text(prompts: Sequence[str]) -> Tensor:
         return F.normalize(model.encode_text(tokenize(list(prompts)).to(device)), dim=1)
 
-    return Embedders(images, text, None if dino is None else _load_dino(dino, device))
+    return Embedders(images, text, None if network is None else _dino(*network, device))
 
 
-def _load_dino(path: Path, device: str | torch.device) -> Embed:
-    _check_file(path, "DINO ViT-S/16", f"model.safetensors of timm/{DINO_MODEL}, or dino_deitsmall16_pretrain.pth")
+def _opened_dino(path: Path) -> tuple[nn.Module, TensorFile]:
+    """timm's network, without the file's weights, and the file that holds them."""
+    path = _existing(path, "DINO ViT-S/16", f"model.safetensors of timm/{DINO_MODEL}, or dino_deitsmall16_pretrain.pth")
     import timm
 
     model = timm.create_model(DINO_MODEL, pretrained=False, num_classes=0)
     file = TensorFile(path)
-    state = dict(file.stream(file.specs))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{Path(path).name} is no DINO ViT-S/16: it does not fit timm's {DINO_MODEL}.") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if wanted != {name: spec.shape for name, spec in file.specs.items()}:
+        raise ValueError(f"{Path(path).name} is no DINO ViT-S/16: it does not fit timm's {DINO_MODEL}.")
+    return model, file
+
+
+def _dino(model: nn.Module, file: TensorFile, device: str | torch.device) -> Embed:
+    model.load_state_dict(dict(file.stream(file.specs)))
     model = model.eval().requires_grad_(False).to(device)
 
     def images(pixels: Tensor) -> Tensor:
@@ -129,10 +136,11 @@ def _load_dino(path: Path, device: str | torch.device) -> Embed:
     return images
 
 
-def _check_file(path: Path | None, what: str, source: str) -> None:
+def _existing(path: Path | None, what: str, source: str) -> Path:
     if path is None or not Path(path).is_file():
         where = "no file is given" if path is None else f"{path} does not exist"
         raise ValueError(f"The weights of {what} are missing ({where}); they are {source}.")
+    return Path(path)
 
 
 def _seen(pixels: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

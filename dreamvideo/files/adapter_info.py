@@ -14,12 +14,13 @@ from torch import Tensor
 from ..models.adapters import TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyConfig
 from ..models.config import UNetConfig, transformer_sites
 from ..models.deltas import DeltaConfig, weight_shapes
-from ..safety.limits import MOST, json_object, line, parsed, real, short, whole
+from ..safety.limits import LIMITS, json_object, line, parsed, real, short, whole
 
 FORMAT = "dreamvideo-adapter"
-
-
 FORMAT_VERSION = 1
+
+
+MOST_RUN = 200_000  # characters of a run file that an adapter tells
 
 
 KINDS = (*TRANSFORMER_KINDS, DeltaConfig.kind, "token")
@@ -31,6 +32,7 @@ class AdapterInfo:
 
     kind: "identity" or "motion" for an adapter, "weights" for weight deltas, "token" for learned token vectors alone.
     base_fingerprint: of the UNet it was trained on, "" where unknown (the authors' files do not say).
+    run: the run file, in TOML, that makes it again from its data and base; "" where the file does not tell.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class AdapterInfo:
     learning_rate: float | None = None
     seed: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    run: str = ""
 
     def __str__(self) -> str:
         """E.g. "identity adapter for <wolf> (plushie), 800 steps"."""
@@ -58,7 +61,23 @@ class AdapterInfo:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {name: values[name] and values[name].to_dict() for name in ("adapter_config", "unet_config")}
         texts = {key: value if isinstance(value, str) else _json(value) for key, value in values.items()}
-        return {"format": FORMAT, "description": f"DreamVideo {self}", **texts}
+        if not self.run:
+            del texts["run"]
+        return {"format": FORMAT, "description": f"DreamVideo {self}", **self._modelspec(), **texts}
+
+    def _modelspec(self) -> dict[str, str]:
+        """What model managers show of a file (Stability AI's ModelSpec); no date: same weights, same bytes."""
+        told = {
+            "sai_model_spec": "1.0.1",
+            "architecture": f"modelscope-text-to-video/dreamvideo-{self.kind}",
+            "implementation": "https://github.com/dreamvideo/dreamvideo",
+            "title": self.placeholder or self.class_word or f"DreamVideo {self.kind}",
+            "description": str(self),
+            "trigger_phrase": self.placeholder,
+        }
+        if "width" in self.extra and "height" in self.extra:
+            told["resolution"] = f"{self.extra['width']}x{self.extra['height']}"
+        return {f"modelspec.{name}": text for name, text in told.items() if text}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> AdapterInfo:
@@ -69,12 +88,16 @@ class AdapterInfo:
         if "kind" not in given:
             raise ValueError("it names no kind")
         values: dict[str, Any] = {name: line(name, given[name]) for name in texts if name in given}
+        if "run" in given:
+            values["run"] = line("run", given["run"], most=MOST_RUN, breaks=True)
         for name, check in _CHECKS.items():
             if name in given and (value := parsed(given[name])) is not None:
                 values[name] = check(name, value)
         for name, config in (("adapter_config", family), ("unet_config", UNetConfig)):
             if name in given and (value := parsed(given[name])) is not None:
                 values[name] = config.from_dict(json_object(name, value))
+        if not values.get("placeholder"):  # older files name one for motions, too, which learn nothing from it
+            values["class_word"] = ""
         return cls(**values)
 
 
@@ -85,17 +108,18 @@ def _captions(name: str, value: object) -> tuple[str, ...]:
 
 
 def _extra(name: str, value: object) -> dict[str, Any]:
-    settings = json_object("settings", json_object(name, value).get("settings", {}))
+    extra = json_object(name, value)
+    settings = json_object("settings", extra.get("settings", {}))
     real("p_image_drop", settings.get("p_image_drop", 0.0), 0, 1)
-    return value
+    return extra
 
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "format_version": lambda name, value: whole(name, value, 10**6),
     "captions": _captions,
-    "steps": lambda name, value: whole(name, value, int(MOST["steps"]), 0),
+    "steps": lambda name, value: whole(name, value, int(LIMITS["steps"].most), 0),
     "learning_rate": lambda name, value: real(name, value, 0),
-    "seed": lambda name, value: whole(name, value, 2**64, 0),
+    "seed": lambda name, value: whole(name, value, int(LIMITS["seed"].most), 0),
     "extra": _extra,
 }
 

@@ -23,12 +23,21 @@ ADAPTER_KEY = re.compile(
 )
 
 
+def adapter_place(key: str) -> re.Match[str]:
+    """The parts of an adapter tensor's name. Raises ValueError for another tensor's."""
+    found = ADAPTER_KEY.fullmatch(key)
+    if found is None:
+        raise ValueError(f"{short(key)} is no tensor of an adapter.")
+    return found
+
+
 def without_stop(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
 def assemble(path: Path, info: AdapterInfo, state: Mapping[str, StoredTensor]) -> AnyAdapter:
     """The adapter of an info with the weights of `state`, which are read once their shapes are right."""
+    assert info.adapter_config is not None and info.unet_config is not None
     try:
         adapter = build_adapter(info.adapter_config, info.unet_config, device="meta")
     except ValueError as error:
@@ -44,7 +53,7 @@ def assemble(path: Path, info: AdapterInfo, state: Mapping[str, StoredTensor]) -
 def _difference(found: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> str:
     theirs, ours = (
         {
-            ADAPTER_KEY.fullmatch(key)["site"]: shape[1]
+            adapter_place(key)["site"]: shape[1]
             for key, shape in shapes.items()
             if key.endswith("down_linear.weight") and len(shape) == 2
         }

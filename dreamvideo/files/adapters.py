@@ -7,20 +7,22 @@ runs code, and nothing is read before names and shapes have told that it fits.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..models.adapters import AnyAdapter
 from ..models.config import UNetConfig
 from ..models.deltas import DeltaConfig
 from ..safety.limits import short
+from ..safety.paths import PathLike
 from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, LoadedAdapter
 from .adapter_tensors import ADAPTER_KEY, assemble, check_specs, check_tensors, check_tokens, read_all, without_stop
+from .dtypes import is_finite
 from .foreign_adapters import authors_adapter, embedding_in, name_foreign, text_embedding
 from .tensors import CheckpointError, OpenFile, open_file, write_safetensors
 
@@ -31,15 +33,17 @@ DELTA_KEY = re.compile(r".+\.(?:weight|bias)\.(?:delta|down|up)")
 
 
 def save_adapter(
-    path: str | os.PathLike[str],
+    path: PathLike,
     adapter: AnyAdapter | None,
     info: AdapterInfo,
     tokens: Mapping[str, Tensor] | None = None,
     features: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a safetensors file, atomically; the same contents give the same bytes.
 
     adapter: None for learned tokens alone (kind "token"). tokens: placeholder -> [n, D]; features: [n, D].
+    dtype: of the adapter's weights in the file, where they fit into it; their own by default.
     Raises ValueError for weights that are not finite and for an info of another kind.
     """
     kind = "token" if adapter is None else adapter.config.kind
@@ -47,7 +51,7 @@ def save_adapter(
         raise ValueError(f"The info describes a {info.kind} file, but what is to be saved is of kind {kind}.")
     if adapter is not None:
         info = replace(info, adapter_config=adapter.config, unet_config=adapter.unet_config)
-    tensors = dict(adapter.state_dict()) if adapter is not None else {}
+    tensors = _rounded(adapter.state_dict(), dtype) if adapter is not None else {}
     tensors |= {TOKEN_PREFIX + name: vectors for name, vectors in (tokens or {}).items()}
     if features is not None:
         tensors[FEATURES] = features
@@ -55,7 +59,12 @@ def save_adapter(
     write_safetensors(path, tensors, info.to_metadata())
 
 
-def load_adapter(path: str | os.PathLike[str], unet_config: UNetConfig | None = None) -> LoadedAdapter:
+def _rounded(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    found = {name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()}
+    return found if all(map(is_finite, found.values())) else dict(weights)  # too large for half precision
+
+
+def load_adapter(path: PathLike, unet_config: UNetConfig | None = None) -> LoadedAdapter:
     """Read one of our files, the authors' adapter (`.pth`), or a text embedding of any program, onto the CPU.
 
     Weights keep their dtype; 8-bit ones become float16, which holds them exactly. Text embeddings are the authors' and
@@ -81,19 +90,34 @@ def load_adapter(path: str | os.PathLike[str], unet_config: UNetConfig | None = 
     raise CheckpointError(f"{path.name} is no adapter: it holds {name_foreign(state)}.")
 
 
-def _own(path: Path, file: OpenFile) -> LoadedAdapter:
-    metadata, tensors = file.metadata, file.tensors
-    version = metadata.get("format_version", "")
+def read_info(path: PathLike) -> AdapterInfo | None:
+    """What one of our files says of itself, without its tensors; None for any other file.
+
+    Raises ValueError for one of ours whose metadata is damaged, and CheckpointError for what holds no tensors.
+    """
+    file = open_file(path)
+    return _info(Path(path), file) if file.metadata.get("format") == FORMAT else None
+
+
+def _info(path: Path, file: OpenFile) -> AdapterInfo:
+    version = file.metadata.get("format_version", "")
     if version.isdecimal() and len(version) < 10 and int(version) > FORMAT_VERSION:
         raise ValueError(f"{path.name} has format version {version}; this DreamVideo reads up to {FORMAT_VERSION}.")
-    damaged = f"{path.name} is a DreamVideo adapter, and its metadata is damaged"
     try:
-        info = AdapterInfo.from_metadata(metadata)
+        return AdapterInfo.from_metadata(file.metadata)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{damaged}: {without_stop(error)}.") from error
+        raise ValueError(f"{_damaged(path)}: {without_stop(error)}.") from error
+
+
+def _damaged(path: Path) -> str:
+    return f"{path.name} is a DreamVideo adapter, and its metadata is damaged"
+
+
+def _own(path: Path, file: OpenFile) -> LoadedAdapter:
+    info, tensors = _info(path, file), file.tensors
     kind_of_config = info.adapter_config.kind if info.adapter_config and info.unet_config else "token"
     if info.kind not in KINDS or info.kind != kind_of_config:
-        raise ValueError(f"{damaged}: kind {short(info.kind)} with a configuration of kind {kind_of_config!r}.")
+        raise ValueError(f"{_damaged(path)}: kind {short(info.kind)} with a configuration of kind {kind_of_config!r}.")
     unusable = f"{path.name}, a {info}, is unusable"
     check_specs(tensors, unusable)
     tokens = {key.removeprefix(TOKEN_PREFIX): value for key, value in tensors.items() if key.startswith(TOKEN_PREFIX)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..safety.paths import PathLike
 from .encoders import find_clip, find_vae, open_clip_file, open_vae
 from .fingerprint import fingerprint
 from .layouts import find_layout, name_stranger
@@ -73,13 +74,22 @@ class BaseFiles:
         """Which of "unet", "clip", "vae" there is no file for."""
         return tuple(part for part in PARTS if getattr(self, part) is None)
 
+    def file(self, part: str) -> Path:
+        """The file of "unet", "clip" or "vae". Raises CheckpointError where there is none."""
+        path = getattr(self, part)
+        if path is None:
+            raise CheckpointError(
+                f"The base has no {PARTS[part]}: put its file into the same folder ({SOURCES[part]})."
+            )
+        return path
+
 
 def find_base(
-    folder: str | Path | None = None,
+    folder: PathLike | None = None,
     *,
-    unet: str | Path | None = None,
-    clip: str | Path | None = None,
-    vae: str | Path | None = None,
+    unet: PathLike | None = None,
+    clip: PathLike | None = None,
+    vae: PathLike | None = None,
     partial: bool = False,
 ) -> BaseFiles:
     """The files of the base in `folder`, or the files given, which go before those of the folder.
@@ -90,8 +100,17 @@ def find_base(
     """
     given = {part: Path(path) for part, path in (("unet", unet), ("clip", clip), ("vae", vae)) if path}
     for part, path in given.items():
+        if path.is_dir():
+            raise CheckpointError(
+                f"{path} is a folder: name the file of the {PARTS[part]} in it, or give the folder of a base as --base."
+            )
         if not path.is_file():
             raise CheckpointError(f"There is no file {path} for the {PARTS[part]}.")
+    if folder is not None and Path(folder).is_file():
+        raise CheckpointError(
+            f"{folder} is a file, and a base is a folder: give the folder that holds it, or the file as a part "
+            "(--unet, --clip or --vae)."
+        )
     if folder is not None and not Path(folder).is_dir():
         raise CheckpointError(f"There is no folder {folder} to take the base from.")
     found = {part: given.get(part) or (_find_part(Path(folder), part) if folder else None) for part in PARTS}
@@ -101,7 +120,7 @@ def find_base(
     return base
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
+def inspect(path: PathLike) -> dict[str, Any]:
     """What a base folder or one checkpoint file holds, JSON-safe, without reading the weights; `describe` prints it.
 
     A folder: {"path", "parts": {part: file's description}, "missing": {part: where it comes from}}. A file: the
@@ -155,7 +174,8 @@ def _inspect_part(path: Path, part: str) -> dict[str, Any]:
         extra = {"notes": list(found.notes), "fingerprint": fingerprint(state)}
     else:
         state, config = open_vae(path) if part == "vae" else open_clip_file(path)
-        layout = find_vae(state)[0] if part == "vae" else "open_clip"
+        vae = find_vae(state) if part == "vae" else None
+        layout = "open_clip" if vae is None else vae[0]
         facts, extra = {"layout": layout, "config": config}, {}
     dtype = str(state.dtype).removeprefix("torch.")
     return {
@@ -198,7 +218,7 @@ def _kinds_or_none(path: Path) -> list[str]:
         return []  # a neighbour that is no checkpoint is no reason to refuse the folder
 
 
-def _incomplete(base: BaseFiles, folder: str | Path | None) -> str:
+def _incomplete(base: BaseFiles, folder: PathLike | None) -> str:
     present = [PARTS[part] for part in PARTS if part not in base.missing]
     lacks = "; ".join(f"the {PARTS[part]}: {SOURCES[part]}" for part in base.missing)
     where = folder if folder is not None else "The base"

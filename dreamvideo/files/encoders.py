@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..safety.limits import (
-    MOST,
+    LIMITS,
     MOST_BLOCKS,
     MOST_CHANNELS,
     MOST_LAYERS,
@@ -25,6 +24,7 @@ from ..safety.limits import (
     short,
     whole,
 )
+from ..safety.paths import PathLike
 from .layouts import name_stranger
 from .tensors import CheckpointError, StateDict, TensorFile
 
@@ -61,38 +61,52 @@ def find_clip(names: Iterable[str]) -> str | None:
     return next((prefix for prefix in prefixes if prefix + text in names), None)
 
 
-def read_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_vae(path: PathLike, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(state in the names of diffusers' AutoencoderKL, keyword arguments for it) of an autoencoder file.
 
     Reads the LDM layout (bare, or as first_stage_model in a whole Stable Diffusion checkpoint) and diffusers', its old
     attention names too. The config is safetensors metadata "vae_config" (JSON) or inferred. dtype: None for the file's.
     Raises CheckpointError when the file is unusable, no such autoencoder, incomplete, or has NaN weights.
     """
+    state, config = stored_vae(path)
+    return dict(state.stream(dtype=dtype)), config
+
+
+def stored_vae(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
+    """As `read_vae`: names and shapes are looked at, and no tensor is read yet."""
     from diffusers import AutoencoderKL
 
     state, config = open_vae(path)
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in AutoencoderKL(**config).state_dict().items()}
     rename = _vae_renaming(state, config)
-    return _read(state, wanted, rename, r"(to_q|to_k|to_v|to_out\.0)\.weight$", r"^(loss|model_ema)\.", dtype), config
+    return _named(state, wanted, rename, r"(to_q|to_k|to_v|to_out\.0)\.weight$", r"^(loss|model_ema)\."), config
 
 
-def read_clip(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_clip(path: PathLike, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(state in open_clip's names, keyword arguments embed_dim, vision_cfg, text_cfg of open_clip.model.CLIP).
 
     The config is safetensors metadata "open_clip_config" (JSON) or inferred from shapes; heads are 64 channels wide
     (80 and more in LAION's largest image towers). dtype: None for the file's.
     Raises CheckpointError when the file is unusable, has only one of the two towers, or has NaN weights.
     """
+    state, config = stored_clip(path)
+    return dict(state.stream(dtype=dtype)), config
+
+
+def stored_clip(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
+    """As `read_clip`: names and shapes are looked at, and no tensor is read yet."""
     from open_clip.model import CLIP
 
     state, config = open_clip_file(path)
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in CLIP(**config).state_dict().items()}
-    return _read(state, wanted, str, None, r"^(attn_mask|logit_bias)$", dtype), config
+    # The last three are in OpenAI's own files.
+    surplus = r"(^|\.)(attn_mask|logit_bias|input_resolution|context_length|vocab_size)$"
+    return _named(state, wanted, str, None, surplus), config
 
 
-def open_vae(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
+def open_vae(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     """The autoencoder in a file under its stored names without prefix, not yet read, and its config."""
     file = TensorFile(path)
     found = find_vae(file.specs)
@@ -105,7 +119,7 @@ def open_vae(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     return state, _config(file, "vae_config", _checked_vae, lambda: _infer_vae(state.shapes, layout))
 
 
-def open_clip_file(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
+def open_clip_file(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     """The OpenCLIP model in a file, not yet read, and its config."""
     file = TensorFile(path)
     prefix = find_clip(file.specs)
@@ -159,7 +173,7 @@ def _checked_vae(config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get(name) not in ([block] * levels, (block,) * levels):
             raise ValueError(f"{name} is a list with {block} for each of {levels} levels")
         checked[name] = (block,) * levels
-    most = {"layers_per_block": MOST_BLOCKS, "norm_num_groups": MOST_CHANNELS, "sample_size": int(MOST["width"])}
+    most = {"layers_per_block": MOST_BLOCKS, "norm_num_groups": MOST_CHANNELS, "sample_size": int(LIMITS["width"].most)}
     most |= dict.fromkeys(("in_channels", "out_channels", "latent_channels"), MOST_CHANNELS)
     checked |= {name: whole(name, config[name], limit) for name, limit in most.items() if name in config}
     if "scaling_factor" in config:
@@ -173,7 +187,7 @@ def _checked_vae(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked_clip(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of open_clip's CLIP: plain transformers alone, for its other towers are fetched from the network."""
-    sides = dict.fromkeys(("image_size", "patch_size"), int(MOST["width"]))
+    sides = dict.fromkeys(("image_size", "patch_size"), int(LIMITS["width"].most))
     both = {"width": MOST_CHANNELS, "layers": MOST_LAYERS}
     vision = {**both, **sides, "head_width": MOST_CHANNELS}
     text = {**both, "context_length": MOST_CHANNELS, "vocab_size": MOST_VOCABULARY, "heads": MOST_CHANNELS}
@@ -284,14 +298,13 @@ def _replaced(name: str, modules: Mapping[str, str]) -> str:
     return name
 
 
-def _read(
+def _named(
     state: StateDict,
     wanted: Mapping[str, Shape],
     rename: Callable[[str], str],
     flattened: str | None,
     surplus: str,
-    dtype: torch.dtype | None,
-) -> dict[str, Tensor]:
+) -> StateDict:
     """The tensors `wanted`, found under renamed names; `flattened` ones may be stored as 1x1 convolutions."""
     path, names = state.file.path, {name: rename(name) for name in wanted}
     missing = [old for old in names.values() if old not in state.shapes]
@@ -306,5 +319,4 @@ def _read(
             shape = shape[:2]
         if shape != wanted[name]:
             raise CheckpointError(f"{path}: {old} has shape {list(shape)} where {list(wanted[name])} is needed.")
-    found = StateDict(state.file, {name: state.stored[old] for name, old in names.items()}, wanted)
-    return dict(found.stream(dtype=dtype))
+    return StateDict(state.file, {name: state.stored[old] for name, old in names.items()}, wanted)

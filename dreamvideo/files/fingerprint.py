@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .tensors import StateDict
+
 # One layer of each kind; the first and the last of each in the network make sixteen tensors.
 PROBES = (
     ".in_layers.2.weight",
@@ -22,6 +24,7 @@ PROBES = (
 )
 # bfloat16 moves a number by 0.001 (standard deviation), float16 by an eighth of it, 1 % of fine-tuning by 0.01.
 TOLERANCE = 0.005
+DIGESTED = 4096  # numbers of a tensor: training changes them all, and a whole file takes seconds to read
 
 
 def fingerprint(source: nn.Module | Mapping[str, Tensor]) -> str:
@@ -38,6 +41,19 @@ def fingerprint(source: nn.Module | Mapping[str, Tensor]) -> str:
     probed = [names[end] for probe in PROBES if (names := _ordered(shapes, probe)) for end in (0, -1)]
     numbers = ",".join(f"{_projection(state[name], seed):.4f}" for seed, name in enumerate(probed))
     return f"{len(shapes)}-{parameters}-{digest}:{numbers}"
+
+
+def weights_digest(*states: StateDict) -> str:
+    """A short text that tells these weights from others: names, shapes, precisions and each tensor's first numbers."""
+    found = hashlib.blake2b(digest_size=16)
+    for state in states:
+        for name in sorted(state):
+            tensor = state[name]
+            start = tensor.reshape(-1)[:DIGESTED].clone()
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(start.view(torch.uint8).numpy())
+        state.file.unmap()
+    return found.hexdigest()
 
 
 def same_base(a: str, b: str) -> bool:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..models.adapters import ADAPTER_NAMES, AdapterConfig, AnyAdapter
 from ..models.config import UNetConfig
 from ..models.deltas import WeightDelta
-from ..safety.limits import MOST, short
+from ..safety.limits import LIMITS, short
 from ..safety.paths import atomic_path
 from .adapter_info import AdapterInfo, LoadedAdapter
-from .adapter_tensors import ADAPTER_KEY, assemble, check_specs, check_tokens, read_all, without_stop
+from .adapter_tensors import adapter_place, assemble, check_specs, check_tokens, read_all, without_stop
 from .pickles import StoredTensor, TensorSpec
 
 # What a file that is no adapter may be, by a part of its keys; the first match speaks.
@@ -115,7 +115,7 @@ def _as_rows(value: StoredTensor) -> StoredTensor:
 
 def authors_adapter(path: Path, state: Mapping[str, Any], step: Any, unet_config: UNetConfig) -> LoadedAdapter:
     check_specs(state, f"{path.name}, an adapter of the authors' format, is unusable")
-    steps = step if type(step) is int and 0 <= step <= MOST["steps"] else None
+    steps = step if type(step) is int and 0 <= step <= LIMITS["steps"].most else None
     info = AdapterInfo(kind=_kind(path, state), unet_config=unet_config, steps=steps)
     info = replace(info, adapter_config=_infer_config(path, info.kind, state))
     return LoadedAdapter(assemble(path, info, state), info, {}, None)
@@ -123,7 +123,7 @@ def authors_adapter(path: Path, state: Mapping[str, Any], step: Any, unet_config
 
 def _kind(path: Path, state: Mapping[str, Any]) -> str:
     """Of an authors' adapter: the transformers' names tell spatial (`.1`) from temporal ones (`.2`)."""
-    sites = {ADAPTER_KEY.fullmatch(key)["site"] for key in state}
+    sites = {adapter_place(key)["site"] for key in state}
     temporal = {site == "input_blocks.0.1" or site.endswith(".2") for site in sites}
     if len(temporal) > 1:
         raise ValueError(f"{path.name} mixes an identity and a motion adapter; a file holds one of them.")
@@ -131,7 +131,7 @@ def _kind(path: Path, state: Mapping[str, Any]) -> str:
 
 
 def _infer_config(path: Path, kind: str, state: Mapping[str, TensorSpec]) -> AdapterConfig:
-    names = {ADAPTER_KEY.fullmatch(key)["name"] + "_adapter" for key in state}
+    names = {adapter_place(key)["name"] + "_adapter" for key in state}
     matrices = {key: tuple(value.shape) for key, value in state.items() if len(value.shape) == 2}
     downs = [shape for key, shape in matrices.items() if key.endswith("down_linear.weight")]
     conditions = {shape[1] for key, shape in matrices.items() if key.endswith("condition_linear.weight")}

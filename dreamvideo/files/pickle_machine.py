@@ -118,6 +118,10 @@ class _Parameters(dict):
     """A `torch.nn.ParameterDict`, of which its parameters are kept."""
 
 
+class Scripted(dict):
+    """A module of a TorchScript program: its attributes by name, and nothing of its code."""
+
+
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
@@ -135,10 +139,13 @@ _KEYS = (str, int, float, bool, bytes, type(None))  # tuples in tuples take for 
 
 
 class Machine:
-    """Runs one pickle. storages: key -> dtype of the storages it named."""
+    """Runs one pickle. storages: key -> dtype of the storages it named.
 
-    def __init__(self, source: BytesIO) -> None:
-        self.source = source
+    scripted: it is a TorchScript program's, whose own classes become `Scripted`.
+    """
+
+    def __init__(self, source: BytesIO, scripted: bool = False) -> None:
+        self.source, self.scripted = source, scripted
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -186,7 +193,7 @@ class Machine:
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             module, leaf = argument.split(" ", 1) if name == "GLOBAL" else self._pop(2)
             stack.append(Name(f"{module}.{leaf}".replace("__builtin__.", "builtins.", 1)))
-            _check_known(stack[-1].name)
+            _check_known(stack[-1].name, self.scripted)
         elif name in ("REDUCE", "NEWOBJ"):
             called, arguments = self._pop(2)
             if not isinstance(called, Name):
@@ -196,6 +203,8 @@ class Machine:
             (state,) = self._pop(1)
             if isinstance(stack[-1], _Parameters):
                 stack[-1].update(state["_parameters"])
+            elif isinstance(stack[-1], Scripted) and isinstance(state, dict):
+                stack[-1].update(state)
         elif name == "BINPERSID":
             (described,) = self._pop(1)
             stack.append(self._storage(described))
@@ -232,7 +241,9 @@ def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _check_known(name: str) -> None:
+def _check_known(name: str, scripted: bool) -> None:
+    if scripted and (name.startswith(_PROGRAM) or name in _SCRIPTED_MAKERS):
+        return
     module, _, leaf = name.rpartition(".")
     storage = module in ("torch", "torch.storage", "torch.cuda") and leaf in _STORAGES
     if not (storage or name in _DTYPES or name in _BESIDE or name in _STRANGE_TENSORS or name in _MAKERS):
@@ -240,8 +251,11 @@ def _check_known(name: str) -> None:
 
 
 def _made(name: str, arguments: Any) -> Any:
-    if name in _MAKERS:
-        return _MAKERS[name](*arguments)
+    maker = _MAKERS.get(name) or _SCRIPTED_MAKERS.get(name)
+    if maker is not None:
+        return maker(*arguments)
+    if name.startswith(_PROGRAM):  # known in a TorchScript program alone
+        return Scripted()
     return Unusable(_STRANGE_TENSORS.get(name, f"{name.rpartition('.')[2]} object"))
 
 
@@ -265,4 +279,9 @@ _MAKERS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": lambda data, *rest: data,
     "torch.nn.parameter.Parameter": lambda data, *rest: data,
     "torch.nn.modules.container.ParameterDict": lambda *rest: _Parameters(),
+}
+_PROGRAM = "__torch__."  # what a TorchScript program calls its own classes by
+_SCRIPTED_MAKERS: Mapping[str, Callable[..., Any]] = {
+    **{f"torch.jit._pickle.build_{kind}list": list for kind in ("int", "tensor", "double", "bool")},
+    "torch.jit._pickle.restore_type_tag": lambda value, kind: value,
 }

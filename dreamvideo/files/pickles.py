@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..safety.limits import short
-from .pickle_machine import Machine, Name, PickleError, Storage, Unusable, View
+from .pickle_machine import Machine, Name, PickleError, Scripted, Storage, Unusable, View
 
 # Bytes of a pickle and of an archive's directory: a checkpoint of 6 GB with its optimizer has 1 million of each.
 MAX_DIRECTORY = 8 << 20
@@ -52,17 +52,20 @@ class StoredTensor(TensorSpec):
     read: Callable[[], Tensor] = field(repr=False)
 
 
-def read_contents(path: Path) -> Any:
-    """The containers of a PyTorch file, with `StoredTensor` and `Unusable` for what is neither text nor number.
+def read_contents(path: Path) -> tuple[Any, Callable[[], None]]:
+    """The containers of a PyTorch file, with `StoredTensor` and `Unusable` for what is neither text nor number, and
+    what lets go of the file's mapped pages; the next tensor that is read maps them again.
 
-    Containers may hold themselves. Raises PickleError where the file is damaged, CodeRefused where it asks for code.
+    Containers may hold themselves. Of a TorchScript program, none of which is run, the tensors are read by name.
+    Raises PickleError where the file is damaged, CodeRefused where it asks for code.
     """
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
             file.seek(0)
             contents, rows = _read_archive(file) if magic == b"PK\x03\x04" else _read_legacy(file)
-        return _with_tensors(contents, _Numbers(path, rows))
+        numbers = _Numbers(path, rows)
+        return _with_tensors(contents, numbers), numbers.unmap
     except PickleError:
         raise
     except MemoryError:
@@ -92,8 +95,6 @@ def _read_archive(file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]]]:
         if not pickles:
             raise PickleError("it is an archive without tensors")
         folder = pickles[0].removesuffix("data.pkl")
-        if folder + "constants.pkl" in entries:
-            raise PickleError("it is a TorchScript program, not weights, and was not run")
         with archive.open(pickles[0]) as source:
             text = source.read(MAX_DIRECTORY + 1)
         if len(text) > MAX_DIRECTORY:
@@ -101,7 +102,10 @@ def _read_archive(file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]]]:
         order = entries.get(folder + "byteorder")
         if order is not None and archive.read(order)[:6] == b"big":
             raise PickleError("its numbers are in the byte order of another kind of machine")
-    contents = Machine(BytesIO(text)).run()
+    scripted = folder + "constants.pkl" in entries
+    contents = Machine(BytesIO(text), scripted).run()
+    if scripted:
+        contents = _state(contents)
     prefix = folder + "data/"
     rows = {}
     for name, entry in entries.items():
@@ -114,6 +118,22 @@ def _read_archive(file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]]]:
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
         rows[name.removeprefix(prefix)] = (start, entry.file_size)
     return contents, rows
+
+
+def _state(program: Any) -> dict[str, View]:
+    """The tensors of a TorchScript module under the names that its state dict would have."""
+    found: dict[str, View] = {}
+    seen: set[int] = set()  # a module may hold itself
+    waiting = [("", program)]
+    while waiting:
+        prefix, module = waiting.pop()
+        if not isinstance(module, Scripted) or id(module) in seen:
+            continue
+        seen.add(id(module))
+        named = [(prefix + name, value) for name, value in module.items() if isinstance(name, str)]
+        found.update((name, value) for name, value in named if isinstance(value, View))
+        waiting += [(f"{name}.", value) for name, value in named]
+    return found
 
 
 def _read_legacy(file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]]]:
@@ -146,7 +166,7 @@ class _Numbers:
     def __init__(self, path: Path, rows: Mapping[str, tuple[int, int]]) -> None:
         self.path, self.rows = path, rows
         self.size = path.stat().st_size
-        self.mapped: torch.UntypedStorage | None = None
+        self.mapped: Any = None  # an UntypedStorage, which torch's own types take for its parent
 
     def check(self, view: View) -> None:
         """Raise PickleError unless the file holds every number of the tensor."""
@@ -160,6 +180,9 @@ class _Numbers:
             raise PickleError(
                 f"it has a tensor of {short(prod(view.shape))} numbers where it holds {nbytes:,} bytes of them"
             )
+
+    def unmap(self) -> None:
+        self.mapped = None
 
     def read(self, view: View) -> Tensor:
         if not prod(view.shape):
@@ -190,7 +213,7 @@ def _with_tensors(contents: Any, numbers: _Numbers) -> Any:
                 found[id(value)] = value
                 waiting.append(value)
 
-    waiting = [[contents]]
+    waiting: list[Any] = [[contents]]
     outermost = waiting[0]
     while waiting:
         put(waiting.pop())

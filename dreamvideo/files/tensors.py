@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..safety.limits import bare, short
-from ..safety.paths import atomic_path, check_readable
+from ..safety.paths import PathLike, atomic_path, check_readable
 from .dtypes import DTYPE_CODES, DTYPES, is_finite, main_dtype, readable
 from .pickle_machine import CodeRefused, PickleError
 from .pickles import StoredTensor, TensorSpec, read_contents
@@ -48,15 +48,17 @@ class TensorFile:
     Raises CheckpointError when the file is missing, empty, truncated, holds no tensors, or would have to run code.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
         self.specs: dict[str, TensorSpec] = {}
         self.metadata: dict[str, str] = {}
         self.wrapped = False
         self._paths: dict[str, Path] = {}
         self._readers: dict[Path, OpenFile] = {}
+        self._stamps: dict[Path, tuple[int, int]] = {}
         for shard in shards(self.path):
-            reader = self._reader(shard)
+            reader = self._readers[shard] = open_file(shard)
+            self._stamps[shard] = _stamp(shard)
             self.specs.update((name, TensorSpec(value.shape, value.dtype)) for name, value in reader.tensors.items())
             self.metadata.update(reader.metadata)
             self.wrapped |= reader.wrapped
@@ -71,7 +73,10 @@ class TensorFile:
 
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU as the file has it, usually a view of mapped pages: do not write to it."""
-        return self._reader(self._paths[name]).tensors[name].read()
+        path = self._paths[name]
+        if _stamp(path) != self._stamps[path]:  # its tensors may lie elsewhere now
+            raise CheckpointError(f"{path} was changed while it was in use; load it again.")
+        return self._readers[path].tensors[name].read()
 
     def stream(
         self, names: Iterable[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
@@ -92,16 +97,16 @@ class TensorFile:
                 passed += source.nbytes
                 del source
                 if passed > window:
-                    self._readers.clear()
+                    self.unmap()
                     passed = 0
                 yield name, value
         finally:
-            self._readers.clear()
+            self.unmap()
 
-    def _reader(self, path: Path) -> OpenFile:
-        if path not in self._readers:
-            self._readers[path] = open_file(path)
-        return self._readers[path]
+    def unmap(self) -> None:
+        """Let go of mapped pages; what is read next maps them again."""
+        for reader in self._readers.values():
+            reader.unmap()
 
     def _not_finite(self, name: str, source: Tensor, value: Tensor) -> str:
         if is_finite(source):
@@ -141,6 +146,10 @@ class StateDict(Mapping[str, Tensor]):
     def parameters(self) -> int:
         return sum(spec.elements for spec in self.specs.values())
 
+    def only(self, names: Iterable[str]) -> StateDict:
+        """Those of the tensors."""
+        return StateDict(self.file, {name: self.stored[name] for name in names}, self.shapes)
+
     def stream(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Iterator[tuple[str, Tensor]]:
@@ -171,7 +180,7 @@ def shards(path: Path) -> list[Path]:
 
 
 def write_tensors(
-    path: str | Path,
+    path: PathLike,
     specs: Mapping[str, TensorSpec],
     tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str],
@@ -196,7 +205,7 @@ def write_tensors(
             torch.save({"state_dict": state, "step": 0} if wrap else state, part)
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_safetensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata to a safetensors file, atomically; the same contents give the same bytes."""
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # every tensor begins aligned
     specs = {name: TensorSpec(tuple(tensors[name].shape), tensors[name].dtype) for name in order}
@@ -228,11 +237,13 @@ class OpenFile:
 
     contents: everything in it, containers with `StoredTensor` for tensors (a container may hold itself).
     tensors: name -> StoredTensor, taken out of what trainers wrap around them. wrapped: whether something was.
+    unmap: lets go of mapped pages; the next tensor that is read maps them again.
     """
 
-    def __init__(self, contents: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    def __init__(self, contents: Mapping[str, Any], metadata: Mapping[str, str], unmap: Callable[[], None]) -> None:
         self.contents = contents
         self.metadata = metadata
+        self.unmap = unmap
         self.tensors = unwrap(contents)
         self.wrapped = not any(name in contents for name in self.tensors)
 
@@ -253,7 +264,7 @@ def unwrap(contents: object) -> dict[str, StoredTensor]:
     return {}
 
 
-def open_file(path: str | Path) -> OpenFile:
+def open_file(path: PathLike) -> OpenFile:
     """Open a safetensors or PyTorch file; its first bytes tell which, whatever its name says.
 
     Raises CheckpointError when the file is missing, no file, empty, damaged, or would have to run code.
@@ -268,8 +279,8 @@ def open_file(path: str | Path) -> OpenFile:
         if start[8:9] == b"{" and (header <= MAX_HEADER or not pickled):
             return _open_safetensors(path, header)
         if pickled:
-            contents = read_contents(path)
-            return OpenFile(contents if isinstance(contents, Mapping) else {}, {})
+            contents, unmap = read_contents(path)
+            return OpenFile(contents if isinstance(contents, Mapping) else {}, {}, unmap)
     except CodeRefused as error:
         raise CheckpointError(
             f"{path} carries Python code ({bare(str(error))}) beside or instead of tensors; it was refused and "
@@ -294,15 +305,40 @@ def open_file(path: str | Path) -> OpenFile:
 def _open_safetensors(path: Path, header: int) -> OpenFile:
     if header > MAX_HEADER:
         raise CheckpointError(f"{path} is damaged: its header would have {header:,} bytes; download it again.")
-    file = safe_open(path, framework="pt", device="cpu")
+    mapped = _Safetensors(path)
+    file = mapped.file
     tensors = {}
     for name in file.keys():  # noqa: SIM118 - not a mapping
         part = file.get_slice(name)
         dtype = DTYPES.get(part.get_dtype())
         if dtype is None:
             raise CheckpointError(f"{path}: {short(name)} is stored as {part.get_dtype()}, which is not read here.")
-        tensors[name] = StoredTensor(tuple(part.get_shape()), dtype, partial(file.get_tensor, name))
-    return OpenFile(tensors, file.metadata() or {})
+        tensors[name] = StoredTensor(tuple(part.get_shape()), dtype, partial(mapped.read, name))
+    return OpenFile(tensors, file.metadata() or {}, mapped.unmap)
+
+
+class _Safetensors:
+    """A safetensors file, mapped until `unmap` and again when it is read next."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: Any = safe_open(path, framework="pt", device="cpu")
+
+    def read(self, name: str) -> Tensor:
+        if self.file is None:
+            self.file = safe_open(self.path, framework="pt", device="cpu")
+        return self.file.get_tensor(name)
+
+    def unmap(self) -> None:
+        self.file = None
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    return found.st_size, found.st_mtime_ns
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from ..models.blocks import AttentionFunction
 from ..models.config import UNetConfig
 from ..models.unet import UNet
 from ..safety.limits import bare, json_object, parsed
-from ..safety.paths import check_writable, keep_apart, write_json
+from ..safety.paths import PathLike, check_writable, keep_apart, write_json
 from .dtypes import readable
 from .layouts import (
     diffusers_name,
@@ -32,6 +33,7 @@ from .layouts import (
 from .tensors import CheckpointError, StateDict, TensorFile, TensorSpec, write_tensors
 
 LAYOUTS = ("original", "diffusers", "vgen")
+SAMPLE_SIZE = 32  # latent cells each way of the 256 pixels that ModelScope was trained on
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -59,7 +61,7 @@ class UNetFile:
         return self.state.parameters
 
 
-def read_unet(path: str | Path, *, head_dim: int | None = None) -> UNetFile:
+def read_unet(path: PathLike, *, head_dim: int | None = None) -> UNetFile:
     """Open the checkpoint file of a ModelScope text-to-video UNet in any layout, prefix and container.
 
     The config is read from safetensors metadata ("unet_config", JSON) or inferred from names and shapes; `head_dim` is
@@ -97,12 +99,12 @@ def read_unet(path: str | Path, *, head_dim: int | None = None) -> UNetFile:
 
 
 def load_unet(
-    path: str | Path,
+    path: PathLike,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     head_dim: int | None = None,
-    operations=nn,
+    operations: Any = nn,
     attention: AttentionFunction = scaled_dot_product_attention,
 ) -> UNet:
     """The UNet of a checkpoint file, frozen and in eval mode. dtype: None for the file's own (8-bit: float16).
@@ -110,7 +112,17 @@ def load_unet(
     Weights are held once: each tensor is read, cast and moved by itself into a UNet that had none.
     Raises CheckpointError as `read_unet` does, and when there are NaN or infinite weights.
     """
-    found = read_unet(path, head_dim=head_dim)
+    return build_unet(read_unet(path, head_dim=head_dim), device, dtype, operations, attention)
+
+
+def build_unet(
+    found: UNetFile,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations=nn,
+    attention: AttentionFunction = scaled_dot_product_attention,
+) -> UNet:
+    """As `load_unet`, of a file that was opened already."""
     dtype = dtype or readable(found.dtype)
     unet = UNet(found.config, operations=operations, attention=attention, device="meta", dtype=dtype)
     unet.load_state_dict(dict(found.state.stream(device, dtype)), assign=True)
@@ -118,17 +130,19 @@ def load_unet(
 
 
 def convert(
-    source: str | Path,
-    target: str | Path,
+    source: PathLike,
+    target: PathLike,
     layout: str = "original",
     dtype: torch.dtype | None = None,
     *,
     head_dim: int | None = None,
+    sample_size: int = SAMPLE_SIZE,
 ) -> Path:
     """Write the UNet of `source` in another layout and dtype (None: the file's own); returns the file written.
 
     target: a .safetensors file (written tensor by tensor), a PyTorch file (.pth, .bin, ...: holds the weights in memory
-    once), or for "diffusers" a name without suffix: a pipeline folder that gets unet/ with its config.json.
+    once), or for "diffusers" a name without suffix: a pipeline folder that gets unet/ with its config.json, which says
+    that it samples latents of `sample_size` each way.
     "vgen" is the original names in {"state_dict": ..., "step": 0}. Raises CheckpointError as `read_unet` does, and
     ValueError for a target that is the source.
     """
@@ -141,7 +155,7 @@ def convert(
     if layout == "diffusers":
         rename, reshape = (lambda name: diffusers_name(name, config.res_blocks)), diffusers_shape
         if not target.suffix:
-            about = diffusers_config(config)
+            about = diffusers_config(config, sample_size)
             target = target / "unet" / DIFFUSERS_FILE
             check_writable(target.with_name("config.json"))
     keep_apart([target], [source, found.path])
@@ -161,7 +175,7 @@ def convert(
     return target
 
 
-def diffusers_config(config: UNetConfig) -> dict:
+def diffusers_config(config: UNetConfig, sample_size: int = SAMPLE_SIZE) -> dict:
     """config.json of diffusers' UNet3DConditionModel. ValueError where diffusers cannot express the architecture."""
     if config.first_heads != 8:
         raise CheckpointError(
@@ -172,6 +186,7 @@ def diffusers_config(config: UNetConfig) -> dict:
     up = ["CrossAttnUpBlock3D" if attends else "UpBlock3D" for attends in reversed(config.attention_levels)]
     return {
         "_class_name": "UNet3DConditionModel",
+        "sample_size": sample_size,
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
         "block_out_channels": list(config.channels),

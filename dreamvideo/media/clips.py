@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .decoding import Frame, NoPictures, Size, existing_file, source_name
+from .decoding import Frames, NoPictures, Size, existing_file, source_name
 from .folders import PathLike, Say, caption_of, clip_files, frame_files, quiet
 from .masks import cover_crop
 from .pictures import animation_frames, folder_frames, is_picture
@@ -71,7 +72,8 @@ def read_clip(path: PathLike, size: Size | None = None) -> Clip:
     if not frames:
         raise ValueError(f"{path} has no frames that can be read.")
     if len({frame.shape for frame in frames}) > 1:  # a stream may change its size midway
-        frames = [cover_crop(frame, *frames[0].shape[-2:]) for frame in frames]
+        height, width = frames[0].shape[-2:]
+        frames = [cover_crop(frame, height, width) for frame in frames]
     appear, fps = frame_times(times)
     notes.append(_reading_note(path.name, len(frames), damaged, cut))
     return Clip(torch.stack(frames), appear, fps, caption_of(path), path, _joined(notes))
@@ -127,8 +129,9 @@ def read_motion(
     and what had to give in thinning out. The caption is left to `caption_of`. Raises ValueError as `read_clip` and
     `choose_frames` do.
     """
-    path = None if isinstance(source, BytesIO) else _clip_source(source)
-    stretch, name, notes = (path or source, start, seconds, fps), source_name(path or source), []
+    source = source if isinstance(source, BytesIO) else _clip_source(source)
+    stretch, name = (source, start, seconds, fps), source_name(source)
+    notes: list[str] = []
     seen = [None if frame is None else appears for frame, appears in _frames_of(*stretch, tell=notes.append)]
     times = [appears for appears in seen if appears is not None]
     if not times:
@@ -146,7 +149,7 @@ def read_motion(
         pixels if len(kept) == len(places) else pixels[places],
         torch.arange(len(places), dtype=torch.float64) / choice.fps,
         choice.fps,
-        path=path,
+        path=None if isinstance(source, BytesIO) else source,
         note=_joined([*notes, choice.note]),
     )
 
@@ -165,14 +168,14 @@ def _frames_of(
     seconds: float | None = None,
     folder_fps: float = FOLDER_FPS,
     tell: Say = quiet,
-) -> Iterator[tuple[Frame | None, float]]:
+) -> Frames:
     if isinstance(source, Path) and source.is_dir():
         return folder_frames(source, folder_fps, tell)
     read = animation_frames if is_picture(source) else video_frames
     return read(source, start, seconds, tell)
 
 
-def _pixels_at(reader: Iterator[tuple[Frame | None, float]], wanted: Tensor, size: Size) -> Tensor:
+def _pixels_at(reader: Frames, wanted: Tensor, size: Size) -> Tensor:
     """The good frames of these rising indices, cropped, in uint8: [len(wanted), 3, height, width]."""
     good = (frame for frame, _ in reader if frame is not None)
     pixels = torch.empty(len(wanted), 3, *size, dtype=torch.uint8)
@@ -192,3 +195,13 @@ def _reading_note(name: str, frames: int, damaged: bool, cut: bool) -> str:
 
 def _joined(notes: Iterable[str]) -> str:
     return " ".join(dict.fromkeys(note for note in notes if note))
+
+
+def file_digest(path: Path) -> str:
+    """Of a clip's file, or of all files of its folder."""
+    found = hashlib.blake2b(digest_size=16)
+    for each in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with open(each, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()

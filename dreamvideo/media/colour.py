@@ -67,7 +67,7 @@ def _through_profile(picture: Image.Image, profile: bytes) -> Image.Image:
     source = ImageCms.ImageCmsProfile(BytesIO(profile))
     alpha = picture.getchannel("A") if picture.mode in ("LA", "RGBA") else None
     colours = picture.convert(picture.mode[:-1]) if alpha else picture
-    space = source.profile.xcolor_space.strip()
+    space = source.profile.xcolor_space.strip()  # pyright: ignore[reportAttributeAccessIssue]  # Pillow types it as a file
     if space == "RGB" and colours.mode == "L":
         colours = colours.convert("RGB")
     transform = ImageCms.buildTransform(
@@ -78,7 +78,7 @@ def _through_profile(picture: Image.Image, profile: bytes) -> Image.Image:
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
         ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
-    converted = ImageCms.applyTransform(colours, transform)
+    converted = transform.apply(colours)
     if alpha:
         converted.putalpha(alpha)
     return converted
@@ -155,7 +155,7 @@ def _tone_mapped(pixels: np.ndarray, curve: int, primaries: int) -> np.ndarray:
     """HDR uint16 [H, W, 3] -> sRGB uint8: white paper stays nearly white, what is brighter is compressed below it."""
     light = _light_of(curve)[pixels]  # [H, W, 3]
     if curve == _HLG:  # its light is the scene's; a screen shows it with more contrast
-        scene = light @ np.float32([0.2627, 0.6780, 0.0593])
+        scene = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
         light = light * (np.maximum(scene, 1e-6) ** np.float32(0.2))[..., None]
     light *= np.float32((_HLG_PEAK if curve == _HLG else 10_000.0) / _HDR_WHITE)
     light = np.maximum(light @ _to_bt709(primaries if primaries in _PRIMARIES else _BT2020).T, 0)

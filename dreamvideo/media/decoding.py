@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from io import BytesIO
 from pathlib import Path
 
@@ -18,6 +18,9 @@ SHORTEST_SIDE = 16
 
 Frame = Callable[[], Tensor]
 """Gives the pixels of a decoded frame, uint8 [3, H, W], until the next one is asked for."""
+
+Frames = Generator[tuple[Frame | None, float], None, None]
+"""Frames as they come, each with the seconds at which it appears; None for a damaged one. To be closed."""
 
 
 class NoPictures(ValueError):

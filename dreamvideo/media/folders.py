@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-PathLike = str | os.PathLike[str]
+from ..safety.paths import PathLike
+
 Say = Callable[[str], None]
 """Takes a sentence about what was left out."""
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..safety.paths import atomic_folder, check_folder_writable
-from .clips import PathLike
+from ..safety.paths import PathLike, atomic_folder, check_folder_writable
 from .writing import SOFTWARE, write_png
 
 FRAME_NAME = re.compile(r"\d{4,}\.png")

@@ -40,7 +40,7 @@ def load_mask(path: PathLike, size: Size | None = None) -> Tensor:
     for one of another shape and for one that is all black.
     """
     mask = picture_mask(read_mask_picture(Path(path)))
-    return fit_mask(mask, size or tuple(mask.shape[-2:]), path)
+    return fit_mask(mask, size or (mask.shape[-2], mask.shape[-1]), path)
 
 
 def load_images(

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from .colour import to_srgb
-from .decoding import Frame, existing_file, source_name
+from .decoding import Frames, existing_file, source_name
 from .folders import ANIMATION_SUFFIXES, PHOTO_SUFFIXES, Say, frame_files, quiet
 from .times import animation_delay
 
@@ -49,17 +48,6 @@ _PICTURES = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")
 
 
 _EXIF_INTEROPERABILITY = 0xA005
-
-
-_ORIENTATIONS = {  # EXIF tag 274 -> what turns the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 _PILLOW_LIMIT = threading.Lock()
@@ -96,10 +84,9 @@ def read_mask_picture(path: Path) -> Image.Image:
 def _decoded(picture: Image.Image, path: Path) -> Image.Image:
     """Upright and reduced, in 8 bits and the colours of the file."""
     try:
-        orientation = picture.getexif().get(274, 1)
         scale = min(1.0, LONGEST_SIDE / max(picture.size))
-        size = tuple(max(1, round(side * scale)) for side in picture.size)
         whole = picture.size
+        size = max(1, round(whole[0] * scale)), max(1, round(whole[1] * scale))
         picture.draft(None, size)  # JPEG decodes at an eighth, a quarter or half of the size where that suffices
         # All of a progressive one's coefficients are held before the first pixel is made.
         _check_memory(path, picture, whole if "progressive" in picture.info else picture.size)
@@ -110,7 +97,17 @@ def _decoded(picture: Image.Image, path: Path) -> Image.Image:
         raise
     except Exception as error:  # a decoder fails in as many ways as there are formats
         raise _unreadable(path) from error
-    return plain.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else plain
+    _turn_upright(plain, picture)
+    return plain
+
+
+def _turn_upright(plain: Image.Image, source: Image.Image) -> None:
+    """In place, by the EXIF of the file it is made of."""
+    with suppress(Exception):  # what is broken there says nothing
+        orientation = source.getexif()[ExifTags.Base.Orientation]
+        plain.info = {}  # so that of the file's EXIF nothing else is read and written again
+        plain.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(plain, in_place=True)
 
 
 def _open_picture(path: Path | BytesIO) -> Image.Image:
@@ -204,7 +201,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         from PIL import ImageCms
 
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
+        return ImageCms.buildTransform(*profiles, "LAB", "RGB").apply(picture)
     if mode in ("La", "RGBa"):
         picture = picture.convert(mode.upper())
     if picture.mode in ("LA", "RGBA") or (picture.mode in ("CMYK", "RGB", "L") and not picture.has_transparency_data):
@@ -234,7 +231,7 @@ def is_picture(source: Path | BytesIO) -> bool:
 
 def animation_frames(
     source: Path | BytesIO, start: float = 0.0, seconds: float | None = None, tell: Say = quiet
-) -> Iterator[tuple[Frame | None, float]]:
+) -> Frames:
     """Frames of an animated picture and the seconds at which they appear; None for a damaged one.
 
     With `start` and `seconds` those of that stretch alone.
@@ -260,7 +257,7 @@ def animation_frames(
             now += animation_delay(picture.info.get("duration") or 0)
 
 
-def folder_frames(folder: Path, fps: float, tell: Say = quiet) -> Iterator[tuple[Frame | None, float]]:
+def folder_frames(folder: Path, fps: float, tell: Say = quiet) -> Frames:
     """The numbered pictures of a folder as the frames of a clip at this rate."""
     files = frame_files(folder)
     tell(f"The {len(files)} pictures of {folder.name} are taken as {fps:g} frames a second.")

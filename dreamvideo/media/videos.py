@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .colour import frame_note, frame_pixels
-from .decoding import Frame, NoPictures, source_name
+from .decoding import Frames, NoPictures, source_name
 from .folders import Say, quiet
 from .times import DEFAULT_FRAME_SECONDS, StreamClock
 
@@ -26,15 +26,13 @@ CLIP_FORMATS = (
 )
 
 
-def video_frames(
-    source: Path | BytesIO, start: float = 0.0, seconds: float | None = None, tell: Say = quiet
-) -> Iterator[tuple[Frame | None, float]]:
+def video_frames(source: Path | BytesIO, start: float = 0.0, seconds: float | None = None, tell: Say = quiet) -> Frames:
     """Frames of a video and the seconds at which they appear; None for a damaged one.
 
     With `start` and `seconds` those of that stretch alone. `tell` hears what is wrong with the colours.
     Raises ValueError for a file that cannot be opened, NoPictures for one without a picture track.
     """
-    import av
+    from av.error import FFmpegError
 
     with _open_video(source) as container:
         stream = _picture_track(container, source_name(source))
@@ -53,7 +51,7 @@ def video_frames(
                     continue
                 clock.sent(packet.dts)
                 decoded = decode(packet)
-            except av.error.FFmpegError:
+            except FFmpegError:
                 if packet is not None:
                     clock.lost(packet.dts)
                 yield None, 0.0
@@ -74,21 +72,22 @@ def video_frames(
 def _open_video(source: Path | BytesIO) -> Any:
     """PyAV's container of a clip. Playlists, patterns of names and other addresses are never followed."""
     import av
+    from av.error import FFmpegError
 
     if isinstance(source, BytesIO):
         source.seek(0)
     options = {"format_whitelist": ",".join(CLIP_FORMATS), "protocol_whitelist": "file"}
     try:
         return av.open(source if isinstance(source, BytesIO) else f"file:{source}", options=options)
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         raise ValueError(f"{source_name(source)} is not a video that can be read, or is damaged.") from error
 
 
 def _picture_track(container: Any, name: str) -> Any:
     """The first track of moving pictures; the cover of a song is none."""
-    import av
+    from av.stream import Disposition
 
-    cover = av.stream.Disposition.attached_pic
+    cover = Disposition.attached_pic
     stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
     if stream is None or stream.codec_context is None:
         raise NoPictures(f"{name} has no picture track that can be read.")
@@ -109,12 +108,13 @@ def _clock(container: Any, stream: Any) -> StreamClock:
 def _decoder(stream: Any, tell: Say) -> Callable[[Any], list[Any]]:
     """What gives the frames of a packet. FFmpeg's own VP8 and VP9 leave transparency out; libvpx reads it."""
     import av
+    from av.error import FFmpegError
 
     if stream.metadata.get("alpha_mode") != "1":
         return lambda packet: packet.decode()
     try:
-        decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name], "r")
-    except (KeyError, ValueError, av.error.FFmpegError):  # this FFmpeg is without libvpx
+        decoder: Any = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name], "r")
+    except (KeyError, ValueError, FFmpegError):  # this FFmpeg is without libvpx
         tell("The clip's transparency cannot be read here, and its ground is the one hidden below.")
         return lambda packet: packet.decode()
     return lambda packet: decoder.decode(packet if packet.size else None)

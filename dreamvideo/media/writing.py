@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def write_animation(path: PathLike, frames: Tensor, fps: float = 8.0) -> None:
     tick, shortest = (10, 2) if gif else (1, 11)
     ticks = [round(k * 1000 / fps / tick) for k in range(len(pictures) + 1)]
     durations = [max(shortest, after - before) * tick for before, after in zip(ticks, ticks[1:], strict=False)]
-    options = {} if gif else {"quality": 90, "method": 4}
+    options: dict[str, Any] = {} if gif else {"quality": 90, "method": 4}
     with atomic_path(path) as part:
         pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
 

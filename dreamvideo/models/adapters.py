@@ -9,16 +9,15 @@ each with its strength, its region and its part of the trajectory. Their files a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..safety.limits import MOST_CHANNELS, check_fields, short, whole
-from .config import UNetConfig, transformer_sites
+from ..safety.limits import MOST_CHANNELS, short, whole
+from .config import Stored, UNetConfig, transformer_sites
 from .deltas import DeltaConfig, WeightDelta, attach
 
 # Sublayer of a transformer block -> name of its adapter in the authors' files.
@@ -28,7 +27,7 @@ PLACEMENTS = ("parallel", "serial")
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Stored):
     """What an adapter consists of. The kind decides the transformers: identity spatial, motion temporal.
 
     sublayers: any of attn1, attn2, ff (in a temporal transformer attn2 is a second self-attention).
@@ -66,16 +65,6 @@ class AdapterConfig:
         """The paper's motion adapter: beside all three sublayers of every temporal transformer, image-conditioned."""
         return cls(**{"kind": "motion", "sublayers": ("attn1", "attn2", "ff"), "condition_dim": 1024, **overrides})
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe; `from_dict` takes it back."""
-        return {**asdict(self), "sublayers": list(self.sublayers)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> AdapterConfig:
-        check_fields(cls, values)
-        sublayers = values["sublayers"]
-        return cls(**{**values, "sublayers": tuple(sublayers) if isinstance(sublayers, list) else sublayers})
-
 
 def _names(sublayers: object) -> str:
     return ", ".join(map(short, sublayers)) if isinstance(sublayers, tuple) and sublayers else short(sublayers)
@@ -86,11 +75,9 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, hidden: int, condition_dim: int | None, factory: dict) -> None:
         super().__init__()
-        self.down_linear = nn.utils.skip_init(nn.Linear, width, hidden, **factory)
-        self.up_linear = nn.utils.skip_init(nn.Linear, hidden, width, **factory)
-        self.condition_linear = None
-        if condition_dim is not None:
-            self.condition_linear = nn.utils.skip_init(nn.Linear, condition_dim, width, **factory)
+        self.down_linear = _empty_linear(width, hidden, factory)
+        self.up_linear = _empty_linear(hidden, width, factory)
+        self.condition_linear = None if condition_dim is None else _empty_linear(condition_dim, width, factory)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -110,6 +97,7 @@ class Bottleneck(nn.Module):
         down is linear, so down(x + lam * cond(e)) = down(x) + down.weight @ (lam * cond(e)). strength (lam): [B, 1, 1].
         Computed where the feature lies, in the weights' dtype.
         """
+        assert self.condition_linear is not None
         weight, bias = self.condition_linear.weight, self.condition_linear.bias
         feature = feature.to(weight.dtype)
         condition = F.linear(feature, weight.to(feature), bias.to(feature))  # [B, F or 1, width]
@@ -124,6 +112,10 @@ class Bottleneck(nn.Module):
             h = h + shift.to(h) if kept else h.add_(shift.to(h))
         h = F.gelu(h) if kept else torch.ops.aten.gelu_(h)
         return F.linear(h, up.weight.to(x), up.bias.to(x))
+
+
+def _empty_linear(width_in: int, width_out: int, factory: dict) -> nn.Linear:
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, width_in, width_out, **factory))
 
 
 class Adapter(nn.Module):
@@ -162,7 +154,7 @@ class Adapter(nn.Module):
     def at(self, site: str) -> Bottleneck | None:
         """The bottleneck of a sublayer such as "input_blocks.1.1.transformer_blocks.0.attn2", if there is one."""
         path = self.modules_at.get(site)
-        return None if path is None else self.get_submodule(path)
+        return None if path is None else cast(Bottleneck, self.get_submodule(path))
 
 
 AnyConfig = AdapterConfig | DeltaConfig
@@ -177,5 +169,6 @@ def build_adapter(
     generator: torch.Generator | None = None,
 ) -> AnyAdapter:
     """The fresh adapter or weight deltas that a config describes."""
-    family = WeightDelta if isinstance(config, DeltaConfig) else Adapter
-    return family(config, unet_config, device, dtype, generator)
+    if isinstance(config, DeltaConfig):
+        return WeightDelta(config, unet_config, device, dtype, generator)
+    return Adapter(config, unet_config, device, dtype, generator)

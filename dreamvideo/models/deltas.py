@@ -12,14 +12,14 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..safety.limits import MOST_CHANNELS, check_fields, short, whole
-from .config import UNetConfig, transformer_sites
+from ..safety.limits import MOST_CHANNELS, short, whole
+from .config import Stored, UNetConfig, transformer_sites
 from .unet import UNet
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,7 +38,7 @@ WEIGHT_GROUPS: Mapping[str, Callable[[str, bool], bool]] = {
 
 
 @dataclass(frozen=True)
-class DeltaConfig:
+class DeltaConfig(Stored):
     """Which weights change, and how.
 
     weights: any of `WEIGHT_GROUPS`: "spatial" (all of the image half), "temporal" (temporal transformers and
@@ -59,16 +59,6 @@ class DeltaConfig:
             raise ValueError(f"Weight deltas change any of {', '.join(WEIGHT_GROUPS)}, not {short(self.weights)}.")
         if self.rank is not None:
             whole("The rank of weight deltas, where there is one,", self.rank, MOST_CHANNELS)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe; `from_dict` takes it back."""
-        return {**asdict(self), "weights": list(self.weights)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DeltaConfig:
-        check_fields(cls, values)
-        weights = values["weights"]
-        return cls(**{**values, "weights": tuple(weights) if isinstance(weights, list) else weights})
 
 
 @functools.lru_cache(maxsize=8)
@@ -155,10 +145,6 @@ class WeightDelta(nn.Module):
             )
         return LowRank(shape, self.config.rank, factory)
 
-    def at(self, site: str) -> None:
-        """Nothing sits beside a sublayer: the change is in its weights."""
-        return None
-
     def changes(self) -> dict[str, Tensor]:
         """Name of each weight -> its difference."""
         return {name: self.get_submodule(name)() for name in weight_shapes(self.unet_config, self.config.weights)}
@@ -170,7 +156,7 @@ def attach(root: nn.Module, path: str, module: nn.Module) -> None:
     for parent in parents:
         if parent not in root._modules:
             root.add_module(parent, nn.Module())
-        root = root._modules[parent]
+        root = root.get_submodule(parent)
     root.add_module(name, module)
 
 
@@ -199,9 +185,9 @@ def _sum(unet: UNet, name: str, changes: list[tuple[Tensor, float]]) -> Tensor:
     try:
         weight = getattr(unet.get_submodule(module), leaf)
     except AttributeError:
-        weight = None
+        weight = torch.empty(0)  # which is no change's shape
     for change, _ in changes:
-        if weight is None or weight.shape != change.shape:
+        if weight.shape != change.shape:
             raise ValueError(
                 f"These weight deltas are for another UNet: this one has no {name} of {list(change.shape)}."
             )
@@ -228,7 +214,7 @@ def overlay(module: Module, weights: Mapping[str, Tensor]) -> Module:
         if dot:
             inner.setdefault(first, {})[rest] = weight
         else:
-            copied._parameters[first] = weight
+            copied._parameters[first] = weight  # pyright: ignore[reportArgumentType]  # gradients reach what it is of
     for first, below in inner.items():
-        copied._modules[first] = overlay(module._modules[first], below)
+        copied._modules[first] = overlay(module.get_submodule(first), below)
     return copied

@@ -122,16 +122,26 @@ def ddim_sample(
 
 
 @torch.no_grad()
-def ddim_invert(predict: Predict, latents: Tensor, steps: int = 50, schedule: Schedule = SCHEDULE) -> Tensor:
+def ddim_invert(
+    predict: Predict,
+    latents: Tensor,
+    steps: int = 50,
+    schedule: Schedule = SCHEDULE,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """DDIM run backwards, from latents [B, C, F, h, w] to the noise that would sample them (t = 0, 20, ..., 980).
 
     The last step goes to a cumulative alpha of 0, so the result is the noise predicted there, as the authors have it.
+    callback: takes (steps done, of how many).
     """
     stride = _stride(steps, schedule)
     alphas = [*schedule.alphas_cumprod.tolist(), 0.0]
     x = latents
-    for t in range(0, schedule.steps, stride):
+    timesteps = range(0, schedule.steps, stride)
+    for done, t in enumerate(timesteps, start=1):
         x = _move(x, predict(x, t).to(x.dtype), alphas[t], alphas[min(t + stride, schedule.steps)])
+        if callback is not None:
+            callback(done, len(timesteps))
     return x
 
 

@@ -36,7 +36,8 @@ def economical(operations: Any) -> SimpleNamespace:
 class _Economical(nn.modules.conv._ConvNd):
     """Goes before torch's convolution, or a host's, and leaves to it what needs no economy."""
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, **named: Any) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, **named: Any) -> Tensor:
+        x = input  # torch's name for it
         if self.kernel_size == (1,):
             return F.linear(x.transpose(1, 2), weight.squeeze(2), bias).transpose(1, 2)  # [N, O, L]
         if self.kernel_size == (3, 1, 1) and self.padding == (1, 0, 0):
@@ -44,13 +45,15 @@ class _Economical(nn.modules.conv._ConvNd):
         if x.ndim == 4 and x.device.type == "cpu" and not torch.is_grad_enabled():
             x = x.contiguous(memory_format=torch.channels_last)
         usual = partial(super()._conv_forward, **named)  # what else a host's layer may tell its own
+        assert not isinstance(self.padding, str)  # the UNet has numbers
         return _convolve(usual, x, weight, bias, self.stride, self.padding)
 
 
 class _GroupNorm(nn.GroupNorm):
     """Goes before torch's group norm, or a host's, and leaves channels where they lie."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input  # torch's name for it
         stacked = x.flatten(2, -2)  # [N, C, H, W], a video's frames one below the other: statistics know no positions
         channels_last = stacked.is_contiguous(memory_format=torch.channels_last)
         if x.device.type == "cpu" and channels_last and stacked[0, 0].numel() < SLOW_BELOW:
@@ -94,7 +97,8 @@ class _FrozenConvolution(torch.autograd.Function):
         return torch.convolution(x, weight, bias, *ctx.geometry)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = grad_outputs
         (weight,) = ctx.saved_tensors
         unread = gradient.new_empty(1).expand(ctx.shape)  # the input's values enter the weight's gradient alone
         wanted = (True, False, False)  # of input, weight and bias

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .adapters import Adapter, AnyAdapter, Bottleneck
@@ -92,7 +93,7 @@ class AdapterStack:
         feature_strength: Tensor | float = 1.0,
     ) -> None:
         self.entries = tuple(entries)
-        self._merged: tuple[Any, UNet | None] = (None, None)  # of what, and the result
+        self._merged: tuple[Any, UNet] | None = None  # of what, and the result
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
         self.shifts: dict[Bottleneck, Tensor] = {}  # what the feature adds, kept from one step of sampling to the next
@@ -137,7 +138,7 @@ class AdapterStack:
             return merge(unet, deltas)
         versions = [_version(tensor) for delta, _ in deltas for tensor in delta.parameters()]
         what = (unet, unet.dtype, next(unet.parameters()).device, [factor for _, factor in deltas], versions)
-        if self._merged[0] != what:
+        if self._merged is None or self._merged[0] != what:
             self._merged = (what, merge(unet, deltas))
         return self._merged[1]
 
@@ -187,11 +188,11 @@ class BoundStack:
         """`after` plus the residuals of all adapters at `site`; see `unet.BoundAdapters` for the shapes."""
         x = after
         for index, (entry, factors) in enumerate(self.acting):
-            bottleneck = entry.adapter.at(site)
-            if bottleneck is None:
+            adapter = entry.adapter
+            if isinstance(adapter, WeightDelta) or (bottleneck := adapter.at(site)) is None:
                 continue
-            source = before if entry.adapter.config.placement == "parallel" else after
-            _check_width(entry.adapter, bottleneck, site, source)
+            source = before if adapter.config.placement == "parallel" else after
+            _check_width(adapter, bottleneck, site, source)
             residual = bottleneck(source, self._shift(bottleneck, source, temporal))
             residual, weight = residual.to(x), self._weight(index, factors, x, size, temporal).to(x)
             place = None if torch.is_grad_enabled() else residual  # which nobody else has
@@ -235,5 +236,5 @@ def _mask_at(mask: Tensor, frames: int, size: tuple[int, int], temporal: bool) -
     mask = mask.float().reshape(1, -1, *mask.shape[-2:])  # [1, F or 1, H, W]
     if mask.shape[1] not in (1, frames):
         raise ValueError(f"An adapter's mask has {mask.shape[1]} frames, but the video has {frames}.")
-    level = area_average(mask, size).flatten(2).unsqueeze(3)  # [1, F or 1, N, 1]
-    return level.transpose(1, 2) if temporal else level
+    level = area_average(mask, size)
+    return rearrange(level, "b f h w -> b (h w) f 1" if temporal else "b f h w -> b f (h w) 1")

@@ -7,12 +7,13 @@ original checkpoint (`temopral_conv` is spelt so there), so its state dict loads
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..safety.sizes import check_divides
 from .blocks import (
     AttentionFunction,
     Block,
@@ -35,9 +36,11 @@ from .config import UNetConfig
 class Adapters(Protocol):
     def network(self, unet: UNet, timesteps: Tensor) -> UNet:
         """Called once a forward with timesteps [B]: the UNet whose layers run, `unet` or one with other weights."""
+        ...
 
     def bind(self, timesteps: Tensor, size: tuple[int, int]) -> BoundAdapters:
         """Called once a forward with timesteps [B] and the latent size (h, w)."""
+        ...
 
 
 class UNet(nn.Module):
@@ -52,7 +55,7 @@ class UNet(nn.Module):
         self,
         config: UNetConfig,
         *,
-        operations=nn,
+        operations: Any = nn,
         attention: AttentionFunction = F.scaled_dot_product_attention,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -98,10 +101,11 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList()
         for level, (channels, attends) in reversed(list(enumerate(levels))):
             for _ in range(config.res_blocks + 1):
-                self.output_blocks.append(stage(width + skips.pop(), channels, attends))
+                block = stage(width + skips.pop(), channels, attends)
+                self.output_blocks.append(block)
                 width = channels
             if level > 0:
-                self.output_blocks[-1].append(Upsample(width, ops, factory))
+                block.append(Upsample(width, ops, factory))
 
         self.out = nn.Sequential(
             ops.GroupNorm(config.norm_groups, dim, **factory),
@@ -128,7 +132,7 @@ class UNet(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, which is what `x` should come in."""
-        return self.time_embed[0].weight.dtype
+        return next(self.time_embed.parameters()).dtype
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None = None) -> Tensor:
         """Noise in the latents x [B, C, F, h, w] at timesteps [B] (0..999), given text states context [B, T, D].
@@ -136,18 +140,18 @@ class UNet(nn.Module):
         One context row a video. Returns [B, C, F, h, w] in x's dtype. Raises ValueError for shapes that do not fit.
         """
         self._check(x, timesteps, context)
-        batch, _, frames, *size = x.shape
+        frames = x.shape[2]
         timesteps = timesteps.to(x.device)
         network = self if adapters is None else adapters.network(self, timesteps)
         call = Call(
             frames=frames,
             embedding=network.time_embed(sinusoid(timesteps, self.config.dim).to(x.dtype)),  # [B, E]
             context=context.to(x),
-            adapters=None if adapters is None else adapters.bind(timesteps, size=tuple(size)),
+            adapters=None if adapters is None else adapters.bind(timesteps, size=(x.shape[3], x.shape[4])),
             checkpointing=self.gradient_checkpointing and torch.is_grad_enabled(),
         )
 
-        first_conv, first_transformer = network.input_blocks[0]
+        first_conv, first_transformer = network.input_blocks[0].children()
         h = run(first_transformer, first_conv(fold_frames(x)), call)  # [B*F, C, h, w]
         skips = [h]
         for block in network.input_blocks[1:]:
@@ -165,14 +169,7 @@ class UNet(nn.Module):
                 f"The UNet takes latents of shape [B, {config.in_channels}, F, h, w], got {list(x.shape)}."
             )
         batch, height, width = x.shape[0], x.shape[3], x.shape[4]
-        if height % stride or width % stride:
-            smaller = [max(side // stride, 1) * stride for side in (height, width)]
-            larger = [-(-side // stride) * stride for side in (height, width)]
-            nearest = dict.fromkeys(f"{h}x{w}" for h, w in (smaller, larger))  # one entry where both are the same
-            raise ValueError(
-                f"Latents of {height}x{width} do not divide by the UNet's stride {stride}; "
-                f"nearest valid sizes: {' and '.join(nearest)}."
-            )
+        check_divides("A latent", width, height, stride, "cells")
         if timesteps.shape != (batch,):
             raise ValueError(f"The UNet takes one timestep a video, [{batch}], got {list(timesteps.shape)}.")
         if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != config.context_dim:

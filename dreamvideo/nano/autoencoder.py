@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,20 +32,20 @@ WHOLE = 1300  # steps on whole frames before close-ups
 PLAIN = 0.4  # share of the toys without a pattern that the decoder still sees when it is refined
 
 
-def build():
+def build() -> Any:
     """The untrained autoencoder. It begins as plain down- and upsampling of colours and learns details from there.
 
     Every residual branch starts at zero. Channels 0..2 of the trunk carry the picture's colours, 3..5 their negatives,
     6 and 7 a large constant and its negative, which make normalisation nearly the identity; the difference of SiLU on
     a channel and on its negative is linear.
     """
-    from diffusers import AutoencoderKL
     from diffusers.models.attention_processor import Attention
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.downsampling import Downsample2D
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.upsampling import Upsample2D
 
-    model = AutoencoderKL(**CONFIG)
+    model: Any = AutoencoderKL(**CONFIG)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, ResnetBlock2D):
@@ -52,7 +53,7 @@ def build():
                 if module.conv_shortcut is not None:
                     _carry(module.conv_shortcut)
             elif isinstance(module, Attention):
-                _zero(module.to_out[0])
+                _zero(module.get_submodule("to_out.0"))
             elif isinstance(module, Downsample2D):
                 _carry(module.conv, slice(0, 2), 0.25)
             elif isinstance(module, Upsample2D):

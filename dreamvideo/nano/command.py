@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from ..defaults import EMBEDDED
 from ..encoders.loading import load_encoders
@@ -34,7 +35,7 @@ def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> N
     vision_language.train(folder, steps["clip"])
     package.write_clip(folder, weights)
     (folder / "processes").unlink(missing_ok=True)  # by which they find each other: one of a killed run misleads them
-    torch.multiprocessing.spawn(_train_unet, (processes, folder, weights, steps["unet"]), processes)
+    spawn(_train_unet, (processes, folder, weights, steps["unet"]), processes)
     package.write_unet(folder, weights)
     vision_language.settle(folder, package.joined_clip(folder), steps["settling"])
     package.write_clip(folder, weights, "settled")
@@ -57,7 +58,7 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, float]], Tensor]:
     """How often the rules agree with reconstructions and with samples of held-out captions; and the samples."""
     base = find_base(weights)
-    unet, encoders = load_unet(base.unet, dtype=torch.float32), load_encoders(base)
+    unet, encoders = load_unet(base.file("unet"), dtype=torch.float32), load_encoders(base)
     rebuilt = package.measure_autoencoder(encoders.vae, count)
     report(f"autoencoder: {_line(rebuilt)}")
     sampled, videos = package.measure_base(sampler(unet, encoders), count, seed=seed)

@@ -12,22 +12,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..base import Base
 from ..defaults import Defaults
-from ..evaluation.pictures import contact_sheet, loss_plot
+from ..evaluation.pictures import contact_sheet, few_frames
+from ..evaluation.plots import loss_plot
+from ..files.adapter_info import LoadedAdapter
 from ..media.clips import find_clips, read_motion
 from ..media.folders import caption_of
 from ..media.photographs import Photo, load_images
 from ..media.writing import write_animation, write_png, write_video
+from ..plans import Plan
+from ..runs import Outcome, Reports, save, train_stages
 from ..safety.paths import write_json
 from ..sampling import NOTHING, customize, generate
-from ..training.data import encode_clips
-from ..training.loop import Callbacks, TrainingResult
+from ..training.data import encode_clips, encode_photos
+from ..training.methods import IDENTITY, TEXTUAL_INVERSION, motion_method
 from ..training.settings import TrainingSettings
-from ..training.stages import SubjectResult, train_motion, train_subject
 from . import rules, world
 
 PLACEHOLDER = "<my-toy>"
@@ -117,20 +119,21 @@ def run(
     seed: int = 0,
     quick: bool = False,
     report: Callable[[str], None] = print,
-    callbacks_for: Callable[[str], Callbacks] = lambda stage: Callbacks(),
+    reports: Reports | None = None,
 ) -> dict[str, Any]:
     """Train, compose and write everything into `out`; returns what report.json holds.
 
     quick: few steps, to see that everything works rather than what it can do. Raises KeyboardInterrupt, saying what is
-    kept, when a callback asks to stop.
+    kept, when a report asks to stop.
     """
+    reports = reports or Reports()
     seconds: dict[str, float] = {}
 
     @contextmanager
-    def timed(stage: str) -> Iterator[Callbacks]:
+    def timed(stage: str) -> Iterator[None]:
         report(f"{stage} ...")
         began = time.monotonic()
-        yield callbacks_for(stage)
+        yield
         seconds[stage] = round(time.monotonic() - began, 1)
 
     def settings(stage: str) -> TrainingSettings:
@@ -140,26 +143,28 @@ def run(
     if material.note:
         report(material.note)
     with timed("subject"):
-        subject = _subject(base, material, settings("token"), settings("identity"), callbacks_for)
-    if subject.stopped:
+        subject = _subject(base, material, settings, reports)
+    if not subject.complete:
         raise KeyboardInterrupt("Interrupted; the demo keeps nothing half done.")
-    subject.identity.save(out / "identity.safetensors")
-    with timed("motion") as callbacks:
-        motion = _motion(base, material, settings("motion"), callbacks)
-    if motion.stopped:
+    save(base, subject.adapter, out / "identity.safetensors")
+    with timed("motion"):
+        motion = _motion(base, material, settings("motion"), reports)
+    if not motion.complete:
         raise KeyboardInterrupt(f"Interrupted; {out / 'identity.safetensors'} is kept.")
-    motion.save(out / "motion.safetensors")
-    with timed("videos") as callbacks:
-        videos = _four_videos(base, material, subject, motion, seed, 10 if quick else 50, callbacks)
+    save(base, motion.adapter, out / "motion.safetensors")
+    with timed("videos"):
+        adapters = subject.adapter, motion.adapter
+        videos = _four_videos(base, material, adapters, seed, 10 if quick else 50, reports)
 
-    trained = {"learned token": subject.token, "identity": subject.identity, "motion": motion}
-    _write_pictures(out, base, material, videos, trained)
+    losses = {"learned token" if stage == "token" else stage: each for stage, each in subject.losses.items()}
+    losses |= motion.losses
+    _write_pictures(out, base, material, videos, losses)
     facts = {
         "prompt": material.prompt,
         "embedded_base": base.embedded,
         "seed": seed,
         "seconds": {**seconds, "all": round(sum(seconds.values()), 1)},
-        "training": {name: _learned(result) for name, result in trained.items()},
+        "training": {name: _learned(each) for name, each in losses.items()},
     }
     if base.embedded:
         facts["seen"] = {name: _seen(video, material) for name, video in videos.items()}
@@ -167,43 +172,29 @@ def run(
     return facts
 
 
-def _subject(
-    base: Base,
-    material: Material,
-    token: TrainingSettings,
-    identity: TrainingSettings,
-    callbacks_for: Callable[[str], Callbacks],
-) -> SubjectResult:
-    return train_subject(
-        base.unet,
-        base.encoders,
-        [photo.image for photo in material.photos],
-        [photo.mask for photo in material.photos],
-        [photo.caption or f"a {material.placeholder}" for photo in material.photos],
-        placeholder=material.placeholder,
-        class_word=material.class_word,
-        token_settings=token,
-        identity_settings=identity,
-        callbacks_for=callbacks_for,
-    )
+def _subject(base: Base, material: Material, settings: Callable[[str], TrainingSettings], reports: Reports) -> Outcome:
+    photos = material.photos
+    captions = [photo.caption or f"a {material.placeholder}" for photo in photos]
+    data = encode_photos([photo.image for photo in photos], captions, base.encoders, [photo.mask for photo in photos])
+    stages = ((TEXTUAL_INVERSION, settings("token")), (IDENTITY, settings("identity")))
+    return train_stages(base, data, Plan(stages, material.placeholder, material.class_word), reports=reports)
 
 
-def _motion(base: Base, material: Material, settings: TrainingSettings, callbacks: Callbacks) -> TrainingResult:
+def _motion(base: Base, material: Material, settings: TrainingSettings, reports: Reports) -> Outcome:
     data = encode_clips([material.clip], material.motion_caption, base.encoders, len(material.clip))
-    return train_motion(base.unet, base.encoders.text, data, settings=settings, callbacks=callbacks)
+    return train_stages(base, data, Plan(((motion_method(1), settings),)), reports=reports)
 
 
 def _four_videos(
     base: Base,
     material: Material,
-    subject: SubjectResult,
-    motion: TrainingResult,
+    adapters: tuple[LoadedAdapter, LoadedAdapter],
     seed: int,
     steps: int,
-    callbacks: Callbacks,
+    reports: Reports,
 ) -> dict[str, Tensor]:
     """The same prompt and start with nothing, the subject, the motion, and both; each [F, 3, H, W]."""
-    identity, moves = subject.identity.trained, motion.trained
+    identity, moves = adapters
     cases = {
         "no adapter": (NOTHING, material.class_word),
         "subject": (customize([identity]), material.placeholder),
@@ -216,7 +207,7 @@ def _four_videos(
         settings = base.defaults.sampling(prompt, seed=seed, steps=steps, prior_strength=PRIOR_STRENGTH)
 
         def follow(done: int, total: int, estimate: Tensor, index: int = index) -> None:
-            callbacks.progress(index * total + done, 0.0, 0.0, 0.0)
+            reports.progress("videos", index * total + done, len(cases) * total, 0.0, 0.0, 0.0)
 
         videos[name] = generate(
             base.unet, base.encoders, settings, customization, prior_clip=material.clip, callback=follow
@@ -225,23 +216,20 @@ def _four_videos(
 
 
 def _write_pictures(
-    out: Path, base: Base, material: Material, videos: dict[str, Tensor], trained: dict[str, TrainingResult]
+    out: Path, base: Base, material: Material, videos: dict[str, Tensor], losses: dict[str, Sequence[float]]
 ) -> None:
     composed = videos["subject and motion"]
     write_video(out / "composed.mp4", composed, base.defaults.fps)
     write_animation(out / "composed.gif", composed, base.defaults.fps)
     write_png(out / "sheet.png", _sheet(material, videos))
-    write_png(out / "losses.png", loss_plot({name: result.losses for name, result in trained.items()}))
+    write_png(out / "losses.png", loss_plot(losses))
 
 
 def _sheet(material: Material, videos: dict[str, Tensor]) -> Tensor:
     """Photographs, clip, and the four videos, a row each."""
 
-    def few(frames: Tensor) -> list[Tensor]:
-        return list(frames[torch.linspace(0, len(frames) - 1, min(len(frames), 8)).round().long()])
-
-    rows = [("photographs", [photo.image for photo in material.photos][:8]), ("clip", few(material.clip))]
-    rows += [(name, few(video)) for name, video in videos.items()]
+    rows = [("photographs", [photo.image for photo in material.photos][:8]), ("clip", few_frames(material.clip))]
+    rows += [(name, few_frames(video)) for name, video in videos.items()]
     return contact_sheet(rows, title=material.prompt)
 
 
@@ -256,10 +244,9 @@ def _seen(video: Tensor, material: Material) -> dict[str, Any]:
     }
 
 
-def _learned(result: TrainingResult) -> dict[str, Any]:
+def _learned(losses: Sequence[float]) -> dict[str, Any]:
     """Steps, and the mean loss of the first and the last twenty of them."""
-    first, last = _mean(result.losses[:20]), _mean(result.losses[-20:])
-    return {"steps": result.steps, "first_loss": first, "last_loss": last}
+    return {"steps": len(losses), "first_loss": _mean(losses[:20]), "last_loss": _mean(losses[-20:])}
 
 
 def _mean(losses: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def _scene(index: int) -> world.Scene:
     return world.training_scene(torch.Generator().manual_seed(index))
 
 
-def trained_parts(unet: UNet, clip: nn.Module) -> nn.ModuleDict:
+def trained_parts(unet: UNet, clip: Any) -> nn.ModuleDict:
     """What trains together: the UNet, and of an open_clip CLIP what turns words into the states that it reads.
 
     Pictures cannot teach a text encoder that left is not right: its states of such words hardly differ.

@@ -76,7 +76,8 @@ def find(frames: Tensor, subject: world.Subject) -> Found:
         torch.stack([getattr(pose, name) for pose, _, _ in best]) for name in ("x", "y", "radius", "angle")
     )
     path = world.Path(x, y, radius / 16, _unwrapped(angle))
-    return Found(path, *(sum(each[part] for each in best) / len(best) for part in (1, 2)))
+    overlap, looks = (sum(each) / len(best) for each in ([each[1] for each in best], [each[2] for each in best]))
+    return Found(path, overlap, looks)
 
 
 def subject_fidelity(found: Found) -> float:

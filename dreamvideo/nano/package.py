@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..encoders.autoencoder import KLAutoencoder
+from ..encoders.protocols import Autoencoder
 from ..files.tensors import write_safetensors
 from . import autoencoder, denoiser, rules, vision_language, world
 
@@ -62,7 +62,7 @@ def _write(path: Path, state: dict[str, Tensor], key: str, config: dict) -> None
     write_safetensors(path, {name: value.contiguous() for name, value in halves.items()}, {key: json.dumps(config)})
 
 
-def measure_autoencoder(vae: KLAutoencoder, count: int = 100) -> dict[str, float]:
+def measure_autoencoder(vae: Autoencoder, count: int = 100) -> dict[str, float]:
     """The rules' agreement with reconstructions of held-out scenes."""
     scenes = world.held_out_scenes(count)
     decoded = [vae.decode(vae.encode(world.render(scene).frames).mean) for scene in scenes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -93,15 +92,15 @@ def colour_of(frames: Tensor, mask: Tensor) -> str:
 def _shape(mask: Tensor, track: Tensor) -> str:
     """The shape whose outline, at the subject's place and size, overlaps the subject best over all frames."""
     solid = torch.stack([filled(frame) for frame in mask])
-    overlap = Counter()
+    overlap = dict.fromkeys(world.SHAPES + world.HELD_OUT_SHAPES, 0.0)
     size = mask.shape[-1]
-    for name in world.SHAPES + world.HELD_OUT_SHAPES:
+    for name in overlap:
         for tilt in TILTS:
             outlines = _outlines(name, tilt, track, size)
             common = (solid & outlines).sum((1, 2)).float()
             either = (solid | outlines).sum((1, 2)).float()
             overlap[name] = max(overlap[name], float((common / either.clamp(min=1)).mean()))
-    return max(overlap, key=overlap.get)
+    return max(overlap, key=lambda name: overlap[name])
 
 
 def filled(mask: Tensor) -> Tensor:

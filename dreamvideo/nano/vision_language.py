@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,11 @@ CONFIG = {
 }
 
 
-def build():
+def build() -> Any:
     """The untrained CLIP. Words that pictures cannot teach, such as left and right, must differ from the start."""
     import open_clip
 
-    model = open_clip.model.CLIP(**CONFIG)
+    model: Any = open_clip.model.CLIP(**CONFIG)
     torch.nn.init.normal_(model.token_embedding.weight, std=0.1)
     return model
 

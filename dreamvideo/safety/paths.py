@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+PathLike = str | os.PathLike[str]
+
 # A part file nobody has touched for this long belongs to a run that was killed.
 STALE_SECONDS = 600.0
 # Writers in C++ or Rust report a full disk in their own words; less room than this says the same.
@@ -21,7 +23,7 @@ FULL_DISK_BYTES = 1 << 20
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffix; what is written there becomes `path` on success.
 
     The folder is created where it is missing. The data reaches the disk before the name does, so whoever opens `path`
@@ -46,7 +48,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: PathLike) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; the files written there become the folder `path` on success.
 
     They take the place of a folder that is there, with all it holds: ask first what that is. On an error or Ctrl-C the
@@ -68,7 +70,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def check_writable(*paths: str | os.PathLike[str]) -> None:
+def check_writable(*paths: PathLike) -> None:
     """Raise ValueError, before any work is done, where `atomic_path` could not write one of these. Leaves no trace."""
     for path in paths:
         if os.path.isdir(path):
@@ -76,12 +78,12 @@ def check_writable(*paths: str | os.PathLike[str]) -> None:
         _try_part(Path(path))
 
 
-def check_folder_writable(path: str | os.PathLike[str]) -> None:
+def check_folder_writable(path: PathLike) -> None:
     """Raise ValueError, before any work is done, where `atomic_folder` could not write `path`. Leaves no trace."""
     _try_part(Path(os.path.realpath(path)))
 
 
-def keep_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
+def keep_apart(outputs: Iterable[PathLike], inputs: Iterable[PathLike]) -> None:
     """Raise ValueError where something that is to be written is read, too, under whatever name leads there."""
     there = [output for output in outputs if os.path.exists(output)]
     if not there:  # and so the inputs, which may be whole folders, are not even listed
@@ -92,7 +94,7 @@ def keep_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str |
                 raise ValueError(f"{output} is read here and would be overwritten; name another output.")
 
 
-def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+def same_file(one: PathLike, other: PathLike) -> bool:
     """Whether two paths lead to the same file or folder, through links and other spellings too."""
     try:
         return os.path.samefile(one, other)
@@ -100,18 +102,18 @@ def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> boo
         return False
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: PathLike, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+def write_json(path: PathLike, obj: Any) -> None:
     """Write `obj` as readable JSON, atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def check_readable(path: str | os.PathLike[str]) -> None:
+def check_readable(path: PathLike) -> None:
     """Raise ValueError, saying why, unless the path is of a file that can be read and holds something.
 
     Asked before anything opens it: a pipe or a device would be waited for, or read without end.
@@ -135,7 +137,7 @@ def check_readable(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{os.fspath(path)} is empty.")
 
 
-def inside(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
+def inside(folder: PathLike, name: PathLike) -> Path:
     """The real path of `name` below `folder`. Raises ValueError when it leads out of the folder, by links too."""
     root = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(root, name))

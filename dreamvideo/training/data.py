@@ -7,18 +7,28 @@ all their frames, so that every step may start elsewhere. Everything lies on the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import length_hint
+from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from ..encoders.protocols import Encoders, TextEncoder
+from ..encoders.protocols import Encoders, TextEncoder, at_once, release
 from ..media.masks import mask_to_latent
+from .cache import read_cached, write_cached
+
+Report = Callable[[int, int], None]
+"""Takes how many frames are encoded, and of how many: clips that are yet to be read count as long as those before."""
 
 EMPTY_PROMPT = ""  # what a dropped caption becomes, and the unconditional half of sampling
 IMAGES_AT_ONCE = 8
+
+
+def silent(done: int, total: int) -> None:
+    """Reports nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,25 +83,36 @@ def encode_photos(
     captions: str | Sequence[str],
     encoders: Encoders,
     masks: Sequence[Tensor | None] | None = None,
+    *,
+    report: Report = silent,
+    cache: Path | None = None,
 ) -> TrainingData:
     """Photographs, each [3, H, W] in 0..1 and all of one size, with one caption for all or one each.
 
     masks: one a photograph, [H, W] or [1, H, W] of the photograph's size, above 0.5 on the subject; None where there
-    is none. Raises ValueError for sizes that differ and for a mask that is black.
+    is none. cache: a folder to keep what is encoded in and to find what was; the data are the same without.
+    Raises ValueError for sizes that differ and for a mask that is black.
     """
     clips = [photo[None] for photo in photos]  # [1, 3, H, W]
-    return _encode(clips, captions, encoders, masks, frames=1)
+    return _encode(clips, captions, _Encoding(encoders, report, cache), masks, frames=1)
 
 
 def encode_clips(
-    clips: Iterable[Tensor], captions: str | Sequence[str], encoders: Encoders, frames: int = 32
+    clips: Iterable[Tensor],
+    captions: str | Sequence[str],
+    encoders: Encoders,
+    frames: int = 32,
+    *,
+    report: Report = silent,
+    cache: Path | None = None,
 ) -> TrainingData:
     """Clips, each [N, 3, H, W] in 0..1 at the frame rate to be learned, with one caption for all or one each.
 
     A clip is asked for when the one before it is encoded and let go, so that a generator holds one in memory.
-    `frames` make one sample; of a longer clip every step takes another stretch. Raises ValueError for a shorter one.
+    `frames` make one sample; of a longer clip every step takes another stretch. cache: as in encode_photos.
+    Raises ValueError for a shorter one.
     """
-    return _encode(clips, captions, encoders, None, frames)
+    return _encode(clips, captions, _Encoding(encoders, report, cache), None, frames)
 
 
 def with_text(data: TrainingData, text: TextEncoder, tokens: Mapping[str, Tensor] | None = None) -> TrainingData:
@@ -99,6 +120,7 @@ def with_text(data: TrainingData, text: TextEncoder, tokens: Mapping[str, Tensor
     different = list(dict.fromkeys([EMPTY_PROMPT, *data.captions]))
     with torch.no_grad():
         states = text.encode(different, tokens).float().cpu()  # [captions, 77, D]
+    release(text)
     if not torch.isfinite(states).all():
         raise ValueError("The text encoder gives NaN or infinity: its weights are broken or its precision too low.")
     named = [part for name, vectors in sorted((tokens or {}).items()) for part in (name, vectors)]
@@ -121,7 +143,7 @@ def _digest_part(found: hashlib.blake2b, part: str | Tensor) -> None:
     if isinstance(part, Tensor):
         part = part.detach().cpu().contiguous()
         found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-        found.update(part.reshape(-1).view(torch.uint8).numpy())
+        found.update(part.reshape(-1).view(torch.uint8).numpy().data)
     else:
         found.update(f"text {len(part)} {part}".encode())
 
@@ -148,7 +170,7 @@ def _check(item: TrainingItem, index: int, first: TrainingItem, least: int) -> N
 def _encode(
     clips: Iterable[Tensor],
     captions: str | Sequence[str],
-    encoders: Encoders,
+    encoding: _Encoding,
     masks: Sequence[Tensor | None] | None,
     frames: int,
 ) -> TrainingData:
@@ -162,12 +184,15 @@ def _encode(
         _check_counts(max(expected, index + 1), captions, masks)
         caption = captions if isinstance(captions, str) else captions[index]
         mask = None if masks is None else masks[index]
-        item = _encoded(clip, caption, mask, encoders, index + 1)
+        mean, std, features = encoding.moments_and_features(clip, max(expected - index - 1, 0))
+        latent_mask = None if mask is None else _latent_mask(mask, clip, mean, index + 1)
+        item = TrainingItem(mean, std, caption, latent_mask, features)
         _check(item, index + 1, items[0] if items else item, frames)
         items.append(item)
         _digest_pixels(found, clip, caption, mask)
         del clip
     _check_counts(len(items), captions, masks)
+    release(encoding.encoders.vae, encoding.encoders.image)  # until a preview
     return TrainingData(tuple(items), frames, digest=found.hexdigest())
 
 
@@ -177,13 +202,50 @@ def _check_counts(count: int, captions: str | Sequence[str], masks: Sequence[Ten
             raise ValueError(f"Got {len(entries)} {name} for {count} photographs or clips; give one each.")
 
 
-@torch.no_grad()
-def _encoded(clip: Tensor, caption: str, mask: Tensor | None, encoders: Encoders, number: int) -> TrainingItem:
-    moments = encoders.vae.encode(clip)  # [N, 4, h, w]
-    mean, std = (part.float().cpu().transpose(0, 1) for part in (moments.mean, moments.std))  # [4, N, h, w]
-    features = torch.cat([encoders.image.encode(part).float().cpu() for part in clip.split(IMAGES_AT_ONCE)])
-    latent_mask = None if mask is None else _latent_mask(mask, clip, mean, number)
-    return TrainingItem(mean, std, caption, latent_mask, features)
+@dataclass(eq=False)
+class _Encoding:
+    """Encodes one clip after the other, unless the cache has it, and counts their frames."""
+
+    encoders: Encoders
+    report: Report
+    cache: Path | None
+    clips: int = 0
+    frames: int = 0  # of the clips so far
+    done: int = 0
+
+    @torch.no_grad()
+    def moments_and_features(self, clip: Tensor, later: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and std [4, N, h, w] of the latents and image features [N, D] of a clip [N, 3, H, W]; `later`: clips
+        that come after it."""
+        self.clips, self.frames = self.clips + 1, self.frames + len(clip)
+        total = self.frames + round(later * self.frames / self.clips)
+        self.report(self.done, total)
+        cache = self.cache if self.encoders.fingerprint and len(clip) else None
+        key = "" if cache is None else digest([self.encoders.fingerprint, clip])
+        found = None if cache is None else read_cached(cache, key, len(clip))
+        if found is None:
+            found = self._encoded(clip, total)
+            if cache is not None and all(tensor.isfinite().all() for tensor in found.values()):
+                write_cached(cache, key, found)
+        self.done = self.frames
+        self.report(self.done, total)
+        return found["mean"], found["std"], found["features"]
+
+    def _encoded(self, clip: Tensor, total: int) -> dict[str, Tensor]:
+        moments, features = [], []
+        for part in clip.split(at_once(*clip.shape[-2:])):
+            moments.append(self.encoders.vae.encode(part))  # [n, 4, h, w]
+            features += [self.encoders.image.encode(few).float().cpu() for few in part.split(IMAGES_AT_ONCE)]
+            self.done += len(part)
+            if self.done < self.frames:
+                self.report(self.done, total)
+        mean, std = (
+            rearrange(
+                torch.cat([getattr(each, name).float().cpu() for each in moments]), "n c h w -> c n h w"
+            ).contiguous()
+            for name in ("mean", "std")
+        )
+        return {"mean": mean, "std": std, "features": torch.cat(features)}
 
 
 def _latent_mask(mask: Tensor, photo: Tensor, mean: Tensor, index: int) -> Tensor:

@@ -74,7 +74,7 @@ def _draw_sample(
     stretch = slice(start, start + frames)
     mean, std = item.mean[:, stretch], item.std[:, stretch]
     mask = torch.ones_like(mean[:1]) if item.mask is None else item.mask[:, stretch]
-    feature = item.features[guide] if method.appearance_guidance else None
+    feature = item.features[guide] if method.appearance_guidance and item.features is not None else None
     latents = mean + std * torch.randn(mean.shape, generator=generator)
     if shift:
         down, right = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()

@@ -54,12 +54,14 @@ class Callbacks:
     the three stages below, ready for `sampling.customize`).
     should_stop: asked before every step; True saves the state and ends the run.
     say: sentences, such as what was chosen and why.
+    snapshot: what is being trained, as for a preview, every `snapshot_every` steps but for the last one.
     """
 
     progress: Callable[[int, float, float, float], None] = lambda step, loss, speed, seconds_left: None
     preview: Callable[[Any], None] = lambda trained: None
     should_stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = log.info
+    snapshot: Callable[[Any], None] = lambda trained: None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ def _advance(run: _Run, settings: TrainingSettings, callbacks: Callbacks, packag
         if settings.preview_every and run.step % settings.preview_every == 0:
             with torch.no_grad():
                 callbacks.preview(package(run.step))
+        if settings.snapshot_every and run.step % settings.snapshot_every == 0 and run.step < settings.steps:
+            callbacks.snapshot(package(run.step))
     return False
 
 
@@ -191,7 +195,7 @@ class _Run:
         if not finite and not self.scale.may_shrink:
             raise self._failure("the gradient is not finite")
         if self.scale.active:
-            torch._foreach_div_(gradients, self.scale.factor)
+            torch._foreach_div_(gradients, self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]  # all at once
         warm = min(1.0, (self.step + 1) / max(self.settings.warmup, 1))
         self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * warm
 
@@ -264,6 +268,7 @@ class _Run:
 
     def restore(self) -> None:
         """Take over the state file. Raises ValueError when it is another run's or no whole state."""
+        assert self.path is not None
         about, tensors = read_state(self.path)
         check_same_run(self.path, about["run"], self.description)
         if about["step"] > self.settings.steps:

@@ -123,6 +123,7 @@ def motion_method(clips: int) -> Method:
 
 def _shaped(method: Method, name: str, **config: object) -> Method:
     """A row that differs in its adapter's shape alone."""
+    assert method.config is not None
     return replace(method, name=name, config=replace(method.config, **config))
 
 

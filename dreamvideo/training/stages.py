@@ -5,24 +5,22 @@ No host in it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..encoders.loading import check_matches
-from ..encoders.protocols import Encoders, TextEncoder
+from ..encoders.protocols import TextEncoder
 from ..files.adapter_info import AdapterInfo, LoadedAdapter
 from ..files.fingerprint import fingerprint
 from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter
 from ..models.unet import UNet
 from ..safety.texts import quoted
-from .data import TrainingData, encode_photos, with_text
-from .loop import Callbacks, TrainingResult, train
+from .data import TrainingData, with_text
+from .loop import TrainingResult, train
 from .methods import (
     IDENTITY,
     TEXTUAL_INVERSION,
@@ -210,82 +208,3 @@ def _about(
             "settings": settings.deciding(),
         },
     )
-
-
-@dataclass(frozen=True)
-class SubjectResult:
-    """What the stages gave, by the kind that each one trains, in their order; `wanted` is the last one's kind."""
-
-    stages: Mapping[str, TrainingResult]
-    wanted: str = "identity"
-
-    @property
-    def token(self) -> TrainingResult | None:
-        return self.stages.get("token")
-
-    @property
-    def identity(self) -> TrainingResult | None:
-        return self.stages.get("identity")
-
-    @property
-    def result(self) -> TrainingResult | None:
-        """The one whose file is to be kept; None where a stage before it was stopped."""
-        return self.stages.get(self.wanted)
-
-    @property
-    def stopped(self) -> bool:
-        """By request, before the last step of the last stage."""
-        return self.result is None or self.result.stopped
-
-    @property
-    def losses(self) -> dict[str, list[float]]:
-        """Stage -> loss of each of its steps."""
-        return {stage: result.losses for stage, result in self.stages.items()}
-
-
-def train_subject(
-    unet: UNet,
-    encoders: Encoders,
-    photos: Sequence[Tensor],
-    masks: Sequence[Tensor | None] | None,
-    captions: str | Sequence[str],
-    *,
-    placeholder: str,
-    class_word: str,
-    method: Method = IDENTITY,
-    token_settings: TrainingSettings | None = None,
-    identity_settings: TrainingSettings | None = None,
-    callbacks_for: Callable[[str], Callbacks] = lambda stage: Callbacks(),
-    state_folder: str | os.PathLike[str] | None = None,
-    resume: bool = True,
-) -> SubjectResult:
-    """Learn a subject by a row for photographs, after the textual inversion that a row with a given token needs.
-
-    By default DreamVideo's two stages: textual inversion, then the identity adapter under the token it found (Wei et
-    al., section 3.1). photos, masks, captions: as `training_data.encode_photos` takes them; every caption holds the
-    placeholder. token_settings, identity_settings: of a token's stage and of any other.
-    callbacks_for: kind that a stage trains ("token", "identity", "weights") -> what the host hears of it. state_folder:
-    keeps each stage's training state as <kind>.safetensors; with `resume` a run goes on from there, and a stage that is
-    done is not run again.
-    Raises ValueError for a placeholder that is an ordinary word, and what the stages raise.
-    """
-    encoders.text.check_placeholder(placeholder)
-    data = encode_photos(photos, captions, encoders, masks)
-    done: dict[str, TrainingResult] = {}
-    for row in (TEXTUAL_INVERSION, method) if method.token == "given" else (method,):
-        done[row.trains] = train_method(
-            unet,
-            encoders.text,
-            data,
-            row,
-            placeholder=placeholder,
-            class_word=class_word,
-            tokens=done["token"].trained.tokens if row.token == "given" else None,
-            settings=token_settings if row.trains == "token" else identity_settings,
-            callbacks=callbacks_for(row.trains),
-            state_path=None if state_folder is None else Path(state_folder) / f"{row.trains}.safetensors",
-            resume=resume,
-        )
-        if done[row.trains].stopped:
-            break
-    return SubjectResult(done, method.trains)

@@ -17,8 +17,9 @@ from ...dreamvideo.files.fingerprint import same_base
 from ...dreamvideo.models.adapters import Adapter, AnyAdapter
 from ...dreamvideo.models.deltas import WeightDelta
 from ...dreamvideo.models.stack import StackEntry
+from ...dreamvideo.sampling import saw_blank_images
 from .deltas import take_off_deltas, with_deltas
-from .model import APPEARANCE, APPEARANCE_STRENGTH, KEY, model_of
+from .model import APPEARANCE, APPEARANCE_STRENGTH, BLANKS, KEY, model_of
 
 
 def with_adapter(
@@ -40,9 +41,13 @@ def with_adapter(
     if isinstance(loaded.adapter, WeightDelta):
         return with_deltas(model, placed)
 
+    guided = loaded.info.kind == "motion" and loaded.adapter.config.condition_dim is not None
+    blanks = (saw_blank_images(loaded),) if guided else ()
+
     def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **conditions):
         options = dict(transformer_options or {})
         options[KEY] = (*options.get(KEY, ()), placed)
+        options[BLANKS] = (*options.get(BLANKS, ()), *blanks)
         return executor(x, t, c_concat, c_crossattn, control, options, **conditions)
 
     clone = model.clone()
@@ -75,7 +80,7 @@ def without_adapters(model: Any) -> Any:
 
 
 def with_appearance(conditioning: Any, feature: Tensor, strength: float) -> Any:
-    """CONDITIONING that carries an image feature [1, D] for motion adapters."""
+    """CONDITIONING that carries an image feature [1, D] for motion adapters; a strength below 0 follows them."""
     return node_helpers.conditioning_set_values(conditioning, {APPEARANCE: feature, APPEARANCE_STRENGTH: strength})
 
 

@@ -249,7 +249,7 @@ def compose(flow: Workflow) -> None:
         positive, negative = prompts(flow, (first, 1), PROMPT)
         shown = guided(flow, positive, negative, (subject, 0))
         flow.note("Appearance guidance", "Shows the motion what the video shall look like, so that the clip's looks "
-                  "stay out. `negative_strength`: 1 for a motion of one clip, 0 for one of several.", 90)  # fmt: skip
+                  "stay out. `negative_strength`: -1 follows the motion.", 90)  # fmt: skip
     flow.right()
     with flow.group("5 · Make the video"):
         video = sampled(flow, (both, 0), (shown, 0), (shown, 1))

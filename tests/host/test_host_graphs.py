@@ -1,6 +1,7 @@
 """Every node but the trainers, in a real ComfyUI, beside the stock nodes."""
 
 import json
+from dataclasses import replace
 
 import graphs
 import pytest
@@ -188,6 +189,37 @@ def test_sampler_with_prior(host, start):
     prior = our_sample(graph, [loader, 0], positive, negative, prior=[clip, 0], prior_strength=0.5)
     a, b = (each["samples"] for each in host.run_with_probe(graph, plain, prior))
     assert a.shape == b.shape == (4, 4, 8, 8) and not torch.allclose(a, b, atol=1e-3)
+
+
+def test_a_priors_noise_is_found_under_the_empty_prompt(host, start):
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    clip = graph.add("VAEEncode", pixels=give(host, graph, "IMAGE", pictures(4)), vae=[loader, 2])
+    crowd = [graph.add("CLIPTextEncode", clip=[loader, 1], text="a crowd"), 0]
+    prior = {"prior": [clip, 0], "prior_strength": 0.5, "cfg": 1.0}  # of the negative prompt only the prior is left
+    pairs = ((negative, {}), (crowd, {"clip": [loader, 1]}), (crowd, {}))
+    drawn = [our_sample(graph, [loader, 0], positive, other, **prior, **more) for other, more in pairs]
+    empty, with_clip, without = (each["samples"] for each in host.run_with_probe(graph, *drawn))
+    assert torch.equal(empty, with_clip) and not torch.allclose(empty, without, atol=1e-4)
+
+
+@pytest.mark.parametrize("drops", [(0.5,), (0.0,), (0.5, 0.0)])
+def test_the_blank_images_strength_follows_the_motions(host, start, drops):
+    """One where every motion saw blank images in training, else none: as the engine has it."""
+    graph, loader, positive, negative = start
+    graph, link = copied(graph), [loader, 0]
+    for seed, drop in enumerate(drops):
+        motion = random_adapter(host, "motion", seed)
+        motion = replace(motion, info=replace(motion.info, extra={"settings": {"p_image_drop": drop}}))
+        link = [graph.add("DreamVideoApplyAdapter", model=link, adapter=give(host, graph, "DREAMVIDEO_ADAPTER", motion),
+                          strength=1.0, start_percent=0.0, end_percent=1.0), 0]  # fmt: skip
+    subject = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
+    common = {"positive": positive, "negative": negative, "strength": 1.0, "subject": subject}
+    shown = [graph.add("DreamVideoEncodeAppearance", negative_strength=each, **common) for each in (-1.0, 0.0, 1.0)]
+    videos = host.run_with_probe(graph, *(our_sample(graph, link, [each, 0], [each, 1]) for each in shown))
+    automatic, none, whole = (each["samples"] for each in videos)
+    assert not torch.equal(none, whole)
+    assert torch.equal(automatic, whole if all(drops) else none)
 
 
 def test_save_load_info_and_embedding(host, start):

@@ -214,6 +214,31 @@ def TOKEN_FILE(host):
     return files.LoadedAdapter(None, info, {"<thing>": random_adapter(host, "identity").tokens["<thing>"]}, None)
 
 
+@pytest.mark.parametrize("kind", ["subject", "motion"])
+def test_same_bytes_from_both_faces(host, monkeypatch, tmp_path, kind):
+    """What the node hands to the runner gives, claimed as the command line claims its place, the very file."""
+    run, runs = host.module("nodes.trainers.run"), host.module("dreamvideo.runs")
+    places, other = host.module("dreamvideo.training.places"), tmp_path / "other.safetensors"
+
+    def twice(base, data, plan, place, reports):
+        with places.claimed(other, other, plan.run("these", base.fingerprint), False) as own:
+            runs.train(base, data, plan, own)
+        return runs.train(base, data, plan, place, reports)
+
+    monkeypatch.setattr(run, "train", twice)
+    graph, loader, common = start(host)
+    if kind == "motion":
+        node = train_motion(host, graph, common, loader, 2, seed=101, filename_prefix="twice", resume=False)
+    else:
+        node = graph.add("DreamVideoTrainSubject", images=give(host, graph, "IMAGE", PHOTOS), token_steps=2,
+                         token_learning_rate=0.01, steps=2, learning_rate=0.01, method="dreamvideo", **common, **TOKEN,
+                         **{**RUN, "seed": 101, "resume": False}, filename_prefix="twice")  # fmt: skip
+    host.run_with_probe(graph, [node, 0])
+    written = max((host.base / "output" / "dreamvideo").glob("twice_*_.safetensors"))
+    assert written.read_bytes() == other.read_bytes()
+    assert written.with_suffix(".losses.csv").read_bytes() == other.with_suffix(".losses.csv").read_bytes()
+
+
 def test_same_adapter_as_the_command_line_trains(host):
     """The engine with its own encoders and the node, same data and seed: equal up to the encoders' rounding."""
     graph, loader, common = start(host)

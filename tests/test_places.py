@@ -7,18 +7,17 @@ import json
 import pytest
 import torch
 
-from dreamvideo.commands import results
-from dreamvideo.commands.results import Run, claimed
 from dreamvideo.files.tensors import write_safetensors
 from dreamvideo.safety import paths
 from dreamvideo.safety.locks import Locked, locked
-from dreamvideo.training.state import STATE_FORMAT
-
-STAGES = ("token", "identity")
+from dreamvideo.training import places, state_folder
+from dreamvideo.training.places import Run, claimed
+from dreamvideo.training.state import STATE_FORMAT, steps_of_state
 
 
 def a_run(steps=10, **about):
-    return Run({"data": "dog", "learning_rate": 0.1, "base": "x", **about}, steps, STAGES)
+    steps = {"token": 5, "identity": steps}
+    return Run({"data": "dog", "learning_rate": 0.1, "base": "x", **about}, steps)
 
 
 def write_state(folder, steps, stage="identity"):
@@ -30,10 +29,10 @@ def train(folder, run, out=None, restart=False, stop_at=None):
     """A training that goes on from what it finds; returns (file's name, steps found, whether it was finished)."""
     with claimed(out, folder / "my-dog.safetensors", run, restart) as place:
         state = place.states / "identity.safetensors"
-        found = state.steps_of_state(state) if state.exists() else 0
+        found = steps_of_state(state) if state.exists() else 0
         if place.finished:
             return place.out.name, found, True
-        write_state(place.states, stop_at or run.steps)
+        write_state(place.states, stop_at or run.steps["identity"])
         if stop_at:
             raise KeyboardInterrupt
         place.out.write_text(f"{dict(run.about)} {run.steps}")
@@ -95,15 +94,15 @@ def test_only_what_was_written_is_deleted(tmp_path):
     (states / ".identity.0123abcd.part.safetensors").write_bytes(b"a killed run's")
     train(tmp_path, a_run(data="cat"), out)
     train(tmp_path, a_run(data="cat"), out, restart=True)
-    results.remove_states(states)
+    state_folder.remove_states(states)
     assert {path.name: path.read_bytes() for path in states.iterdir()} == theirs
     write_safetensors(states / "token.safetensors", {"x": torch.zeros(2)}, {})  # of the user, by chance so called
-    results.remove_states(states)
+    state_folder.remove_states(states)
     assert (states / "token.safetensors").exists()
 
 
 def test_large_states_are_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "KEPT_BYTES", 10)
+    monkeypatch.setattr(places, "KEPT_BYTES", 10)
     train(tmp_path, a_run())
     assert [path.name for path in tmp_path.iterdir()] == ["my-dog.safetensors"]
     assert train(tmp_path, a_run(20)) == ("my-dog-2.safetensors", 0, False)
