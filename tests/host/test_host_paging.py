@@ -235,12 +235,12 @@ def test_states_of_what_is_done_leave_output_and_others_stay(host):
     assert len(kept) == 1
     note = next(iter(kept)).with_name("note.txt")  # a user's own
     note.write_text("mine")
-    for seed in range(92, 97):
+    for seed in range(92, 96):
         other, loader, common = start(host)
         train_motion(host, other, common, loader, 1, seed=seed)
         host.run(other)
     assert {path: path.read_bytes() for path in states.rglob("*.safetensors")} == kept
-    assert len(list((host.base / "temp" / STATES).iterdir())) == host.module("nodes.trainers").KEPT_STATES
+    assert len(list((host.base / "temp" / STATES).iterdir())) == host.module("dreamvideo.training.places").SHELVED
     assert host.run_with_probe(graph, [cancelled, 0])[0].info.steps == 6
     assert [path for path in states.rglob("*") if path.is_file()] == [note]
 

@@ -24,6 +24,8 @@ from over_http import FEW, Server
 FOUND = find_comfyui()
 NAME = "video-dreams"  # any folder name must do
 BOOT_SECONDS = 900  # on a busy machine; a server that ends is noticed at once
+LACKING: list[str] = []  # why a server did not start: the next would take as long to end
+NO_SERVER = "COMFYUI'S SERVER DOES NOT START HERE ({}): install its requirements.txt."
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
@@ -64,6 +66,8 @@ def base(tmp_path_factory, request):
 
 @pytest.fixture(scope="module")
 def server(base):
+    if LACKING:
+        pytest.skip(NO_SERVER.format(*LACKING))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -93,8 +97,8 @@ def _await(server, process, log) -> None:
         if process.poll() is not None:
             told = log.read_text(errors="replace")
             if "No module named" in told or "pip install" in told:
-                reason = told.strip().splitlines()[-1]
-                pytest.skip(f"COMFYUI'S SERVER DOES NOT START HERE ({reason}): install its requirements.txt.")
+                LACKING.append(told.strip().splitlines()[-1])
+                pytest.skip(NO_SERVER.format(*LACKING))
             pytest.fail(told[-3000:])
         time.sleep(0.5)
     pytest.fail(f"The server does not answer after {BOOT_SECONDS} seconds: {log.read_text(errors='replace')[-2000:]}")
