@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +19,25 @@ GIB = 2**30
 KEPT, KEPT_WITH_CHECKPOINTING = 700, 90
 OPTIMISER = 12  # bytes a trained number takes beside itself: its gradient and Adam's two moments, float32
 SPARE = 0.85  # of what is free can be planned with; kernels need room to work in and allocators round up
+# What a control group of Linux says, in version 2 and in version 1: its limit, what is used of it, and the name in its
+# statistics of how much of that are copies of files, which are dropped before memory runs out.
+GROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 # Encoders stay on the device where base and encoders take up to this share of it; what is left is to work in.
 CROWDED = 0.5
 
 
-def free_bytes(device: torch.device, budget: float | None = None) -> int | None:
-    """Memory that this process can still take there, or None where nothing tells.
+def free_bytes(device: torch.device, budget: float | None = None) -> int:
+    """Bytes of memory that this process can still take there.
 
     budget: GiB that it may take in all, what it holds already included.
     """
     free, held = _amounts(device)
     if budget is None:
         return free
-    within = max(int(budget * GIB) - held, 0)
-    return within if free is None else min(free, within)
+    return min(free, max(int(budget * GIB) - held, 0))
 
 
 def limit(device: torch.device, budget: float) -> None:
@@ -41,13 +47,12 @@ def limit(device: torch.device, budget: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(budget * GIB / total, 1.0), device)
 
 
-def total_bytes(device: torch.device, budget: float | None = None) -> int | None:
-    """Memory that this process can take in all, or None where nothing tells."""
-    free = free_bytes(device, budget)
-    return None if free is None else free + _amounts(device)[1]
+def total_bytes(device: torch.device, budget: float | None = None) -> int:
+    """Bytes of memory that this process can take in all."""
+    return free_bytes(device, budget) + _amounts(device)[1]
 
 
-def _amounts(device: torch.device) -> tuple[int | None, int]:
+def _amounts(device: torch.device) -> tuple[int, int]:
     """(free, held by this process)."""
     if device.type == "cuda":
         held = torch.cuda.memory_allocated(device)
@@ -59,19 +64,40 @@ def _amounts(device: torch.device) -> tuple[int | None, int]:
     return _available(), _resident()
 
 
-def _available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+def _available() -> int:
+    """Of the machine and, where this process is in a container, of that: psutil sees the machine alone."""
+    import psutil
+
+    left = (_left_in_group(folder) for folder in _control_groups(Path("/")))
+    return min([psutil.virtual_memory().available, *(amount for amount in left if amount is not None)])
 
 
 def _resident() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def _control_groups(system: Path) -> Iterator[Path]:
+    """The folders of the groups that Linux counts this process's memory in, and of those above: each may limit it."""
+    with suppress(OSError):
+        for line in (system / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root = system / "sys/fs/cgroup" / ("memory" if controllers else "")  # of version 1 or 2
+            folder = root / group.lstrip("/")
+            yield from (each for each in (folder, *folder.parents) if each.is_relative_to(root))
+
+
+def _left_in_group(folder: Path) -> int | None:
+    """Bytes that a control group leaves; None without a limit."""
+    for limit_file, usage_file, droppable in GROUP_FILES:
+        with suppress(OSError, ValueError):  # files of the other version, or "max"
+            most, used = (int((folder / name).read_text()) for name in (limit_file, usage_file))
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return max(most - used + int(statistics.get(droppable, 0)), 0)
+    return None
 
 
 @dataclass(frozen=True)
@@ -82,13 +108,11 @@ class Choice:
     reason: str
 
 
-def choose_checkpointing(config: UNetConfig, cells: int, dtype: torch.dtype, trained: int, free: int | None) -> Choice:
+def choose_checkpointing(config: UNetConfig, cells: int, dtype: torch.dtype, trained: int, free: int) -> Choice:
     """Gradient checkpointing for a training step, only where it does not fit without.
 
-    cells: latent cells of all frames of a batch; trained: numbers that are trained; free: bytes, None for unknown.
+    cells: latent cells of all frames of a batch; trained: numbers that are trained; free: bytes.
     """
-    if free is None:
-        return Choice(False, "Gradient checkpointing is off: nothing tells how much memory is free.")
     each = cells * config.dim * dtype.itemsize
     whole, saving = (kept * each + OPTIMISER * trained for kept in (KEPT, KEPT_WITH_CHECKPOINTING))
     told = f"a step takes about {_gib(whole)} without it, and {_gib(free)} are free"
@@ -120,8 +144,8 @@ def explain_shortage(error: BaseException) -> str:
         sentences[0] += f": {amount} were asked for"
         if free:
             sentences[0] += f" and {free[1]} were free"
-        elif (left := _available()) is not None and asked[2] == "bytes":
-            sentences[0] += f" and {_gib(left)} were free"
+        elif asked[2] == "bytes":
+            sentences[0] += f" and {_gib(_available())} were free"
         sentences[0] += f" of {total[1]}" if total else ""
     sentences.append("Training: --gradient-checkpointing and --batch 1 take less")
     sentences.append("Everywhere: --memory with the GiB there are, fewer --frames, a smaller --height and --width")

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from .base import Base
-from .evaluation.pictures import contact_sheet, few_frames, loss_plot
+from .evaluation.pictures import contact_sheet, few_frames
+from .evaluation.plots import loss_plot
 from .files.adapter_info import LoadedAdapter, check_fits
 from .files.adapters import load_adapter, save_adapter
 from .files.fingerprint import same_base
@@ -24,12 +25,14 @@ from .media.photographs import Photo
 from .media.writing import write_png
 from .models.diffusion import Callback
 from .plans import Plan, digest_of, motion_plan, subject_plan
+from .safety.paths import write_text
 from .sampling import customize, generate, notes_on_motion, plain_prompt
 from .training.data import TrainingData, digest, encode_clips, encode_photos
 from .training.loop import Callbacks, TrainingResult
 from .training.losses import LossLog, write_losses
 from .training.methods import MOTION_METHODS, SUBJECT_METHODS, Method
-from .training.places import Place, Run, claimed, losses_paths, sheet_path, snapshot_path, snapshots_of
+from .training.places import Place, Run, claimed, losses_paths, run_file_path, sheet_path, snapshot_path, snapshots_of
+from .training.recipes import recipe
 from .training.settings import TrainingSettings
 from .training.stages import train_method
 from .training.state import steps_of_state
@@ -46,6 +49,8 @@ class Reports:
     preview: (the adapter's file, stage, steps done, prompt, video [F, 3, H, W] in 0..1), every `preview_every` steps.
     sampling: gives what follows the sampling of one preview, or one row of the sheet; see `diffusion.ddim_sample`.
     should_stop: asked before every step; True saves the state and ends the training. say: sentences.
+    run_file: (what the adapter tells of its run, the file's folder) -> the run file that makes it again, in TOML; None
+    where a face has none to write.
     """
 
     progress: Callable[[str, int, int, float, float, float], None] = lambda *told: None
@@ -53,6 +58,7 @@ class Reports:
     sampling: Callable[[], Callback | None] = lambda: None
     should_stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda text: None
+    run_file: Callable[[str, Path], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -211,14 +217,17 @@ def _train_into(
 def train(base: Base, data: TrainingData, plan: Plan, place: Place, reports: Reports | None = None) -> Outcome:
     """Train a plan into its place, from whatever states lie there.
 
-    Writes the adapter, then its losses as a table and a plot and, where there were snapshots, a sheet of what each of
-    them makes of one prompt and seed. Raises KeyboardInterrupt when it is stopped, with its states kept, and what
+    Writes the adapter, then its run file, its losses as a table and a plot and, where there were snapshots, a sheet of
+    what each of them makes of one prompt and seed. Raises KeyboardInterrupt when it is stopped, its states kept, and what
     `train_method` raises.
     """
     reports = reports or Reports()
     outcome = train_stages(base, data, plan, place, reports)
     if outcome.complete:
         save(base, outcome.adapter, place.out)
+        run = outcome.adapter.info.run
+        if run and reports.run_file is not None:
+            write_text(run_file_path(place.out), reports.run_file(run, place.out.parent))
     table, plot = losses_paths(place.out)
     write_losses(table, outcome.losses)
     write_png(plot, loss_plot(outcome.losses))
@@ -234,6 +243,7 @@ def train_stages(
 ) -> Outcome:
     """The stages of a plan, one after the other. place: of their states; None where nothing shall be written."""
     reports = reports or Reports()
+    run = recipe(plan.stages, data, plan.placeholder, plan.class_word)
     done: dict[str, TrainingResult] = {}
     tokens, unchanged = plan.tokens, True
     for row, settings in plan.stages:
@@ -251,7 +261,7 @@ def train_stages(
             tokens=tokens,
             vectors=plan.vectors,
             settings=settings,
-            callbacks=_callbacks(base, data, row, settings, place, reports, log),
+            callbacks=_callbacks(base, data, row, settings, place, reports, log, run),
             state_path=path,
             resume=True,
         )
@@ -260,7 +270,7 @@ def train_stages(
         trained, tokens = done[row.stage].trained, done[row.stage].trained.tokens
         if done[row.stage].stopped:
             break
-    adapter = replace(trained, info=replace(trained.info, base_fingerprint=base.fingerprint))
+    adapter = _named(base, trained, run)
     losses = {stage: result.losses for stage, result in done.items()}
     return Outcome(adapter, losses, place, complete=not done[row.stage].stopped)
 
@@ -277,10 +287,14 @@ def snapshot_sheet(base: Base, data: TrainingData, plan: Plan, out: Path, report
     return contact_sheet(rows, title=prompt)
 
 
-def save(base: Base, trained: LoadedAdapter, path: Path) -> None:
-    """Write an adapter as this base's are: named after its own weights, in the precision that suits it."""
-    info = replace(trained.info, base_fingerprint=base.fingerprint)
-    save_adapter(path, trained.adapter, info, trained.tokens, trained.features, base.defaults.adapter_dtype)
+def save(base: Base, adapter: LoadedAdapter, path: Path) -> None:
+    """Write an adapter in the precision that suits its base."""
+    dtype = base.defaults.adapter_dtype
+    save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features, dtype)
+
+
+def _named(base: Base, trained: LoadedAdapter, run: str) -> LoadedAdapter:
+    return replace(trained, info=replace(trained.info, base_fingerprint=base.fingerprint, run=run))
 
 
 def _state(states: Path, row: Method, tokens: Mapping[str, Tensor], unchanged: bool) -> Path:
@@ -305,6 +319,7 @@ def _callbacks(
     place: Place | None,
     reports: Reports,
     log: LossLog | None,
+    run: str,
 ) -> Callbacks:
     def progress(step: int, loss: float, speed: float, seconds_left: float) -> None:
         if log is not None:
@@ -317,7 +332,7 @@ def _callbacks(
 
     def snapshot(trained: LoadedAdapter) -> None:
         if place is not None:
-            save(base, trained, snapshot_path(place.out, trained.info.steps))
+            save(base, _named(base, trained, run), snapshot_path(place.out, trained.info.steps))
 
     return Callbacks(progress, preview, reports.should_stop, reports.say, snapshot)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .encoders.loading import check_matches
@@ -19,24 +20,29 @@ from .files.adapter_info import LoadedAdapter
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
 from .models.stack import AdapterStack, StackEntry
 from .models.unet import UNet
+from .safety.limits import LIMITS
+from .safety.sizes import check_divides
 from .safety.texts import quoted, shortened
 
 LATENT_FACTOR = 8  # pixels a latent cell covers along each side
-MAX_FRAMES = 512  # of a video that is sampled at once; the base was trained with 32
-SLOWEST, FASTEST = 0.1, 1000.0  # frames a second that every kind of video file can tell
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
     """What to sample; the defaults are the paper's (section 4.1) and the released configs'.
 
-    prompt, negative_prompt: (words:1.4) weigh, as in `prompts.read_weights`.
-    guidance: scale of classifier-free guidance (Ho and Salimans, arXiv 2207.12598); 1 leaves the negative prompt out.
-    fps: at which the frames are meant to be shown; it does not change them.
-    feature_strength_cond, feature_strength_uncond: strength of the guidance image in the two halves of guidance; the
-    unconditional half sees a zero image. None follows the motion: 1 where it was trained with dropped images (the
-    authors' single-clip motions), else 0.
-    prior_strength: share of a clip's inverted noise in the start, 0..1 (released: 0 to 0.5, single-clip motions only).
+    prompt, negative_prompt: what the video should and should not show. (words:1.4) weigh, as in `prompts.read_weights`.
+    frames: length of the video.
+    height, width: in pixels.
+    steps: of DDIM.
+    guidance: scale of classifier-free guidance. Ho and Salimans, arXiv 2207.12598; 1 leaves the negative prompt out.
+    seed: decides the noise.
+    fps: frames a second at which they are meant to be shown. It does not change them.
+    feature_strength_cond: strength of the guidance image beside the prompt.
+    feature_strength_uncond: strength of a zero image beside the negative prompt. None follows the motion: 1 where it
+    was trained with dropped images (the authors' single-clip motions), else 0.
+    offset_noise: strength of the noise that a frame's pixels share. Released: 0.1.
+    prior_strength: share of a clip's inverted noise in the start. 0..1; released: 0 to 0.5, single-clip motions only.
     """
 
     prompt: str
@@ -57,13 +63,13 @@ class SamplingSettings:
         for name in ("frames", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Sampling needs {name} of at least 1, got {quoted(getattr(self, name))}.")
-        if self.frames > MAX_FRAMES:
-            raise ValueError(f"Sampling takes at most {MAX_FRAMES} frames, got {quoted(self.frames)}.")
+        if self.frames > LIMITS["frames"].most:
+            raise ValueError(f"Sampling takes at most {LIMITS['frames'].most} frames, got {quoted(self.frames)}.")
         for name in ("guidance", "feature_strength_cond", "feature_strength_uncond", "offset_noise", "prior_strength"):
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise ValueError(f"Sampling {name} must be a finite number, got {getattr(self, name)}.")
-        if not SLOWEST <= self.fps <= FASTEST:
-            raise ValueError(f"Sampling fps must be from {SLOWEST:g} to {FASTEST:g} frames a second, got {self.fps:g}.")
+        if not LIMITS["fps"].hold(self.fps):
+            raise ValueError(f"Sampling fps is {LIMITS['fps']} frames a second, got {self.fps:g}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,16 +148,7 @@ def choose_dtype(device: torch.device | str) -> torch.dtype:
 
 def latent_size(unet: UNet, height: int, width: int) -> tuple[int, int]:
     """Latent (h, w) of a video of height x width pixels. Raises ValueError, naming the nearest valid sizes."""
-    unit = LATENT_FACTOR * unet.config.stride
-    if height < unit or width < unit or height % unit or width % unit:
-        below, above = (
-            " x ".join(str(max(round_(size / unit), 1) * unit) for size in (width, height))
-            for round_ in (math.floor, math.ceil)
-        )
-        raise ValueError(
-            f"A video of {width} x {height} pixels does not divide by {unit}; "
-            f"the nearest valid sizes are {below} and {above}."
-        )
+    check_divides("A video", width, height, LATENT_FACTOR * unet.config.stride)
     return height // LATENT_FACTOR, width // LATENT_FACTOR
 
 
@@ -292,7 +289,7 @@ def generate(
         guidance=settings.guidance,
         callback=callback,
     )
-    return encoders.vae.decode(latents[0].transpose(0, 1)).float().cpu()  # [F, 3, H, W]
+    return encoders.vae.decode(rearrange(latents, "1 c f h w -> f c h w")).float().cpu()  # [F, 3, H, W]
 
 
 def _inverted(unet: UNet, encoders: Encoders, settings: SamplingSettings, clip: Tensor | None) -> Tensor:
@@ -303,5 +300,5 @@ def _inverted(unet: UNet, encoders: Encoders, settings: SamplingSettings, clip: 
         raise ValueError(
             f"The noise prior's clip has shape {list(clip.shape)} and the video {wanted}; crop and cut the clip alike."
         )
-    latents = encoders.vae.encode(clip).mean.transpose(0, 1)[None]  # [1, 4, F, h, w]
+    latents = rearrange(encoders.vae.encode(clip).mean, "f c h w -> 1 c f h w")
     return invert(unet, encoders.text.encode([""]), latents, settings.steps)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamvideo.media.masks import fit_mask
-from ..dreamvideo.sampling import MAX_FRAMES as MAX_FRAMES
+from ..dreamvideo.safety.limits import LIMITS
+from ..dreamvideo.safety.sizes import check_divides
 
 CATEGORY = "DreamVideo"
 TRAINING = f"{CATEGORY}/training"
-MAX_SIDE, MAX_STEPS = 2048, 100_000
+# The most that every face takes.
+MAX_FRAMES, MAX_SIDE, MAX_STEPS = (int(LIMITS[name].most) for name in ("frames", "width", "steps"))
 
 Adapter = io.Custom("DREAMVIDEO_ADAPTER")
 
@@ -45,7 +46,7 @@ def size_inputs(width: int = 256, height: int = 256) -> list:
 def seed_input(tooltip: str, *, control: bool) -> io.Int.Input:
     """control: whether the frontend may draw a new one after each run; a trainer would train anew."""
     return io.Int.Input(
-        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control, tooltip=tooltip
+        "seed", default=0, min=0, max=int(LIMITS["seed"].most), control_after_generate=control, tooltip=tooltip
     )
 
 
@@ -101,19 +102,5 @@ def one(values, default=None):
 
 
 def check_size(unet_config, width: int, height: int) -> None:
-    unit = 8 * unet_config.stride
-    if width % unit or height % unit:
-        below, above = (
-            f"{max(a, 1) * unit} x {max(b, 1) * unit}"
-            for a, b in ((width // unit, height // unit), (-(-width // unit), -(-height // unit)))
-        )
-        raise ValueError(
-            f"{width} x {height} pixels do not divide by {unit}, as this base needs; "
-            f"the nearest valid sizes are {below} and {above}."
-        )
-
-
-def strip(frames: Tensor, most: int = 8) -> list[Tensor]:
-    """At most so many frames [3, H, W] of [F, 3, H, W], evenly spread, for a row of pictures."""
-    chosen = torch.linspace(0, len(frames) - 1, min(most, len(frames))).round().long()
-    return list(frames[chosen])
+    """Raise ValueError for pixels that the base cannot take."""
+    check_divides("A picture", width, height, 8 * unet_config.stride)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io
+from einops import rearrange
 
-from ..dreamvideo.evaluation.pictures import contact_sheet
+from ..dreamvideo.evaluation.pictures import contact_sheet, few_frames
 from ..dreamvideo.files.adapter_info import LoadedAdapter
 from ..dreamvideo.models.diffusion import mix_noise_prior, offset_noise
 from ..dreamvideo.sampling import customize, missing_placeholders
@@ -23,7 +24,6 @@ from .fields import (
     other_base_input,
     seed_input,
     size_inputs,
-    strip,
     vae_input,
 )
 
@@ -206,7 +206,8 @@ def start(config, seed: int, frames: int, width: int, height: int, offset: float
     """The engine's starting noise, [F, 4, h, w]."""
     check_size(config, width, height)
     shape = (1, config.in_channels, frames, height // 8, width // 8)
-    return offset_noise(shape, torch.Generator().manual_seed(seed), offset)[0].transpose(0, 1).contiguous()
+    noise = offset_noise(shape, torch.Generator().manual_seed(seed), offset)
+    return rearrange(noise, "1 c f h w -> f c h w").contiguous()
 
 
 def _prior(prior, noise: torch.Tensor) -> torch.Tensor:
@@ -285,7 +286,7 @@ class Compare(io.ComfyNode):
             for each in chosen:
                 on = apply(*on, each, other_base=other_base)
             latents = _compare_row(*on, chosen, (prompt, negative_prompt), words, noise, steps, cfg, seed)
-            decoded.append((label, strip(vae.decode(latents).movedim(-1, 1))))
+            decoded.append((label, few_frames(vae.decode(latents).movedim(-1, 1))))
         return io.NodeOutput(host_images(contact_sheet(decoded, title=prompt)[None]))
 
 

@@ -12,13 +12,13 @@ from fakes import CONFIG, tiny_unet
 from dreamvideo import base
 from dreamvideo import devices as memory
 from dreamvideo.encoders.clip import clip_pixels
-from dreamvideo.evaluation import pictures
 from dreamvideo.models.adapters import AdapterConfig, build_adapter
 from dreamvideo.models.deltas import DeltaConfig, merge
 from dreamvideo.models.resizing import area_average
 from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
 from dreamvideo.sampling import choose_device
+from dreamvideo.training.precision import all_finite
 
 FP8 = torch.float8_e4m3fn
 
@@ -104,5 +104,5 @@ def test_a_unet_that_would_compute_in_eight_bits_takes_no_deltas():
 
 def test_numbers_in_eight_bits_can_be_asked_whether_they_are_finite():
     weights = torch.ones(3).to(FP8)
-    assert pictures._finite([weights])
-    assert not pictures._finite([weights, torch.tensor([math.nan]).to(FP8)])
+    assert all_finite([weights])
+    assert not all_finite([weights, torch.tensor([math.nan]).to(FP8)])

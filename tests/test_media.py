@@ -108,16 +108,36 @@ def test_transparency_is_composited_on_white(tmp_path):
     assert (photographs.load_image(tmp_path / "palette.png") == 1.0).all()
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])  # of which Pillow turns the second itself
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_photograph_upright(tmp_path, orientation):
+def test_exif_turns_the_photograph_upright(tmp_path, orientation, suffix):
     inverse = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE}
     inverse |= {8: Image.Transpose.ROTATE_270, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180}
     inverse |= {4: Image.Transpose.FLIP_TOP_BOTTOM}
     stored = gradient().transpose(inverse[orientation]) if orientation in inverse else gradient()
     exif = Image.Exif()
     exif[274] = orientation
-    stored.save(tmp_path / "photo.png", exif=exif)
-    torch.testing.assert_close(photographs.load_image(tmp_path / "photo.png"), tensor(gradient()))
+    stored.save(tmp_path / f"photo.{suffix}", exif=exif)
+    torch.testing.assert_close(photographs.load_image(tmp_path / f"photo.{suffix}"), tensor(gradient()))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0no header of a TIFF",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",  # a directory beyond the end
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",  # orientation 99
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0six\0\0\0\0\0",  # orientation "si"
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_damaged_exif_turns_nothing(tmp_path, damaged, suffix):
+    plain = tmp_path / f"plain.{suffix}"
+    gradient().save(plain)
+    gradient().save(tmp_path / f"damaged.{suffix}", exif=damaged)
+    found = photographs.load_image(tmp_path / f"damaged.{suffix}")
+    torch.testing.assert_close(found, photographs.load_image(plain))
 
 
 def test_huge_and_tiny_photographs_are_read(tmp_path):
@@ -335,10 +355,10 @@ def test_animation_keeps_its_own_times_and_white_ground(tmp_path):
 
 
 def test_variable_frame_rate_is_honoured(tmp_path):
-    times = [0, 100, 200, 300, 1300, 1400, 1500, 1600]
-    encode(tmp_path / "clip.mp4", moving_square(8), times)
+    shown = [0, 100, 200, 300, 1300, 1400, 1500, 1600]
+    encode(tmp_path / "clip.mp4", moving_square(8), shown)
     clip = clips.read_clip(tmp_path / "clip.mp4")
-    torch.testing.assert_close(clip.times, torch.tensor(times) / 1000.0, check_dtype=False, atol=2e-3, rtol=0)
+    torch.testing.assert_close(clip.times, torch.tensor(shown) / 1000.0, check_dtype=False, atol=2e-3, rtol=0)
     choice = times.choose_frames(clip.times, 6, target_fps=4)
     assert choice.indices.tolist() == [0, 2, 3, 3, 3, 3]  # on screen at 0, 0.25, 0.5, ...
     assert choice.fps == pytest.approx(4) and choice.note == ""

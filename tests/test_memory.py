@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,7 +51,6 @@ def test_checkpointing_is_for_what_does_not_fit(gib, cells, on):
 def test_what_does_not_fit_at_all_is_said():
     reason = choose_checkpointing(FULL, CLIP, torch.float16, MOTION, GIB).reason
     assert "is on" in reason and "fewer frames" in reason
-    assert not choose_checkpointing(FULL, CLIP, torch.float16, MOTION, None).checkpointing
 
 
 def test_the_estimate_is_what_a_step_keeps():
@@ -109,8 +109,6 @@ def test_a_budget_counts_what_is_held(monkeypatch):
     cpu = torch.device("cpu")
     assert [free_bytes(cpu, budget) for budget in (None, 8, 2, 100)] == [20 * GIB, 5 * GIB, 0, 20 * GIB]
     assert memory.total_bytes(cpu, 8) == 8 * GIB
-    monkeypatch.setattr(memory, "_amounts", lambda device: (None, 3 * GIB))
-    assert free_bytes(cpu) is None and free_bytes(cpu, 8) == 5 * GIB
 
 
 def test_a_card_is_asked_and_limited(monkeypatch):
@@ -136,8 +134,52 @@ def test_the_command_line_takes_a_budget():
 
 
 def test_this_machine_tells_its_memory():
-    free = free_bytes(torch.device("cpu"))
-    assert free is None or 0 < free < 2**50
+    cpu = torch.device("cpu")
+    assert 0 < free_bytes(cpu) < memory.total_bytes(cpu) < 2**50
+
+
+def test_memory_is_known_where_there_is_no_proc(monkeypatch):
+    """As on Windows and macOS."""
+    monkeypatch.setattr(memory, "Path", lambda name: Path("/nowhere"))
+    cpu = torch.device("cpu")
+    assert 0 < free_bytes(cpu) < memory.total_bytes(cpu)
+
+
+NO_LIMIT = {1: 2**63 - 4096, 2: "max"}
+
+
+def control_group(root: Path, version: int, limit, used: int, dropped: int = 0) -> None:
+    """The files by which Linux tells of a group's memory."""
+    root.mkdir(parents=True, exist_ok=True)
+    limit_file, usage_file, droppable = memory.GROUP_FILES[2 - version]
+    for name, value in ((limit_file, limit), (usage_file, used), ("memory.stat", f"anon 7\n{droppable} {dropped}")):
+        (root / name).write_text(f"{value}\n")
+
+
+def left_in(system: Path) -> int | None:
+    return min(filter(None, map(memory._left_in_group, memory._control_groups(system))), default=None)
+
+
+@pytest.mark.parametrize(("version", "line"), [(1, "4:memory:/box/part"), (2, "0::/box/part")])
+def test_a_containers_limit_counts(tmp_path, monkeypatch, version, line):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"1:cpu,cpuacct:/elsewhere\n{line}\n")
+    root = tmp_path / "sys/fs/cgroup" / ("memory" if version == 1 else "")
+    assert left_in(tmp_path) is None
+    control_group(root / "box/part", version, NO_LIMIT[version], 2 * GIB)
+    assert (left_in(tmp_path) or 2**62) > 2**60
+    control_group(root / "box/part", version, 8 * GIB, 3 * GIB, GIB)
+    assert left_in(tmp_path) == 6 * GIB
+    control_group(root / "box", version, 6 * GIB, 5 * GIB)  # of which it is a part
+    assert left_in(tmp_path) == GIB
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path)
+    control_group(root, version, GIB // 1024, 0)  # all that a container sees of its own
+    assert free_bytes(torch.device("cpu")) == GIB // 1024
+
+
+def test_a_group_beyond_its_limit_leaves_nothing(tmp_path):
+    control_group(tmp_path, 2, GIB, 2 * GIB)
+    assert memory._left_in_group(tmp_path) == 0
 
 
 # --- parked encoders ------------------------------------------------------------------------------------------------

@@ -71,5 +71,5 @@ def test_default_names_tell_prompts_adapters_and_strengths_and_fit(tmp_path):
     assert strengths == ["a-dog-dance@0.5-0.mp4", "a-dog-dance-0.mp4", "a-dog-dance@1.5-0.mp4"]
     assert file_name("\N{DOG FACE}") == "dog-face" != file_name("\N{CAT FACE}")
     assert file_name("...") == "untitled"
-    long = name("\U00020000" * 300, *["--adapter", "\u72d7" * 80] * 3, "--seed", str(2**63 - 1))
+    long = name("\U00020000" * 300, *["--adapter", "\u72d7" * 80] * 3, "--seed", str(2**64 - 1))
     assert len(long.encode()) < 190  # with room for a number: 200 is the most that we write

@@ -132,7 +132,7 @@ def test_warnings_are_ours_alone(monkeypatch, capsys, debug):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["sample", "a dog", "--seed", "1" * 5000], "from 0 to 2^63 - 1"),
+        (["sample", "a dog", "--seed", "1" * 5000], "at most 2^64 - 1"),
         (["sample", "a dog", "--fps", "1e300"], "from 0.1 to 1000"),
         (["train", "motion", "x", "--fps", "1e-300"], "from 0.1 to 1000"),
         (["sample", "a dog", "--frames", "1" + "0" * 8], "at most 512"),

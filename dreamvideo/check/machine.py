@@ -11,12 +11,13 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import __version__
-from ..devices import free_bytes, total_bytes
+from ..devices import free_bytes
 from .measure import dtype_name, gib
 from .report import Finding
 
@@ -29,6 +30,8 @@ LIBRARIES = (
     "einops",
     "av",
     "pillow",
+    "psutil",
+    "matplotlib",
     "numpy",
 )
 KERNELS = {
@@ -75,7 +78,7 @@ def devices() -> Iterator[Finding]:
         yield Finding("mps", f"{gib(free_bytes(torch.device('mps')))} free")
     yield Finding("CPU", f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
     memory = torch.device("cpu")
-    yield Finding("memory", f"{gib(free_bytes(memory))} free for this process of {gib(_installed())}")
+    yield Finding("memory", f"{gib(free_bytes(memory))} free for this process of {gib(psutil.virtual_memory().total)}")
 
 
 def _processor() -> str:
@@ -84,12 +87,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _installed() -> int | None:
-    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total_bytes(torch.device("cpu"))
 
 
 def attention_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from itertools import chain
 
 from ..base import Base
 from ..evaluation.analysis import relative_changes
-from ..evaluation.pictures import bar_plot
+from ..evaluation.plots import bar_plot
 from ..files.adapter_info import LoadedAdapter
 from ..media.writing import write_png
 from ..models.deltas import WeightDelta

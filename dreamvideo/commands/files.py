@@ -26,7 +26,9 @@ def inspect(args: Namespace, terminal: Terminal) -> None:
     loaded = _find_adapter(args.path)
     if loaded is not None:
         facts = _adapter_facts(args.path, loaded)
-        text = "\n".join([f"DreamVideo {loaded.info}", *(f"  {name:<13} {fact}" for name, fact in facts.items())])
+        text = "\n".join(
+            [f"DreamVideo {loaded.info}", *(f"  {name:<13} {_indented(fact)}" for name, fact in facts.items())]
+        )
     else:
         facts = checkpoints.inspect(args.path)
         text = checkpoints.describe(facts)
@@ -75,6 +77,10 @@ def _find_adapter(path: Path) -> LoadedAdapter | None:
         return None
 
 
+def _indented(fact: Any) -> str:
+    return str(fact).replace("\n", "\n" + 16 * " ")
+
+
 def _adapter_facts(path: Path, loaded: LoadedAdapter) -> dict[str, Any]:
     info = loaded.info
     state = {} if loaded.adapter is None else loaded.adapter.state_dict()
@@ -91,6 +97,7 @@ def _adapter_facts(path: Path, loaded: LoadedAdapter) -> dict[str, Any]:
         "steps": info.steps,
         "learning rate": info.learning_rate,
         "seed": info.seed,
+        "run file": info.run.rstrip(),
         "UNet": info.unet_config and info.unet_config.to_dict(),
         "base": info.base_fingerprint,
         **info.extra,

@@ -31,6 +31,7 @@ from .common import (
     placeholder_of,
     training_size,
 )
+from .run_files import run_file
 from .terminal import Terminal
 
 
@@ -53,7 +54,7 @@ def subject(args: Namespace, terminal: Terminal) -> None:
         out=args.out,
         default=default,
         restart=args.restart,
-        reports=_reports(terminal, base.defaults.fps),
+        reports=_reports(args, terminal, base.defaults.fps),
         token_settings={"steps": args.token_steps, "learning_rate": args.token_lr},
         **_settings(args),
     )
@@ -83,7 +84,7 @@ def motion(args: Namespace, terminal: Terminal) -> None:
         out=args.out,
         default=default,
         restart=args.restart,
-        reports=_reports(terminal, args.fps or base.defaults.fps),
+        reports=_reports(args, terminal, args.fps or base.defaults.fps),
         p_text_drop=args.p_text_drop,
         p_image_drop=args.p_image_drop,
         **_settings(args),
@@ -115,15 +116,20 @@ def _settings(args: Namespace) -> dict[str, Any]:
     }
 
 
-def _reports(terminal: Terminal, fps: float) -> Reports:
-    """Progress on the terminal, and previews as <out>.<stage>-<step>.gif."""
+def _reports(args: Namespace, terminal: Terminal, fps: float) -> Reports:
+    """Progress on the terminal, previews as <out>.<stage>-<step>.gif, and the run file."""
 
     def preview(out: Path, stage: str, step: int, prompt: str, video: Tensor) -> None:
         path = preview_path(out, stage, step)
         write_animation(path, video, fps)
         terminal.say(f"Preview: {path}")
 
-    return Reports(terminal.stage, preview, lambda: terminal.sampling("preview"), say=terminal.say)
+    def write_again(run: str, folder: Path) -> str:
+        return run_file(args, run, folder)
+
+    return Reports(
+        terminal.stage, preview, lambda: terminal.sampling("preview"), say=terminal.say, run_file=write_again
+    )
 
 
 def _tell(outcome: Outcome, terminal: Terminal, prompt: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..safety.sizes import check_divides
 from .protocols import LATENT_SCALE, Moments, checked_images, full_precision
 from .weights import filled
 
@@ -38,12 +39,7 @@ class KLAutoencoder:
         height and width divide by `factor`.
         """
         height, width = checked_images(images).shape[-2:]
-        if height % self.factor or width % self.factor:
-            near = " x ".join(str(max(round(n / self.factor), 1) * self.factor) for n in (width, height))
-            raise ValueError(
-                f"Images of {width} x {height} pixels do not divide into latents of {self.factor} x {self.factor} "
-                f"pixels; the nearest size that does is {near}."
-            )
+        check_divides("A picture", width, height, self.factor)
         parts = [self.vae.encode(part * 2 - 1).latent_dist for part in self._parts(images, chunk, height * width)]
         mean = torch.cat([full_precision(part.mean) for part in parts])
         std = torch.cat([full_precision(part.std) for part in parts])

@@ -14,10 +14,11 @@ from torch import Tensor
 from ..models.adapters import TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyConfig
 from ..models.config import UNetConfig, transformer_sites
 from ..models.deltas import DeltaConfig, weight_shapes
-from ..safety.limits import MOST, json_object, line, parsed, real, short, whole
+from ..safety.limits import LIMITS, json_object, line, parsed, real, short, whole
 
 FORMAT = "dreamvideo-adapter"
 FORMAT_VERSION = 1
+MOST_RUN = 200_000  # characters of a run file that an adapter tells
 KINDS = (*TRANSFORMER_KINDS, DeltaConfig.kind, "token")
 
 
@@ -27,6 +28,7 @@ class AdapterInfo:
 
     kind: "identity" or "motion" for an adapter, "weights" for weight deltas, "token" for learned token vectors alone.
     base_fingerprint: of the UNet it was trained on, "" where unknown (the authors' files do not say).
+    run: the run file, in TOML, that makes it again from its data and base; "" where the file does not tell.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class AdapterInfo:
     learning_rate: float | None = None
     seed: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    run: str = ""
 
     def __str__(self) -> str:
         """E.g. "identity adapter for <wolf> (plushie), 800 steps"."""
@@ -54,6 +57,8 @@ class AdapterInfo:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {name: values[name] and values[name].to_dict() for name in ("adapter_config", "unet_config")}
         texts = {key: value if isinstance(value, str) else _json(value) for key, value in values.items()}
+        if not self.run:
+            del texts["run"]
         return {"format": FORMAT, "description": f"DreamVideo {self}", **self._modelspec(), **texts}
 
     def _modelspec(self) -> dict[str, str]:
@@ -79,6 +84,8 @@ class AdapterInfo:
         if "kind" not in given:
             raise ValueError("it names no kind")
         values: dict[str, Any] = {name: line(name, given[name]) for name in texts if name in given}
+        if "run" in given:
+            values["run"] = line("run", given["run"], most=MOST_RUN, breaks=True)
         for name, check in _CHECKS.items():
             if name in given and (value := parsed(given[name])) is not None:
                 values[name] = check(name, value)
@@ -104,9 +111,9 @@ def _extra(name: str, value: object) -> dict[str, Any]:
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "format_version": lambda name, value: whole(name, value, 10**6),
     "captions": _captions,
-    "steps": lambda name, value: whole(name, value, int(MOST["steps"]), 0),
+    "steps": lambda name, value: whole(name, value, int(LIMITS["steps"].most), 0),
     "learning_rate": lambda name, value: real(name, value, 0),
-    "seed": lambda name, value: whole(name, value, 2**64, 0),
+    "seed": lambda name, value: whole(name, value, int(LIMITS["seed"].most), 0),
     "extra": _extra,
 }
 

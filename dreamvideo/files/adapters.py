@@ -90,19 +90,34 @@ def load_adapter(path: PathLike, unet_config: UNetConfig | None = None) -> Loade
     raise CheckpointError(f"{path.name} is no adapter: it holds {name_foreign(state)}.")
 
 
-def _own(path: Path, file: OpenFile) -> LoadedAdapter:
-    metadata, tensors = file.metadata, file.tensors
-    version = metadata.get("format_version", "")
+def read_info(path: PathLike) -> AdapterInfo | None:
+    """What one of our files says of itself, without its tensors; None for any other file.
+
+    Raises ValueError for one of ours whose metadata is damaged, and CheckpointError for what holds no tensors.
+    """
+    file = open_file(path)
+    return _info(Path(path), file) if file.metadata.get("format") == FORMAT else None
+
+
+def _info(path: Path, file: OpenFile) -> AdapterInfo:
+    version = file.metadata.get("format_version", "")
     if version.isdecimal() and len(version) < 10 and int(version) > FORMAT_VERSION:
         raise ValueError(f"{path.name} has format version {version}; this DreamVideo reads up to {FORMAT_VERSION}.")
-    damaged = f"{path.name} is a DreamVideo adapter, and its metadata is damaged"
     try:
-        info = AdapterInfo.from_metadata(metadata)
+        return AdapterInfo.from_metadata(file.metadata)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{damaged}: {without_stop(error)}.") from error
+        raise ValueError(f"{_damaged(path)}: {without_stop(error)}.") from error
+
+
+def _damaged(path: Path) -> str:
+    return f"{path.name} is a DreamVideo adapter, and its metadata is damaged"
+
+
+def _own(path: Path, file: OpenFile) -> LoadedAdapter:
+    info, tensors = _info(path, file), file.tensors
     kind_of_config = info.adapter_config.kind if info.adapter_config and info.unet_config else "token"
     if info.kind not in KINDS or info.kind != kind_of_config:
-        raise ValueError(f"{damaged}: kind {short(info.kind)} with a configuration of kind {kind_of_config!r}.")
+        raise ValueError(f"{_damaged(path)}: kind {short(info.kind)} with a configuration of kind {kind_of_config!r}.")
     unusable = f"{path.name}, a {info}, is unusable"
     check_specs(tensors, unusable)
     tokens = {key.removeprefix(TOKEN_PREFIX): value for key, value in tensors.items() if key.startswith(TOKEN_PREFIX)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..safety.limits import (
-    MOST,
+    LIMITS,
     MOST_BLOCKS,
     MOST_CHANNELS,
     MOST_LAYERS,
@@ -159,7 +159,7 @@ def _checked_vae(config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get(name) not in ([block] * levels, (block,) * levels):
             raise ValueError(f"{name} is a list with {block} for each of {levels} levels")
         checked[name] = (block,) * levels
-    most = {"layers_per_block": MOST_BLOCKS, "norm_num_groups": MOST_CHANNELS, "sample_size": int(MOST["width"])}
+    most = {"layers_per_block": MOST_BLOCKS, "norm_num_groups": MOST_CHANNELS, "sample_size": int(LIMITS["width"].most)}
     most |= dict.fromkeys(("in_channels", "out_channels", "latent_channels"), MOST_CHANNELS)
     checked |= {name: whole(name, config[name], limit) for name, limit in most.items() if name in config}
     if "scaling_factor" in config:
@@ -173,7 +173,7 @@ def _checked_vae(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked_clip(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of open_clip's CLIP: plain transformers alone, for its other towers are fetched from the network."""
-    sides = dict.fromkeys(("image_size", "patch_size"), int(MOST["width"]))
+    sides = dict.fromkeys(("image_size", "patch_size"), int(LIMITS["width"].most))
     both = {"width": MOST_CHANNELS, "layers": MOST_LAYERS}
     vision = {**both, **sides, "head_width": MOST_CHANNELS}
     text = {**both, "context_length": MOST_CHANNELS, "vocab_size": MOST_VOCABULARY, "heads": MOST_CHANNELS}

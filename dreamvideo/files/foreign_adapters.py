@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..models.adapters import ADAPTER_NAMES, AdapterConfig, AnyAdapter
 from ..models.config import UNetConfig
 from ..models.deltas import WeightDelta
-from ..safety.limits import MOST, short
+from ..safety.limits import LIMITS, short
 from ..safety.paths import atomic_path
 from .adapter_info import AdapterInfo, LoadedAdapter
 from .adapter_tensors import adapter_place, assemble, check_specs, check_tokens, read_all, without_stop
@@ -115,7 +115,7 @@ def _as_rows(value: StoredTensor) -> StoredTensor:
 
 def authors_adapter(path: Path, state: Mapping[str, Any], step: Any, unet_config: UNetConfig) -> LoadedAdapter:
     check_specs(state, f"{path.name}, an adapter of the authors' format, is unusable")
-    steps = step if type(step) is int and 0 <= step <= MOST["steps"] else None
+    steps = step if type(step) is int and 0 <= step <= LIMITS["steps"].most else None
     info = AdapterInfo(kind=_kind(path, state), unet_config=unet_config, steps=steps)
     info = replace(info, adapter_config=_infer_config(path, info.kind, state))
     return LoadedAdapter(assemble(path, info, state), info, {}, None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from .colour import to_srgb
@@ -50,17 +50,6 @@ _PICTURES = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")
 _EXIF_INTEROPERABILITY = 0xA005
 
 
-_ORIENTATIONS = {  # EXIF tag 274 -> what turns the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -95,7 +84,6 @@ def read_mask_picture(path: Path) -> Image.Image:
 def _decoded(picture: Image.Image, path: Path) -> Image.Image:
     """Upright and reduced, in 8 bits and the colours of the file."""
     try:
-        orientation = picture.getexif().get(274, 1)
         scale = min(1.0, LONGEST_SIDE / max(picture.size))
         whole = picture.size
         size = max(1, round(whole[0] * scale)), max(1, round(whole[1] * scale))
@@ -109,7 +97,17 @@ def _decoded(picture: Image.Image, path: Path) -> Image.Image:
         raise
     except Exception as error:  # a decoder fails in as many ways as there are formats
         raise _unreadable(path) from error
-    return plain.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else plain
+    _turn_upright(plain, picture)
+    return plain
+
+
+def _turn_upright(plain: Image.Image, source: Image.Image) -> None:
+    """In place, by the EXIF of the file it is made of."""
+    with suppress(Exception):  # what is broken there says nothing
+        orientation = source.getexif()[ExifTags.Base.Orientation]
+        plain.info = {}  # so that of the file's EXIF nothing else is read and written again
+        plain.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(plain, in_place=True)
 
 
 def _open_picture(path: Path | BytesIO) -> Image.Image:

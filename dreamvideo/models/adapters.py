@@ -9,16 +9,15 @@ each with its strength, its region and its part of the trajectory. Their files a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..safety.limits import MOST_CHANNELS, check_fields, short, whole
-from .config import UNetConfig, transformer_sites
+from ..safety.limits import MOST_CHANNELS, short, whole
+from .config import Stored, UNetConfig, transformer_sites
 from .deltas import DeltaConfig, WeightDelta, attach
 
 # Sublayer of a transformer block -> name of its adapter in the authors' files.
@@ -28,7 +27,7 @@ PLACEMENTS = ("parallel", "serial")
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Stored):
     """What an adapter consists of. The kind decides the transformers: identity spatial, motion temporal.
 
     sublayers: any of attn1, attn2, ff (in a temporal transformer attn2 is a second self-attention).
@@ -65,16 +64,6 @@ class AdapterConfig:
     def motion(cls, **overrides: Any) -> AdapterConfig:
         """The paper's motion adapter: beside all three sublayers of every temporal transformer, image-conditioned."""
         return cls(**{"kind": "motion", "sublayers": ("attn1", "attn2", "ff"), "condition_dim": 1024, **overrides})
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe; `from_dict` takes it back."""
-        return {**asdict(self), "sublayers": list(self.sublayers)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> AdapterConfig:
-        check_fields(cls, values)
-        sublayers = values["sublayers"]
-        return cls(**{**values, "sublayers": tuple(sublayers) if isinstance(sublayers, list) else sublayers})
 
 
 def _names(sublayers: object) -> str:

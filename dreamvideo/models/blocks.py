@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -52,13 +53,11 @@ def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
 
 
 def unfold_frames(x: Tensor, frames: int) -> Tensor:
-    """[B*F, C, H, W] -> [B, C, F, H, W]"""
-    return x.unflatten(0, (-1, frames)).transpose(1, 2)
+    return rearrange(x, "(b f) c h w -> b c f h w", f=frames)
 
 
 def fold_frames(x: Tensor) -> Tensor:
-    """[B, C, F, H, W] -> [B*F, C, H, W]"""
-    return x.transpose(1, 2).flatten(0, 1)
+    return rearrange(x, "b c f h w -> (b f) c h w")
 
 
 class TemporalConv(nn.Module):
@@ -218,13 +217,13 @@ class SpatialTransformer(nn.Module):
         self.proj_out = ops.Linear(channels, channels, **factory)
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
-        size = x.shape[-2:]
-        h = self.norm(x).flatten(2).transpose(1, 2)  # [B*F, N, C]
-        h = self.proj_in(h).unflatten(0, (-1, call.frames))  # [B, F, N, C]
+        height, width = x.shape[-2:]
+        h = self.proj_in(rearrange(self.norm(x), "bf c h w -> bf (h w) c"))
+        h = rearrange(h, "(b f) n c -> b f n c", f=call.frames)
         for block in self.transformer_blocks:
-            h = block(h, tuple(size), call)
-        h = self.proj_out(h).flatten(0, 1)  # [B*F, N, C]
-        return x + h.transpose(1, 2).unflatten(2, size)
+            h = block(h, (height, width), call)
+        h = self.proj_out(rearrange(h, "b f n c -> (b f) n c"))
+        return x + rearrange(h, "bf (h w) c -> bf c h w", h=height)
 
 
 class TemporalTransformer(nn.Module):
@@ -242,14 +241,14 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         # Kernel 1 asks nothing of the order of positions: the projections take them as they lie.
-        size = x.shape[-2:]
+        height, width = x.shape[-2:]
         x = unfold_frames(x, call.frames)  # [B, C, F, H, W]: the norm's statistics go across frames
-        h = self.proj_in(self.norm(x).flatten(2)).unflatten(2, (call.frames, -1))  # [B, C, F, N]
-        h = h.permute(0, 3, 2, 1).contiguous()  # [B, N, F, C]
+        h = self.proj_in(rearrange(self.norm(x), "b c f h w -> b c (f h w)"))
+        h = rearrange(h, "b c (f n) -> b n f c", f=call.frames).contiguous()
         for block in self.transformer_blocks:
-            h = block(h, tuple(size), call)
-        h = self.proj_out(h.flatten(1, 2).transpose(1, 2)).unflatten(2, (-1, call.frames))  # [B, C, N, F]
-        return fold_frames(x + h.transpose(2, 3).unflatten(3, size))
+            h = block(h, (height, width), call)
+        h = self.proj_out(rearrange(h, "b n f c -> b c (n f)"))
+        return fold_frames(x + rearrange(h, "b c (h w f) -> b c f h w", h=height, w=width))
 
 
 class Downsample(nn.Module):

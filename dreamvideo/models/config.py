@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..safety.limits import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS, check_fields, real, whole
 
+Kind = TypeVar("Kind", bound="Stored")
+
+
+class Stored:
+    """A dataclass of numbers, texts and tuples of them that a file's metadata holds as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; `from_dict` takes it back."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
+        """Raises ValueError for fields that there are not, and what the dataclass itself refuses."""
+        check_fields(cls, values)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Stored):
     """Architecture of the UNet; the defaults are ModelScope 1.7B's.
 
     `dim_mult` and `attention_levels` have one entry a level, finest level first. Attention heads are `head_dim` wide
@@ -76,18 +92,6 @@ class UNetConfig:
     @property
     def embed_dim(self) -> int:
         return 4 * self.dim
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe; `from_dict` takes it back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
-        check_fields(cls, values)
-        given: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**given)
 
 
 @dataclass(frozen=True)

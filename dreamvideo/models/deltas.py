@@ -12,14 +12,14 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..safety.limits import MOST_CHANNELS, check_fields, short, whole
-from .config import UNetConfig, transformer_sites
+from ..safety.limits import MOST_CHANNELS, short, whole
+from .config import Stored, UNetConfig, transformer_sites
 from .unet import UNet
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,7 +38,7 @@ WEIGHT_GROUPS: Mapping[str, Callable[[str, bool], bool]] = {
 
 
 @dataclass(frozen=True)
-class DeltaConfig:
+class DeltaConfig(Stored):
     """Which weights change, and how.
 
     weights: any of `WEIGHT_GROUPS`: "spatial" (all of the image half), "temporal" (temporal transformers and
@@ -59,16 +59,6 @@ class DeltaConfig:
             raise ValueError(f"Weight deltas change any of {', '.join(WEIGHT_GROUPS)}, not {short(self.weights)}.")
         if self.rank is not None:
             whole("The rank of weight deltas, where there is one,", self.rank, MOST_CHANNELS)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe; `from_dict` takes it back."""
-        return {**asdict(self), "weights": list(self.weights)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DeltaConfig:
-        check_fields(cls, values)
-        weights = values["weights"]
-        return cls(**{**values, "weights": tuple(weights) if isinstance(weights, list) else weights})
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .adapters import Adapter, AnyAdapter, Bottleneck
@@ -235,5 +236,5 @@ def _mask_at(mask: Tensor, frames: int, size: tuple[int, int], temporal: bool) -
     mask = mask.float().reshape(1, -1, *mask.shape[-2:])  # [1, F or 1, H, W]
     if mask.shape[1] not in (1, frames):
         raise ValueError(f"An adapter's mask has {mask.shape[1]} frames, but the video has {frames}.")
-    level = area_average(mask, size).flatten(2).unsqueeze(3)  # [1, F or 1, N, 1]
-    return level.transpose(1, 2) if temporal else level
+    level = area_average(mask, size)
+    return rearrange(level, "b f h w -> b (h w) f 1" if temporal else "b f h w -> b f (h w) 1")

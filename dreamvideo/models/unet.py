@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..safety.sizes import check_divides
 from .blocks import (
     AttentionFunction,
     Block,
@@ -168,14 +169,7 @@ class UNet(nn.Module):
                 f"The UNet takes latents of shape [B, {config.in_channels}, F, h, w], got {list(x.shape)}."
             )
         batch, height, width = x.shape[0], x.shape[3], x.shape[4]
-        if height % stride or width % stride:
-            smaller = [max(side // stride, 1) * stride for side in (height, width)]
-            larger = [-(-side // stride) * stride for side in (height, width)]
-            nearest = dict.fromkeys(f"{h}x{w}" for h, w in (smaller, larger))  # one entry where both are the same
-            raise ValueError(
-                f"Latents of {height}x{width} do not divide by the UNet's stride {stride}; "
-                f"nearest valid sizes: {' and '.join(nearest)}."
-            )
+        check_divides("A latent", width, height, stride, "cells")
         if timesteps.shape != (batch,):
             raise ValueError(f"The UNet takes one timestep a video, [{batch}], got {list(timesteps.shape)}.")
         if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != config.context_dim:

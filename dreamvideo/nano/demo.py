@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..base import Base
 from ..defaults import Defaults
-from ..evaluation.pictures import contact_sheet, few_frames, loss_plot
+from ..evaluation.pictures import contact_sheet, few_frames
+from ..evaluation.plots import loss_plot
 from ..files.adapter_info import LoadedAdapter
 from ..media.clips import find_clips, read_motion
 from ..media.folders import caption_of

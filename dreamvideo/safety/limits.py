@@ -9,24 +9,66 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-# Of the numbers that people give, by the name that the command line has for them.
-MOST: Mapping[str, float] = {
-    "batch": 1024,
-    "count": 100_000,
-    "feature-strength-cond": 1000,
-    "feature-strength-uncond": 1000,
-    "guidance": 1000,
-    "height": 8192,
-    "lr": 1000,
-    "memory": 1_000_000,
-    "preview-every": 10_000_000,
-    "steps": 10_000_000,
-    "token-lr": 1000,
-    "token-steps": 10_000_000,
-    "width": 8192,
+MOST_SEED = 2**64 - 1  # of PyTorch and of ComfyUI
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a number that people give. open: the least itself lies outside."""
+
+    least: float
+    most: float
+    whole: bool = False
+    open: bool = False
+
+    def hold(self, value: float) -> bool:
+        """Whether a number lies within; NaN never does."""
+        return (self.least < value if self.open else self.least <= value) and value <= self.most
+
+    def __str__(self) -> str:
+        """E.g. "a whole number of at least 1 and at most 512"."""
+        if self.whole:
+            most = "2^64 - 1" if self.most == MOST_SEED else f"{self.most:,}"
+            return f"a whole number of at least {self.least} and at most {most}"
+        return (
+            f"a number {f'above {self.least:g} and at most' if self.open else f'from {self.least:g} to'} {self.most:g}"
+        )
+
+
+_COUNT = Limits(1, 10_000_000, whole=True)
+_SHARE = Limits(0, 1)
+_STRENGTH = Limits(-1000, 1000)
+_SIDE = Limits(1, 8192, whole=True)
+_RATE = Limits(0, 1000, open=True)
+# By the one name that settings, options, run files and the inputs of nodes have for a number.
+LIMITS: Mapping[str, Limits] = {
+    "batch_size": Limits(1, 1024, whole=True),
+    "count": Limits(1, 100_000, whole=True),
+    "feature_strength_cond": _STRENGTH,
+    "feature_strength_uncond": _STRENGTH,
+    "fps": Limits(0.1, 1000),  # every kind of video file can tell these
+    "frames": Limits(1, 512, whole=True),  # sampled at once; the base was trained with 32
+    "guidance": _STRENGTH,
+    "height": _SIDE,
+    "learning_rate": _RATE,
+    "memory": Limits(0, 1_000_000, open=True),
+    "offset_noise": Limits(0, 1000),
+    "p_image_drop": _SHARE,
+    "p_text_drop": _SHARE,
+    "preview_every": _COUNT,
+    "prior_strength": _SHARE,
+    "save_every": Limits(0, 10_000_000, whole=True),
+    "seed": Limits(0, MOST_SEED, whole=True),
+    "shift": Limits(0, 1024, whole=True),
+    "snapshot_every": _COUNT,
+    "steps": _COUNT,
+    "token_learning_rate": _RATE,
+    "token_steps": _COUNT,
+    "warmup": Limits(0, 10_000_000, whole=True),
+    "width": _SIDE,
 }
 # Of an architecture. The largest UNet of this family has 1280 channels, 4 levels and 2 blocks a level.
 MOST_CHANNELS = 16384

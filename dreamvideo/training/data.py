@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from operator import length_hint
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..encoders.protocols import Encoders, TextEncoder
@@ -180,7 +181,7 @@ def _check_counts(count: int, captions: str | Sequence[str], masks: Sequence[Ten
 @torch.no_grad()
 def _encoded(clip: Tensor, caption: str, mask: Tensor | None, encoders: Encoders, number: int) -> TrainingItem:
     moments = encoders.vae.encode(clip)  # [N, 4, h, w]
-    mean, std = (part.float().cpu().transpose(0, 1) for part in (moments.mean, moments.std))  # [4, N, h, w]
+    mean, std = (rearrange(part.float().cpu(), "n c h w -> c n h w") for part in (moments.mean, moments.std))
     features = torch.cat([encoders.image.encode(part).float().cpu() for part in clip.split(IMAGES_AT_ONCE)])
     latent_mask = None if mask is None else _latent_mask(mask, clip, mean, number)
     return TrainingItem(mean, std, caption, latent_mask, features)

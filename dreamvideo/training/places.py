@@ -74,12 +74,17 @@ def companions(place: Place, run: Run) -> list[Path]:
     states = [state_file(place.states, stage, word) for stage in run.steps for word in ("", f"{0:012x}")]
     previews = [preview_path(out, stage, most) for stage in run.steps if run.previews]
     snapshots = [snapshot_path(out, most), sheet_path(out)] if run.snapshots else []
-    return [out, *losses_paths(out), *states, place.states / RECORD, *previews, *snapshots]
+    return [out, run_file_path(out), *losses_paths(out), *states, place.states / RECORD, *previews, *snapshots]
 
 
 def losses_paths(out: Path) -> tuple[Path, Path]:
     """The losses as a table and as a plot."""
     return out.with_suffix(".losses.csv"), out.with_suffix(".losses.png")
+
+
+def run_file_path(out: Path) -> Path:
+    """What makes it again."""
+    return out.with_suffix(".toml")
 
 
 def preview_path(out: Path, stage: str, step: int) -> Path:

@@ -11,7 +11,8 @@ from torch import Tensor
 class LossScale:
     """Keeps gradients within half precision's range: a factor that halves on overflow and doubles after long peace.
 
-    For float16 only (the authors' GradScaler); elsewhere the factor is 1 and stays so.
+    For float16 only; elsewhere the factor is 1 and stays so. Not torch.amp.GradScaler, which on mps needs PyTorch 2.8,
+    and keeps on the device what a step waits for once: the factor, and whether to halve it.
     """
 
     PEACE = 2000

@@ -10,25 +10,36 @@ from .methods import Method
 
 # What a resumed run may change: these decide where training ends and what it costs, not what a step computes.
 FREE_SETTINGS = ("steps", "save_every", "preview_every", "snapshot_every", "gradient_checkpointing", "memory")
+# What does nothing for a method that learns from such data: clips have no masks, subjects need their name.
+IDLE_SETTINGS = {"images": ("p_text_drop", "p_image_drop"), "clips": ("masked", "normalize_mask")}
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """How to train; `for_method` fills in a method's defaults.
 
+    steps: of the adapter.
+    learning_rate: of AdamW, which neither decays weights nor averages.
+    batch_size: samples a step.
     warmup: steps over which the learning rate rises linearly to its full value. (The authors' first update has a
     learning rate of exactly 0 and so does nothing; here it has 1 / warmup.)
-    offset_noise: strength of the noise that is shared by a frame's pixels (0.1 as released).
-    masked: use the data's masks; normalize_mask: weigh small subjects like large ones, which the authors do not.
-    noisier: of two draws of its timestep every sample takes the noisier one, for a base so small that looks are decided
-    there alone. The paper draws once.
-    shift: by how many latent cells (of 8 pixels) at most every sample is moved at random, its edges repeated: few
-    photographs teach else where a subject stands. The paper moves none.
-    p_text_drop, p_image_drop: see `Method`. Released: 0 and none for subjects; 0.5 and 0.5 for a motion from one clip,
-    0.5 and 0 from several. A motion trained with p_image_drop 0 is sampled with unconditional feature strength 0.
-    save_every, preview_every, snapshot_every: in steps; 0 for never (the state is still saved at the end).
+    seed: decides all that is random.
+    offset_noise: strength of the noise that a frame's pixels share. Released: 0.1.
+    masked: weigh the loss by the photographs' masks.
+    normalize_mask: weigh small subjects like large ones. The authors do not.
+    noisier: of two draws of its timestep every sample takes the noisier one. For a base so small that looks are decided
+    there alone; the paper draws once.
+    shift: by how many latent cells (of 8 pixels) at most every sample is moved at random, its edges repeated. Few
+    photographs teach else where a subject stands; the paper moves none.
+    p_text_drop: how often an empty caption takes the caption's place. Released: 0 for subjects, 0.5 for motions.
+    p_image_drop: how often a zero image takes the frame's place. Released: 0.5 for a motion from one clip, 0 from
+    several. A motion trained with 0 is sampled with unconditional feature strength 0.
+    save_every: steps from one saved state to the next, 0 for one at the end alone.
+    preview_every: steps from one sampled preview to the next. 0 for none.
+    snapshot_every: steps from one kept adapter to the next, with a sheet of all. 0 for none.
     gradient_checkpointing: recompute instead of keeping activations: less memory, about a third more time. None: where
-    a step would not fit otherwise into what is free, or within `memory`, GiB that the process may take on the device.
+    a step would not fit otherwise into what is free, or within `memory`.
+    memory: GiB that the process may take on the device. None: what is free.
     """
 
     steps: int

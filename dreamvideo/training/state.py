@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..files.fingerprint import same_base
 from ..files.tensors import open_file
-from ..safety.limits import MOST, bare, json_object, parsed, whole
+from ..safety.limits import LIMITS, bare, json_object, parsed, whole
 
 STATE_FORMAT = "dreamvideo-training"
 
@@ -30,7 +30,7 @@ def read_state(path: Path, tensors_too: bool = True) -> tuple[dict[str, Any], di
         about = parsed(file.metadata.get(STATE_FORMAT, "null"))
         if not isinstance(about, dict) or about.get("format") != STATE_FORMAT:
             raise ValueError("it holds no training state")
-        whole("its step", about.get("step"), int(MOST["steps"]), 0)
+        whole("its step", about.get("step"), int(LIMITS["steps"].most), 0)
         json_object("what it tells of its run", about.get("run"))
         tensors = {name: value.read().clone() for name, value in file.tensors.items() if tensors_too}
     except ValueError as error:

@@ -18,6 +18,7 @@ import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from einops import rearrange
 from torch import Tensor
 
 from ...dreamvideo.files.fingerprint import fingerprint
@@ -27,6 +28,7 @@ from ...dreamvideo.models.layers import economical
 from ...dreamvideo.models.stack import AdapterStack
 from ...dreamvideo.models.unet import UNet
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
+from ...dreamvideo.safety.sizes import check_divides
 from .paging import switched_on
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ class HostUNet(UNet):
         _check_text(context, self.config.context_dim)
         chunks = len(transformer_options.get("cond_or_uncond", (0,)))
         frames = x.shape[0] // chunks
-        video = x.unflatten(0, (chunks, frames)).transpose(1, 2)  # [chunks, 4, F, h, w]
+        video = rearrange(x, "(chunks f) c h w -> chunks c f h w", chunks=chunks)
         entries = transformer_options.get(KEY, ())
         feature, strength = conditions.get(APPEARANCE), conditions.get(APPEARANCE_STRENGTH)
         adapters = None
@@ -86,7 +88,7 @@ class HostUNet(UNet):
                 given = given[0], torch.where(given[1] < 0, float(bool(blanks) and all(blanks)), given[1])
             adapters = AdapterStack(entries, *given)
         noise = super().forward(video, timesteps[::frames], context[::frames], adapters)
-        return noise.transpose(1, 2).flatten(0, 1)
+        return rearrange(noise, "chunks c f h w -> (chunks f) c h w")
 
 
 def _check_frames(x: Tensor, config: UNetConfig) -> None:
@@ -96,9 +98,7 @@ def _check_frames(x: Tensor, config: UNetConfig) -> None:
             " width / 8]: use Empty Latent Image, its batch size is the number of frames, or VAE Encode of the frames."
         )
     height, width = (8 * side for side in x.shape[2:])
-    unit = 8 * config.stride
-    if height % unit or width % unit:
-        raise ValueError(f"{width} x {height} pixels do not divide by {unit}, as this base needs.")
+    check_divides("A video", width, height, 8 * config.stride)
 
 
 def _check_text(context: Tensor | None, width: int) -> None:

@@ -8,11 +8,14 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ...dreamvideo.models.diffusion import SCHEDULE, ddim_invert, ddim_sample, ddim_timesteps
 from .adapters import without_adapters
 from .model import unet_of
+
+VIDEO_TO_FRAMES, FRAMES_TO_VIDEO = "1 c f h w -> f c h w", "f c h w -> 1 c f h w"  # from ours to the host's, and back
 
 
 class _Ddim(comfy.samplers.Sampler):
@@ -33,19 +36,19 @@ class _Ddim(comfy.samplers.Sampler):
     ) -> Tensor:
         def predict(x: Tensor, t: int) -> Tensor:  # x [1, 4, F, h, w]
             sigma = self.sigma(t)
-            scaled = x[0].transpose(0, 1) * (1 + sigma**2) ** 0.5  # the host's latents have noise of variance sigma^2
+            scaled = rearrange(x, VIDEO_TO_FRAMES) * (1 + sigma**2) ** 0.5  # the host's noise has variance sigma^2
             clean = guider(scaled, torch.full((len(scaled),), sigma, device=x.device), **extra_args)
-            return ((scaled - clean) / sigma).transpose(0, 1)[None]
+            return rearrange((scaled - clean) / sigma, FRAMES_TO_VIDEO)
 
         def told(done: int, total: int, clean: Tensor) -> None:
             if callback is not None:
-                frames = clean[0].transpose(0, 1)
+                frames = rearrange(clean, VIDEO_TO_FRAMES)
                 callback(done - 1, frames, frames, total)
 
-        video = noise.float().transpose(0, 1)[None]  # [1, 4, F, h, w]
+        video = rearrange(noise.float(), FRAMES_TO_VIDEO)
         if self.backwards:
-            return ddim_invert(predict, video, self.steps)[0].transpose(0, 1)
-        return ddim_sample(predict, video, self.steps, callback=told)[0].transpose(0, 1)
+            return rearrange(ddim_invert(predict, video, self.steps), VIDEO_TO_FRAMES)
+        return rearrange(ddim_sample(predict, video, self.steps, callback=told), VIDEO_TO_FRAMES)
 
 
 def sample(model: Any, positive: Any, negative: Any, noise: Tensor, steps: int, guidance: float, seed: int) -> Tensor:

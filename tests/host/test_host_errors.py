@@ -70,7 +70,7 @@ def test_sizes_and_shapes(host, graph):
     graph, loader = graph
     positive, negative = prompts(graph, [loader, 1], "a ball")
     odd = our_sample(graph, [loader, 0], positive, negative, width=72)
-    fails(host, graph, odd, "72 x 64 pixels do not divide by 16.*64 x 64 and 80 x 64")
+    fails(host, graph, odd, "72 x 64 pixels does not divide by 16.*64 x 64 and 80 x 64")
     graph = Graph()
     loader = base(graph)
     positive, negative = prompts(graph, [loader, 1], "a ball")
@@ -365,7 +365,7 @@ def test_latent_of_a_size_that_does_not_divide(host, graph):
     positive, negative = prompts(graph, [loader, 1], "a ball")
     sampled = stock_sample(graph, [loader, 0], positive, negative)
     graph[graph[sampled[0]]["inputs"]["latent_image"][0]]["inputs"]["width"] = 72
-    fails(host, graph, sampled, "72 x 64 pixels do not divide by 16")
+    fails(host, graph, sampled, "72 x 64 pixels does not divide by 16")
 
 
 def test_adapter_of_a_base_with_other_weights(host, graph):

@@ -1,0 +1,105 @@
+"""What --help says above and below the options of each command."""
+
+DESCRIPTION = """\
+Customise a text-to-video model with a subject from a few photographs and a motion from a clip, and compose the two.
+Without --base everything runs on a tiny base that is embedded here: for trying things in minutes, without a download.
+"""
+EXAMPLES = """\
+examples:
+  dreamvideo demo
+  dreamvideo train subject photos/ --class-word dog --base models/modelscope
+  dreamvideo train motion dance.mp4 --caption "a person is dancing" --base models/modelscope
+  dreamvideo sample "a <my-dog> is dancing" --adapter output/my-dog.safetensors --adapter output/dance.safetensors \\
+      --base models/modelscope
+  dreamvideo inspect models/modelscope
+"""
+DEMO = """\
+Trains a subject that the embedded base has never seen from 4 photographs and a motion from 1 clip, then composes them.
+Leaves both adapters, the video, a contact sheet, loss curves and report.json in one folder. The same with your own
+media: give --images and --video, and better also --class-word, --caption and --prompt.
+"""
+DEMO_EXAMPLES = """\
+examples:
+  dreamvideo demo
+  dreamvideo demo --images photos/ --video dance.mp4 --class-word dog --caption "a person is dancing" \\
+      --prompt "a <my-dog> is dancing in the snow" --base models/modelscope
+"""
+SUBJECT = """\
+Learns a subject in two stages: its placeholder's token (textual inversion), then an identity adapter. Writes one
+file with both, and beside it the losses as a plot and a table. The mask of photos/00.jpg is photos/masks/00.png or
+photos/00-masklabel.png, white on the subject, and the crop follows it; the caption is in photos/00.txt and names the
+placeholder, or is "a <my-dog>" where there is none. Stopped or killed, the same command goes on where it was; with more
+--steps it goes on from where it ended, by the state that is kept in output/my-WORD.state. Without --out the file gets a
+name of its own: nothing that is finished is replaced.
+"""
+SUBJECT_EXAMPLES = """\
+examples:
+  dreamvideo train subject photos/ --class-word dog
+  dreamvideo train subject photos/ --class-word "plush toy" --placeholder "<wolf>" --out wolf.safetensors --steps 600
+"""
+MOTION = """\
+Learns a motion from one or more clips: an adapter in the temporal transformers, guided by a frame's appearance. A
+clip's caption is in the .txt of the same name beside it, else it is --caption. Writes the adapter, and beside it the
+losses as a plot and a table. Stopped or killed, the same command goes on where it was; with more --steps it goes on
+from where it ended, by the state that is kept in output/CLIP.state. Without --out the file gets a name of its own:
+nothing that is finished is replaced.
+"""
+MOTION_EXAMPLES = """\
+examples:
+  dreamvideo train motion dance.mp4 --caption "a person is dancing"
+  dreamvideo train motion clips/ --out dance.safetensors --frames 16
+"""
+SAMPLE = """\
+Makes a video of a prompt, on the base alone or with any number of identities and motions. Brackets weigh: (red:1.4)
+counts 1.4 times, (red) 1.1 times; \\( and \\) are brackets that weigh nothing.
+"""
+SAMPLE_EXAMPLES = """\
+examples:
+  dreamvideo sample "a red circle moving left on the grass"
+  dreamvideo sample "a <my-dog> is dancing" --adapter my-dog.safetensors --adapter dance.safetensors@0.8 --seed 3
+"""
+INSPECT = """\
+Tells layout, architecture, precision and size of a base's parts, which of them are missing and where they come from, or
+what an adapter file was trained on and how.
+"""
+CONVERT = """\
+Writes a UNet in another layout, container or precision, or an adapter in our format (.safetensors) or the authors'
+(.pth, where a learned token is a file of its own and its name is *). SRC stays as it is: DST is another file.
+"""
+CONVERT_EXAMPLES = """\
+examples:
+  dreamvideo convert text2video_pytorch_model.pth unet.safetensors --dtype float16
+  dreamvideo convert unet.safetensors my-pipeline --layout diffusers
+  dreamvideo convert my-dog.safetensors my-dog.pth
+"""
+CHECK = """\
+Trains every stage for a few steps, samples a short video and compares the device with the CPU: two minutes on a card.
+Prints a report fit for a bug report: versions, devices, precisions, what ran where, speeds, peak memory, agreement. It
+names no folder and no user, writes nothing else, and tells what needs attention.
+"""
+CHECK_EXAMPLES = """\
+examples:
+  dreamvideo check
+  dreamvideo check --base models/modelscope --out check.txt
+"""
+ANALYZE = """\
+Fine-tunes all spatial weights on a subject and all temporal weights on a motion, and plots by how much each kind of
+layer changed: where an adapter has most to do (the paper's Figure 4). With your own media: --images and --video.
+"""
+EVALUATE = """\
+With --suite nano trains, samples and measures every method of the paper's comparison on the toy world, where the truth
+is known, and writes the paper's tables with confidence intervals and a figure. Stopped or killed, the same command
+goes on where it was. With --videos gives your own videos the paper's four metrics.
+"""
+EVALUATE_EXAMPLES = """\
+examples:
+  dreamvideo evaluate --suite nano --quick
+  dreamvideo evaluate --videos made/ --images photos/ --prompts prompts.txt --clip-weights vit-b-32.safetensors
+"""
+NANO_TRAIN = """\
+Trains the embedded base again from nothing: autoencoder, text and image encoder, UNet. Hours on a CPU. Stopped or
+killed, the same command goes on where it was.
+"""
+NANO_EVALUATE = """\
+Samples captions that were held out of training and tells how often colour, shape, motion and place are right.
+"""
