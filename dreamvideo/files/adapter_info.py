@@ -18,11 +18,7 @@ from ..safety.limits import LIMITS, json_object, line, parsed, real, short, whol
 
 FORMAT = "dreamvideo-adapter"
 FORMAT_VERSION = 1
-
-
 MOST_RUN = 200_000  # characters of a run file that an adapter tells
-
-
 KINDS = (*TRANSFORMER_KINDS, DeltaConfig.kind, "token")
 
 
