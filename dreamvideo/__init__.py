@@ -30,7 +30,7 @@ __all__ = [
     "Base",
     "DeltaConfig",
     "Encoders",
-    "LoadedAdapter",
+    "TrainedAdapter",
     "Outcome",
     "Reports",
     "StackEntry",

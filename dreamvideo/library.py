@@ -5,7 +5,7 @@ from .base import open_base as open_base
 from .encoders.loading import load_encoders as load_encoders
 from .encoders.protocols import Encoders as Encoders
 from .files.adapter_info import AdapterInfo as AdapterInfo
-from .files.adapter_info import LoadedAdapter as LoadedAdapter
+from .files.adapter_info import TrainedAdapter as TrainedAdapter
 from .files.adapters import load_adapter as load_adapter
 from .files.adapters import save_adapter as save_adapter
 from .files.base import find_base as find_base

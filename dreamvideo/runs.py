@@ -17,7 +17,7 @@ from .base import Base
 from .encoders.protocols import release
 from .evaluation.pictures import contact_sheet, few_frames
 from .evaluation.plots import loss_plot
-from .files.adapter_info import LoadedAdapter, check_fits
+from .files.adapter_info import TrainedAdapter, check_fits
 from .files.adapters import load_adapter, save_adapter
 from .files.fingerprint import same_base
 from .media.clips import file_digest, read_motion
@@ -72,7 +72,7 @@ class Outcome:
     complete: whether all stages went to their ends.
     """
 
-    adapter: LoadedAdapter
+    adapter: TrainedAdapter
     losses: Mapping[str, Sequence[float]]
     place: Place | None = None
     complete: bool = True
@@ -188,7 +188,7 @@ def train_motion(
 def sample(
     base: Base,
     prompt: str,
-    adapters: Sequence[LoadedAdapter] = (),
+    adapters: Sequence[TrainedAdapter] = (),
     strengths: Sequence[float] | None = None,
     **settings: Any,
 ) -> Tensor:
@@ -295,13 +295,13 @@ def snapshot_sheet(base: Base, data: TrainingData, plan: Plan, out: Path, report
     return contact_sheet(rows, title=prompt)
 
 
-def save(base: Base, adapter: LoadedAdapter, path: Path) -> None:
+def save(base: Base, adapter: TrainedAdapter, path: Path) -> None:
     """Write an adapter in the precision that suits its base."""
     dtype = base.defaults.adapter_dtype
     save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features, dtype)
 
 
-def _named(base: Base, trained: LoadedAdapter, run: str) -> LoadedAdapter:
+def _named(base: Base, trained: TrainedAdapter, run: str) -> TrainedAdapter:
     return replace(trained, info=replace(trained.info, base_fingerprint=base.fingerprint, run=run))
 
 
@@ -334,11 +334,11 @@ def _callbacks(
             log.add(step, loss)
         reports.progress(row.stage, step, settings.steps, loss, speed, seconds_left)
 
-    def preview(trained: LoadedAdapter) -> None:
+    def preview(trained: TrainedAdapter) -> None:
         out = None if place is None else place.out
         reports.preview(out, row.stage, trained.info.steps, *_look(base, data, trained, settings, reports))
 
-    def snapshot(trained: LoadedAdapter) -> None:
+    def snapshot(trained: TrainedAdapter) -> None:
         if place is not None:
             save(base, _named(base, trained, run), snapshot_path(place.out, trained.info.steps))
 
@@ -346,7 +346,7 @@ def _callbacks(
 
 
 def _look(
-    base: Base, data: TrainingData, trained: LoadedAdapter, settings: TrainingSettings, reports: Reports
+    base: Base, data: TrainingData, trained: TrainedAdapter, settings: TrainingSettings, reports: Reports
 ) -> tuple[str, Tensor]:
     """The first caption as a prompt, and its video [F, 3, H, W] under what was trained, from the training's seed."""
     height, width = (8 * side for side in data.items[0].mean.shape[2:])

@@ -16,7 +16,7 @@ from torch import Tensor
 from .encoders.loading import check_matches
 from .encoders.prompts import unknown_placeholders
 from .encoders.protocols import Encoders, at_once, release
-from .files.adapter_info import LoadedAdapter
+from .files.adapter_info import TrainedAdapter
 from .files.unet import UNetFile
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
 from .models.stack import AdapterStack, StackEntry
@@ -89,7 +89,7 @@ class Customization:
 NOTHING = Customization()
 
 
-def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None = None) -> Customization:
+def customize(loaded: Sequence[TrainedAdapter], strengths: Sequence[float] | None = None) -> Customization:
     """Put adapter files together: all adapters, all tokens, the first subject's first photograph as guidance image.
 
     strengths: one a file, 1 by default. Raises ValueError when two files bring different vectors for one placeholder,
@@ -122,12 +122,12 @@ def customize(loaded: Sequence[LoadedAdapter], strengths: Sequence[float] | None
     return Customization(tuple(entries), tokens, shown[0] if shown else None, 1.0 if blind else 0.0)
 
 
-def _guide_width(each: LoadedAdapter) -> int | None:
+def _guide_width(each: TrainedAdapter) -> int | None:
     """Of the image features that a motion reads; None for what reads none."""
     return each.adapter.config.condition_dim if each.adapter is not None and each.info.kind == "motion" else None
 
 
-def saw_blank_images(motion: LoadedAdapter) -> bool:
+def saw_blank_images(motion: TrainedAdapter) -> bool:
     """Whether a motion was trained with images dropped, so that its unconditional half knows a blank one."""
     return motion.info.extra.get("settings", {}).get("p_image_drop", 0.0) > 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..dreamvideo.files.adapter_info import LoadedAdapter
+from ..dreamvideo.files.adapter_info import TrainedAdapter
 from ..dreamvideo.files.adapters import load_adapter, save_adapter, write_safetensors
 from ..dreamvideo.models.stack import StackEntry
 from ..dreamvideo.safety.locks import reserved
@@ -82,7 +82,7 @@ class SaveAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter: LoadedAdapter, filename_prefix="subject", save_embedding=False) -> io.NodeOutput:
+    def execute(cls, adapter: TrainedAdapter, filename_prefix="subject", save_embedding=False) -> io.NodeOutput:
         path = _write(adapter, filename_prefix)
         lines = [told(adapter, path)]
         if save_embedding:
@@ -92,13 +92,13 @@ class SaveAdapter(io.ComfyNode):
         return io.NodeOutput(_shown_path(path), ui=host.shown(cls.hidden.unique_id, "\n".join(lines)))
 
 
-def _write(adapter: LoadedAdapter, prefix: str) -> Path:
+def _write(adapter: TrainedAdapter, prefix: str) -> Path:
     path = host.numbered(prefix, ADAPTERS, SUFFIX)
     save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features)
     return path
 
 
-def told(adapter: LoadedAdapter, path: Path) -> str:
+def told(adapter: TrainedAdapter, path: Path) -> str:
     """What a node says of a file that it wrote."""
     return f"Saved {adapter.info} as {_shown_path(path)}."
 
@@ -175,7 +175,7 @@ class ApplyAdapter(io.ComfyNode):
     def execute(
         cls,
         model,
-        adapter: LoadedAdapter,
+        adapter: TrainedAdapter,
         strength=1.0,
         start_percent=0.0,
         end_percent=1.0,
@@ -187,7 +187,7 @@ class ApplyAdapter(io.ComfyNode):
 
 
 def apply(
-    model, clip, loaded: LoadedAdapter, strength: float = 1.0, window=(0.0, 1.0), mask=None, other_base: bool = False
+    model, clip, loaded: TrainedAdapter, strength: float = 1.0, window=(0.0, 1.0), mask=None, other_base: bool = False
 ) -> tuple:
     """(MODEL, CLIP) with an adapter on it and its tokens in it; other_base: see `host.with_adapter`."""
     if window[0] >= window[1]:
@@ -217,12 +217,12 @@ class AdapterInfo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter: LoadedAdapter) -> io.NodeOutput:
+    def execute(cls, adapter: TrainedAdapter) -> io.NodeOutput:
         text = describe(adapter)
         return io.NodeOutput(text, ui=host.shown(cls.hidden.unique_id, text))
 
 
-def describe(loaded: LoadedAdapter) -> str:
+def describe(loaded: TrainedAdapter) -> str:
     """Everything a person may want to know of an adapter, one fact a line."""
     info, config = loaded.info, loaded.info.adapter_config
     parameters = 0 if loaded.adapter is None else sum(p.numel() for p in loaded.adapter.parameters())

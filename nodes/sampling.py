@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from einops import rearrange
 
 from ..dreamvideo.evaluation.pictures import contact_sheet, few_frames
-from ..dreamvideo.files.adapter_info import LoadedAdapter
+from ..dreamvideo.files.adapter_info import TrainedAdapter
 from ..dreamvideo.models.diffusion import mix_noise_prior, offset_noise
 from ..dreamvideo.sampling import customize, missing_placeholders
 from . import host
@@ -115,7 +115,7 @@ class EncodeAppearance(io.ComfyNode):
         )
 
 
-def _feature(subject: LoadedAdapter | None, clip_vision, image) -> torch.Tensor:
+def _feature(subject: TrainedAdapter | None, clip_vision, image) -> torch.Tensor:
     if image is not None:
         if clip_vision is None:
             raise ValueError("An image needs the CLIP_VISION to be read: connect the one of Load ModelScope T2V.")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dreamvideo.base import Base
 from dreamvideo.defaults import EMBEDDED, FULL_SIZE, fitted
-from dreamvideo.files.adapter_info import AdapterInfo, LoadedAdapter, check_fits
+from dreamvideo.files.adapter_info import AdapterInfo, TrainedAdapter, check_fits
 from dreamvideo.files.adapters import load_adapter
 from dreamvideo.files.fingerprint import fingerprint
 from dreamvideo.files.foreign_adapters import save_authors_adapter
@@ -175,7 +175,7 @@ def test_it_stacks_with_another_adapter_and_samples(unet, trained, row):
         if "up_linear" in name:
             parameter.data.fill_(0.02)
     info = AdapterInfo("motion", extra={"settings": {"p_image_drop": 0.5}})
-    mine, motion = trained(row).trained, LoadedAdapter(other, info, {}, None)
+    mine, motion = trained(row).trained, TrainedAdapter(other, info, {}, None)
     prompt = "a <toy>" if row.token != "none" else "a car"
     settings = SamplingSettings(prompt, frames=2, height=32, width=32, steps=2)
     both, alone = (generate(unet, ENCODERS, settings, customize(each)) for each in ([mine, motion], [mine]))

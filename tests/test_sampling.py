@@ -9,7 +9,7 @@ import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, WIDTH, fake_encoders, pictures, tiny_unet
 
-from dreamvideo.files.adapter_info import AdapterInfo, LoadedAdapter
+from dreamvideo.files.adapter_info import AdapterInfo, TrainedAdapter
 from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.models.diffusion import ddim_sample
 from dreamvideo.models.stack import AdapterStack, StackEntry
@@ -47,16 +47,16 @@ def trained(config: AdapterConfig, seed: int = 0) -> Adapter:
     return adapter
 
 
-def identity(name: str = "<toy>", seed: int = 0, features: bool = True) -> LoadedAdapter:
+def identity(name: str = "<toy>", seed: int = 0, features: bool = True) -> TrainedAdapter:
     vectors = torch.randn((1, WIDTH), generator=torch.Generator().manual_seed(seed))
     photographs = torch.arange(2.0 * FEATURE_WIDTH).view(2, FEATURE_WIDTH) / 10 if features else None
     info = AdapterInfo("identity", placeholder=name)
-    return LoadedAdapter(trained(AdapterConfig.identity(), seed), info, {name: vectors}, photographs)
+    return TrainedAdapter(trained(AdapterConfig.identity(), seed), info, {name: vectors}, photographs)
 
 
-def motion(p_image_drop: float = 0.5) -> LoadedAdapter:
+def motion(p_image_drop: float = 0.5) -> TrainedAdapter:
     info = AdapterInfo("motion", extra={"settings": {"p_image_drop": p_image_drop}})
-    return LoadedAdapter(trained(AdapterConfig.motion(condition_dim=FEATURE_WIDTH)), info, {}, None)
+    return TrainedAdapter(trained(AdapterConfig.motion(condition_dim=FEATURE_WIDTH)), info, {}, None)
 
 
 def contexts() -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,7 +178,7 @@ def test_customize_gathers_adapters_tokens_and_a_guidance_image():
     assert [entry.strength for entry in custom.entries] == [0.5, 1.0, 0.7]
     assert [entry.adapter for entry in custom.entries] == [one.adapter, moves.adapter, other.adapter]
     assert set(custom.tokens) == {"<toy>", "<cat>"} and torch.equal(custom.feature, one.features[:1])
-    token = LoadedAdapter(None, AdapterInfo("token", placeholder="<toy>"), one.tokens, one.features)
+    token = TrainedAdapter(None, AdapterInfo("token", placeholder="<toy>"), one.tokens, one.features)
     assert customize([token]).entries == () and customize([token]).feature is None
     assert set(customize([token, one]).tokens) == {"<toy>"}
 

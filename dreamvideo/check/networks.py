@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..defaults import FULL_SIZE, Defaults, defaults_for
 from ..encoders.protocols import Encoders
-from ..files.adapter_info import LoadedAdapter
+from ..files.adapter_info import TrainedAdapter
 from ..models.config import UNetConfig
 from ..models.unet import UNet
 from ..nano.denoiser import CONFIG as EMBEDDED_CONFIG
@@ -58,7 +58,7 @@ class Session:
     paged: bool
     memory: float | None
     seconds: float
-    trained: dict[str, LoadedAdapter] = field(default_factory=dict)
+    trained: dict[str, TrainedAdapter] = field(default_factory=dict)
 
     @property
     def defaults(self) -> Defaults:

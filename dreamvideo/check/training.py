@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..devices import choose_checkpointing, free_bytes
-from ..files.adapter_info import LoadedAdapter
+from ..files.adapter_info import TrainedAdapter
 from ..sampling import LATENT_FACTOR
 from ..training.data import TrainingData, encode_clips, encode_photos
 from ..training.loop import Callbacks, TrainingResult
@@ -63,7 +63,7 @@ class Watch:
     def progress(self, step: int, loss: float, speed: float, seconds_left: float) -> None:
         self.laps.append(time.perf_counter() - self.began)
 
-    def preview(self, trained: LoadedAdapter) -> None:
+    def preview(self, trained: TrainedAdapter) -> None:
         if trained.adapter is None:
             return
         self.trained = dict(trained.adapter.named_parameters())

@@ -9,7 +9,7 @@ from itertools import chain
 from ..base import Base
 from ..evaluation.analysis import relative_changes
 from ..evaluation.plots import bar_plot
-from ..files.adapter_info import LoadedAdapter
+from ..files.adapter_info import TrainedAdapter
 from ..media.writing import write_png
 from ..models.deltas import WeightDelta
 from ..nano.demo import Material
@@ -45,7 +45,7 @@ def analyze(args: Namespace, terminal: Terminal) -> None:
     terminal.say(f"Wrote {out / PLOT} and {out / TABLE}.")
 
 
-def _fine_tuned(args: Namespace, terminal: Terminal, base: Base, row: Method, material: Material) -> LoadedAdapter:
+def _fine_tuned(args: Namespace, terminal: Terminal, base: Base, row: Method, material: Material) -> TrainedAdapter:
     settings = base.defaults.settings_for(row, steps=args.steps, seed=args.seed)
     result = train_method(
         base.unet,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..defaults import defaults_for
 from ..files import base as checkpoints
-from ..files.adapter_info import LoadedAdapter
+from ..files.adapter_info import TrainedAdapter
 from ..files.adapters import load_adapter, save_adapter
 from ..files.foreign_adapters import save_authors_adapter, save_authors_embedding
 from ..files.tensors import CheckpointError
@@ -60,7 +60,7 @@ def convert(args: Namespace, terminal: Terminal) -> None:
         terminal.say(f"For a pipeline of diffusers {args.target} needs besides {BESIDE_THE_UNET}.")
 
 
-def _convert_adapter(loaded: LoadedAdapter, source: Path, target: Path) -> list[Path]:
+def _convert_adapter(loaded: TrainedAdapter, source: Path, target: Path) -> list[Path]:
     """To our format or, by the suffix, to the authors': there a token is a file of its own, and its name is *."""
     writable(target, (*ADAPTER, *AUTHORS))
     keep_apart([target], [source])
@@ -79,7 +79,7 @@ def _convert_adapter(loaded: LoadedAdapter, source: Path, target: Path) -> list[
     return written
 
 
-def _find_adapter(path: Path) -> LoadedAdapter | None:
+def _find_adapter(path: Path) -> TrainedAdapter | None:
     """The adapter or text embedding in a file; None when the path is anything else."""
     try:
         return load_adapter(path)
@@ -91,7 +91,7 @@ def _indented(fact: Any) -> str:
     return str(fact).replace("\n", "\n" + 16 * " ")
 
 
-def _adapter_facts(path: Path, loaded: LoadedAdapter) -> dict[str, Any]:
+def _adapter_facts(path: Path, loaded: TrainedAdapter) -> dict[str, Any]:
     info = loaded.info
     state = {} if loaded.adapter is None else loaded.adapter.state_dict()
     facts = {

@@ -121,7 +121,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedAdapter:
+class TrainedAdapter:
     """A file's contents. tokens: placeholder -> [n, D]; features: image features of the photographs, [n, D]."""
 
     adapter: AnyAdapter | None

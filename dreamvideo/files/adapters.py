@@ -20,7 +20,7 @@ from ..models.config import UNetConfig
 from ..models.deltas import DeltaConfig
 from ..safety.limits import short
 from ..safety.paths import PathLike
-from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, LoadedAdapter
+from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, TrainedAdapter
 from .adapter_tensors import ADAPTER_KEY, assemble, check_specs, check_tensors, check_tokens, read_all, without_stop
 from .dtypes import is_finite
 from .foreign_adapters import authors_adapter, embedding_in, name_foreign, text_embedding
@@ -64,7 +64,7 @@ def _rounded(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[s
     return found if all(map(is_finite, found.values())) else dict(weights)  # too large for half precision
 
 
-def load_adapter(path: PathLike, unet_config: UNetConfig | None = None) -> LoadedAdapter:
+def load_adapter(path: PathLike, unet_config: UNetConfig | None = None) -> TrainedAdapter:
     """Read one of our files, the authors' adapter (`.pth`), or a text embedding of any program, onto the CPU.
 
     Weights keep their dtype; 8-bit ones become float16, which holds them exactly. Text embeddings are the authors' and
@@ -113,7 +113,7 @@ def _damaged(path: Path) -> str:
     return f"{path.name} is a DreamVideo adapter, and its metadata is damaged"
 
 
-def _own(path: Path, file: OpenFile) -> LoadedAdapter:
+def _own(path: Path, file: OpenFile) -> TrainedAdapter:
     info, tensors = _info(path, file), file.tensors
     kind_of_config = info.adapter_config.kind if info.adapter_config and info.unet_config else "token"
     if info.kind not in KINDS or info.kind != kind_of_config:
@@ -131,4 +131,4 @@ def _own(path: Path, file: OpenFile) -> LoadedAdapter:
     if info.kind == "token" and not tokens:
         raise ValueError(f"{unusable}: it holds no token.")
     shown = None if features is None else read_all({FEATURES: features}, unusable)[FEATURES]
-    return LoadedAdapter(adapter, info, read_all(tokens, unusable), shown)
+    return TrainedAdapter(adapter, info, read_all(tokens, unusable), shown)

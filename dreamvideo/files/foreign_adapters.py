@@ -17,7 +17,7 @@ from ..models.config import UNetConfig
 from ..models.deltas import WeightDelta
 from ..safety.limits import LIMITS, short
 from ..safety.paths import atomic_path
-from .adapter_info import AdapterInfo, LoadedAdapter
+from .adapter_info import AdapterInfo, TrainedAdapter
 from .adapter_tensors import adapter_place, assemble, check_specs, check_tokens, read_all, without_stop
 from .pickles import StoredTensor, TensorSpec
 
@@ -95,7 +95,7 @@ def _placeholder(name: object) -> str:
     return f"<{core or 'token'}>"
 
 
-def text_embedding(path: Path, tokens: Mapping[str, Any]) -> LoadedAdapter:
+def text_embedding(path: Path, tokens: Mapping[str, Any]) -> TrainedAdapter:
     unusable = f"{path.name}, a text embedding, is unusable"
     check_specs(tokens, unusable)
     tokens = {name: _as_rows(value) for name, value in tokens.items()}
@@ -103,7 +103,7 @@ def text_embedding(path: Path, tokens: Mapping[str, Any]) -> LoadedAdapter:
     if not tokens or any(value.shape[0] > MOST_VECTORS for value in tokens.values()):
         raise ValueError(f"{unusable}: a token has 1 to {MOST_VECTORS} vectors.")
     vectors = read_all(tokens, unusable)
-    return LoadedAdapter(None, AdapterInfo(kind="token", placeholder=next(iter(tokens))), vectors, None)
+    return TrainedAdapter(None, AdapterInfo(kind="token", placeholder=next(iter(tokens))), vectors, None)
 
 
 def _as_rows(value: StoredTensor) -> StoredTensor:
@@ -113,12 +113,12 @@ def _as_rows(value: StoredTensor) -> StoredTensor:
     return StoredTensor((1, *value.shape), value.dtype, lambda: value.read()[None])
 
 
-def authors_adapter(path: Path, state: Mapping[str, Any], step: Any, unet_config: UNetConfig) -> LoadedAdapter:
+def authors_adapter(path: Path, state: Mapping[str, Any], step: Any, unet_config: UNetConfig) -> TrainedAdapter:
     check_specs(state, f"{path.name}, an adapter of the authors' format, is unusable")
     steps = step if type(step) is int and 0 <= step <= LIMITS["steps"].most else None
     info = AdapterInfo(kind=_kind(path, state), unet_config=unet_config, steps=steps)
     info = replace(info, adapter_config=_infer_config(path, info.kind, state))
-    return LoadedAdapter(assemble(path, info, state), info, {}, None)
+    return TrainedAdapter(assemble(path, info, state), info, {}, None)
 
 
 def _kind(path: Path, state: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from ..base import Base
 from ..defaults import Defaults
 from ..evaluation.pictures import contact_sheet, few_frames
 from ..evaluation.plots import loss_plot
-from ..files.adapter_info import LoadedAdapter
+from ..files.adapter_info import TrainedAdapter
 from ..media.clips import find_clips, read_motion
 from ..media.folders import caption_of
 from ..media.photographs import Photo, load_images
@@ -188,7 +188,7 @@ def _motion(base: Base, material: Material, settings: TrainingSettings, reports:
 def _four_videos(
     base: Base,
     material: Material,
-    adapters: tuple[LoadedAdapter, LoadedAdapter],
+    adapters: tuple[TrainedAdapter, TrainedAdapter],
     seed: int,
     steps: int,
     reports: Reports,

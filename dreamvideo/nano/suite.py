@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..base import Base
 from ..defaults import fitted
-from ..files.adapter_info import LoadedAdapter, check_fits
+from ..files.adapter_info import TrainedAdapter, check_fits
 from ..files.adapters import load_adapter
 from ..files.fingerprint import fingerprint, same_base
 from ..media.photographs import load_image
@@ -204,7 +204,7 @@ def _measure(tools: Tools, system: System, wanted: Sequence[Case]) -> Measured:
     return Measured(scores, strips, parameters)
 
 
-def _parameters(learned: LoadedAdapter) -> int:
+def _parameters(learned: TrainedAdapter) -> int:
     tensors = [] if learned.adapter is None else list(learned.adapter.parameters())
     return sum(tensor.numel() for tensor in [*tensors, *learned.tokens.values()])
 
@@ -212,14 +212,14 @@ def _parameters(learned: LoadedAdapter) -> int:
 # ------------------------------------------------------------------------------------------------ training
 
 
-def _learned(tools: Tools, system: System, case: Case) -> Iterator[LoadedAdapter]:
+def _learned(tools: Tools, system: System, case: Case) -> Iterator[TrainedAdapter]:
     """The files that a case needs of a system, trained where they are not there."""
     for row, what in zip(_used(system, case), (case.subject, case.motion), strict=True):
         if row is not None:
             yield _train(tools, row, what)
 
 
-def _train(tools: Tools, row: Method, what: str) -> LoadedAdapter:
+def _train(tools: Tools, row: Method, what: str) -> TrainedAdapter:
     """A row's file for a subject or a motion."""
     base, path = tools.base, tools.folder / "adapters" / row.name / f"{what}.safetensors"
     if not path.exists():
@@ -277,7 +277,7 @@ def _motion_words(row: Method | None, motion: str) -> str:
 # ------------------------------------------------------------------------------------------------ sampling
 
 
-def _video(tools: Tools, system: System, case: Case, learned: Sequence[LoadedAdapter]) -> Path:
+def _video(tools: Tools, system: System, case: Case, learned: Sequence[TrainedAdapter]) -> Path:
     """The strip of a case's frames, [3, H, F * W], sampled where it is not there."""
     rows = "+".join(row.name if row else "none" for row in _used(system, case))
     path = tools.folder / "videos" / rows / f"{case.name}.png"

@@ -50,7 +50,7 @@ class Callbacks:
     """What a host hears of a run.
 
     progress: (steps done, loss, steps per second, seconds left), after every step.
-    preview: what is being trained, every `preview_every` steps: what `train` was told to package (a LoadedAdapter from
+    preview: what is being trained, every `preview_every` steps: what `train` was told to package (a TrainedAdapter from
     the three stages below, ready for `sampling.customize`).
     should_stop: asked before every step; True saves the state and ends the run.
     say: sentences, such as what was chosen and why.
@@ -66,7 +66,7 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """trained: what was packaged (a LoadedAdapter from the three stages); stopped: by request, before the last step."""
+    """trained: what was packaged (a TrainedAdapter from the three stages); stopped: by request, before the last step."""
 
     trained: Any
     losses: list[float]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..encoders.loading import check_matches
 from ..encoders.protocols import TextEncoder
-from ..files.adapter_info import AdapterInfo, LoadedAdapter
+from ..files.adapter_info import AdapterInfo, TrainedAdapter
 from ..files.fingerprint import fingerprint
 from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter
 from ..models.unet import UNet
@@ -50,7 +50,7 @@ def train_textual_inversion(
     """Learn token vectors for `placeholder`, which every caption must hold, beginning from the class word's.
 
     One vector begins as the word's first byte-pair token, as the authors' does. hooks: callbacks, state_path and
-    resume of `train`. The result's `trained` is a LoadedAdapter of kind "token".
+    resume of `train`. The result's `trained` is a TrainedAdapter of kind "token".
     """
     named = {"placeholder": placeholder, "class_word": class_word, "vectors": vectors}
     return train_method(unet, text, data, TEXTUAL_INVERSION, settings=settings, **named, **hooks)
@@ -69,7 +69,7 @@ def train_identity(
 ) -> TrainingResult:
     """Learn an identity adapter under frozen learned tokens (placeholder -> [n, D]; the first one is the subject's).
 
-    hooks: callbacks, state_path and resume of `train`. The result's `trained` is a LoadedAdapter with the adapter, the
+    hooks: callbacks, state_path and resume of `train`. The result's `trained` is a TrainedAdapter with the adapter, the
     tokens and the photographs' image features.
     """
     method = IDENTITY if config is None else replace(IDENTITY, config=config)
@@ -89,7 +89,7 @@ def train_motion(
     """Learn a motion adapter from clips, guided by the image feature of a random frame.
 
     A config with condition_dim None trains without appearance guidance. hooks: callbacks, state_path and resume of
-    `train`. The result's `trained` is a LoadedAdapter with the adapter.
+    `train`. The result's `trained` is a TrainedAdapter with the adapter.
     """
     method = motion_method(len(data.items))
     if config is not None:
@@ -112,7 +112,7 @@ def train_method(
     settings: TrainingSettings | None = None,
     **hooks: Any,
 ) -> TrainingResult:
-    """Train a method's row. The result's `trained` is a LoadedAdapter of the kind that the row trains.
+    """Train a method's row. The result's `trained` is a TrainedAdapter of the kind that the row trains.
 
     placeholder, class_word: for a row with a token of its own. tokens: placeholder -> [n, D], for a row whose token is
     given; vectors: how many it learns. hooks: callbacks, state_path and resume of `train`.
@@ -131,11 +131,11 @@ def train_method(
     about = _about(method, unet, data, settings, next(iter(tokens), ""), class_word if tokens else "")
     features = data.features if method.data == "images" else None
 
-    def package(step: int) -> LoadedAdapter:
+    def package(step: int) -> TrainedAdapter:
         found = tokens if learned is None else learned.tokens
         kept = {name: vectors.detach().cpu().clone() for name, vectors in found.items()}
         config = None if adapter is None else adapter.config
-        return LoadedAdapter(adapter, replace(about, adapter_config=config, steps=step), kept, features)
+        return TrainedAdapter(adapter, replace(about, adapter_config=config, steps=step), kept, features)
 
     result = train(unet, data, method, settings, _learner(adapter, learned), package=package, **hooks)
     if adapter is not None:

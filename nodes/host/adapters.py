@@ -12,7 +12,7 @@ import node_helpers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...dreamvideo.files.adapter_info import LoadedAdapter, check_fits
+from ...dreamvideo.files.adapter_info import TrainedAdapter, check_fits
 from ...dreamvideo.files.fingerprint import same_base
 from ...dreamvideo.models.adapters import Adapter, AnyAdapter
 from ...dreamvideo.models.deltas import WeightDelta
@@ -23,7 +23,7 @@ from .model import APPEARANCE, APPEARANCE_STRENGTH, BLANKS, KEY, model_of
 
 
 def with_adapter(
-    model: Any, loaded: LoadedAdapter, entry: Callable[[AnyAdapter], StackEntry], other_base: bool = False
+    model: Any, loaded: TrainedAdapter, entry: Callable[[AnyAdapter], StackEntry], other_base: bool = False
 ) -> Any:
     """A clone of a MODEL on which the adapter acts; what the model shares with others stays as it is.
 
@@ -84,6 +84,6 @@ def with_appearance(conditioning: Any, feature: Tensor, strength: float) -> Any:
     return node_helpers.conditioning_set_values(conditioning, {APPEARANCE: feature, APPEARANCE_STRENGTH: strength})
 
 
-def same_weights(model: Any, loaded: LoadedAdapter) -> LoadedAdapter:
+def same_weights(model: Any, loaded: TrainedAdapter) -> TrainedAdapter:
     """What was trained on this MODEL, named after its base's own weights and not those with a LoRA on them."""
     return replace(loaded, info=replace(loaded.info, base_fingerprint=model_of(model).fingerprint))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...dreamvideo.defaults import Defaults, defaults_for
 from ...dreamvideo.encoders.protocols import Encoders
 from ...dreamvideo.evaluation.pictures import contact_sheet, few_frames
-from ...dreamvideo.files.adapter_info import LoadedAdapter
+from ...dreamvideo.files.adapter_info import TrainedAdapter
 from ...dreamvideo.models.config import UNetConfig
 from ...dreamvideo.plans import Plan
 from ...dreamvideo.runs import Outcome, Reports, train
@@ -94,7 +94,7 @@ class Job:
             data = replace(data, items=tuple(replace(item, features=None) for item in data.items))
         return data
 
-    def check_tokens(self, token: LoadedAdapter) -> None:
+    def check_tokens(self, token: TrainedAdapter) -> None:
         for name, rows in token.tokens.items():
             if rows.shape[-1] != self.encoders.text.width:
                 raise ValueError(

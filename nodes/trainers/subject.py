@@ -6,7 +6,7 @@ import json
 
 from comfy_api.latest import io
 
-from ...dreamvideo.files.adapter_info import LoadedAdapter
+from ...dreamvideo.files.adapter_info import TrainedAdapter
 from ...dreamvideo.plans import Plan, subject_plan
 from ...dreamvideo.training.methods import IDENTITY, SUBJECT_METHODS, TEXTUAL_INVERSION
 from ..fields import TRAINING, Adapter, clip_input, model_input, vae_input
@@ -100,7 +100,7 @@ class TrainIdentity(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, token: LoadedAdapter, images, captions="", masks=None, clip_vision=None, **run
+        cls, model, clip, vae, token: TrainedAdapter, images, captions="", masks=None, clip_vision=None, **run
     ) -> io.NodeOutput:
         job = Job.of(cls, model, clip, vae, clip_vision)
         placeholder = token.info.placeholder or next(iter(token.tokens), "")

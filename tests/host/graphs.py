@@ -74,7 +74,7 @@ def give(host, graph: Graph, kind: str, value: object) -> list:
 
 
 def random_adapter(host, kind: str, seed: int = 0, condition: bool = True):
-    """A LoadedAdapter of the tiny base that changes something: no up-projection is zero."""
+    """A TrainedAdapter of the tiny base that changes something: no up-projection is zero."""
     dv = host.module("dreamvideo")
     config = host.module("dreamvideo.nano.denoiser").CONFIG
     if kind == "weights":
@@ -91,7 +91,7 @@ def random_adapter(host, kind: str, seed: int = 0, condition: bool = True):
     info = dv.AdapterInfo(kind=kind, adapter_config=about, unet_config=config, class_word="ball")
     tokens = {"<thing>": torch.randn(1, 64, generator=generator) * 0.1} if kind == "identity" else {}
     features = torch.randn(2, 64, generator=generator) if kind == "identity" else None
-    return dv.LoadedAdapter(adapter.requires_grad_(False), info, tokens, features)
+    return dv.TrainedAdapter(adapter.requires_grad_(False), info, tokens, features)
 
 
 def with_lora(model):

@@ -52,7 +52,7 @@ def test_adapter_of_another_base(host, graph):
     unet = host.module("dreamvideo.models.config").UNetConfig()
     config = adapters.AdapterConfig.identity()
     info = files.AdapterInfo(kind="identity", adapter_config=config, unet_config=unet)
-    adapter = files.LoadedAdapter(adapters.Adapter(config, unet, device="meta"), info, {}, None)
+    adapter = files.TrainedAdapter(adapters.Adapter(config, unet, device="meta"), info, {}, None)
     apply = graph.add("DreamVideoApplyAdapter", model=[loader, 0], adapter=give(host, graph, "DREAMVIDEO_ADAPTER",
                       adapter), strength=1.0, start_percent=0.0, end_percent=1.0)  # fmt: skip
     fails(host, graph, [apply, 0], "for another base")
@@ -384,7 +384,7 @@ def test_token_of_another_width(host, graph):
     graph, loader = graph
     files = host.module("dreamvideo")
     info = files.AdapterInfo(kind="token", placeholder="<thing>", class_word="ball")
-    token = give(host, graph, "DREAMVIDEO_ADAPTER", files.LoadedAdapter(None, info, {"<thing>": torch.ones(1, 1024)},
+    token = give(host, graph, "DREAMVIDEO_ADAPTER", files.TrainedAdapter(None, info, {"<thing>": torch.ones(1, 1024)},
                  None))  # fmt: skip
     apply = graph.add("DreamVideoApplyAdapter", model=[loader, 0], clip=[loader, 1], adapter=token, strength=1.0,
                       start_percent=0.0, end_percent=1.0)  # fmt: skip

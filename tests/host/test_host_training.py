@@ -211,7 +211,7 @@ def test_resident_inference_tensors_do_not_stop_training(host):
 def TOKEN_FILE(host):
     files = host.module("dreamvideo")
     info = files.AdapterInfo(kind="token", placeholder="<thing>", class_word="ball")
-    return files.LoadedAdapter(None, info, {"<thing>": random_adapter(host, "identity").tokens["<thing>"]}, None)
+    return files.TrainedAdapter(None, info, {"<thing>": random_adapter(host, "identity").tokens["<thing>"]}, None)
 
 
 @pytest.mark.parametrize("kind", ["subject", "motion"])
