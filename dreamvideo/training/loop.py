@@ -66,7 +66,7 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """trained: what was packaged (a TrainedAdapter from the three stages); stopped: by request, before the last step."""
+    """trained: what was packaged, a TrainedAdapter from the three stages; stopped: by request, before the last step."""
 
     trained: Any
     losses: list[float]
