@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,10 +20,10 @@ MOST_BYTES = 4 << 30  # of a cache; a clip of 32 frames of 256 x 256 takes 1.2 M
 
 
 def default_cache() -> Path:
-    """The folder `dreamvideo` where the system keeps what may be deleted any time, or below XDG_CACHE_HOME."""
-    usual = {"win32": os.environ.get("LOCALAPPDATA") or "~/AppData/Local", "darwin": "~/Library/Caches"}
-    caches = os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, "~/.cache")
-    return Path(caches).expanduser() / "dreamvideo" / "encoded"
+    """A folder of ours where the system keeps what may be deleted any time."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("dreamvideo", appauthor=False) / "encoded"
 
 
 def read_cached(folder: Path, key: str, frames: int) -> dict[str, Tensor] | None:
