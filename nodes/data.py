@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..dreamvideo.evaluation.pictures import contact_sheet
+from ..dreamvideo.evaluation.pictures import contact_sheet, few_frames
 from ..dreamvideo.media.clips import Clip, read_motion
 from ..dreamvideo.media.masks import cover_crop, crop_note, crop_subject
 from ..dreamvideo.media.times import thin_out
@@ -23,7 +23,6 @@ from .fields import (
     host_images,
     one,
     size_inputs,
-    strip,
     subject_masks,
 )
 
@@ -216,7 +215,7 @@ class MotionClips(io.ComfyNode):
             clips.append(clip.frames.movedim(1, -1).contiguous().float().div_(255))  # [N, H, W, 3], no second copy
             captions.append(text.strip())
             notes += [clip.note] if clip.note else []
-        rows = ((text, strip(clip.movedim(-1, 1))) for text, clip in zip(captions, clips, strict=True))
+        rows = ((text, few_frames(clip.movedim(-1, 1))) for text, clip in zip(captions, clips, strict=True))
         sheet = contact_sheet(rows, title=" ".join(dict.fromkeys(notes)))
         return io.NodeOutput(
             clips, captions, one(frames), float(one(fps)), ui=ui.PreviewImage(host_images(sheet[None]), cls=cls)
