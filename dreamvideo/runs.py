@@ -117,7 +117,7 @@ def train_subject(
     pixels = [(photo.image, "" if photo.mask is None else photo.mask) for photo in photos]
     seen = digest(part for pair, caption in zip(pixels, captions, strict=True) for part in (*pair, caption))
     count = {1: "one stage", 2: "two stages"}[len(plan.stages)]
-    reports.say(f"Learning {placeholder} from {len(photos)} photographs, in {count}.")
+    reports.say(f"Learning {placeholder} from {len(photos)} photograph{'s' * (len(photos) > 1)}, in {count}.")
 
     def encode() -> TrainingData:
         images, masks = [photo.image for photo in photos], [photo.mask for photo in photos]
