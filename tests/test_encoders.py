@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -449,7 +451,7 @@ def test_bad_files_are_one_sentence(clip):
 
 @pytest.mark.parametrize(("missing", "name"), [("clip", "CLIP"), ("vae", "VAE")])
 def test_half_a_base(missing, name):
-    base = SimpleNamespace(**{"unet": "base/unet.safetensors", "clip": "c", "vae": "v"} | {missing: None})
+    base = replace(BaseFiles(Path("unet.safetensors"), Path("c"), Path("v")), **{missing: None})
     with pytest.raises(ValueError, match=f"has no .*{name}"):
         load_encoders(base)
 

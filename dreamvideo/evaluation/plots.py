@@ -78,8 +78,8 @@ def _axes(width: int, height: int) -> tuple[Figure, Axes]:
     """Of so many pixels, with no word on colours left to the settings that a host may have made."""
     from matplotlib.figure import Figure
 
-    figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches around what is drawn
+    figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)  # inches around what is drawn
     axes = figure.add_subplot(facecolor="white")
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=10)

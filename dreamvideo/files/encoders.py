@@ -74,7 +74,7 @@ def read_vae(path: PathLike, *, dtype: torch.dtype | None = None) -> tuple[dict[
 
 def stored_vae(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     """As `read_vae`: names and shapes are looked at, and no tensor is read yet."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     state, config = open_vae(path)
     with torch.device("meta"):

@@ -34,7 +34,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     try:
         import tomllib  # here: few commands read a run file, and Python 3.10 has its ancestor only
     except ModuleNotFoundError:
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]  # where it is needed it is required
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -178,7 +178,9 @@ def _check_work(source: Path | BytesIO, picture: Image.Image, whole: tuple[int, 
     scans = _jpeg_scans(source) if picture.format in ("JPEG", "MPO") else 1
     # All coefficients of a JPEG of several scans are held before the first pixel is made.
     width, height = whole if scans > 1 else picture.size
-    most = MAX_DECODED_BYTES // max(BYTES_A_PIXEL.get(picture.mode, 8), BYTES_A_PIXEL_OF_FORMAT.get(picture.format, 0))
+    most = MAX_DECODED_BYTES // max(
+        BYTES_A_PIXEL.get(picture.mode, 8), BYTES_A_PIXEL_OF_FORMAT.get(picture.format or "", 0)
+    )
     if width * height > most:
         kind = f"in a {picture.format} of mode {picture.mode}"
         raise _TooLarge(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..safety.limits import MOST_BLOCKS, MOST_CHANNELS, MOST_LEVELS, check_fields, real, whole
@@ -16,7 +16,7 @@ class Stored:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; `from_dict` takes it back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
