@@ -47,7 +47,8 @@ class Reports:
     """What a face hears of a training.
 
     progress: (stage, step, of how many, loss, steps per second, seconds left), after every step.
-    preview: (the adapter's file, stage, steps done, prompt, video [F, 3, H, W] in 0..1), every `preview_every` steps.
+    preview: (the adapter's file, stage, steps done, prompt, video [F, 3, H, W] in 0..1), every `preview_every` steps of a
+    training with a place.
     sampling: gives what follows the sampling of one preview, or one row of the sheet; see `diffusion.ddim_sample`.
     counting: takes what is counted, such as "Encoding frame", and gives what takes (done, of how many).
     should_stop: asked before every step; True saves the state and ends the training. say: sentences.
@@ -56,7 +57,7 @@ class Reports:
     """
 
     progress: Callable[[str, int, int, float, float, float], None] = lambda *told: None
-    preview: Callable[[Path | None, str, int, str, Tensor], None] = lambda *told: None
+    preview: Callable[[Path, str, int, str, Tensor], None] = lambda *told: None
     sampling: Callable[[], Callback | None] = lambda: None
     counting: Callable[[str], Callable[[int, int], None]] = lambda what: lambda done, total: None
     should_stop: Callable[[], bool] = lambda: False
@@ -335,12 +336,13 @@ def _callbacks(
         reports.progress(row.stage, step, settings.steps, loss, speed, seconds_left)
 
     def preview(trained: TrainedAdapter) -> None:
-        out = None if place is None else place.out
-        reports.preview(out, row.stage, trained.info.steps, *_look(base, data, trained, settings, reports))
+        if place is not None:
+            look = _look(base, data, trained, settings, reports)
+            reports.preview(place.out, row.stage, trained.info.steps or 0, *look)
 
     def snapshot(trained: TrainedAdapter) -> None:
         if place is not None:
-            save(base, _named(base, trained, run), snapshot_path(place.out, trained.info.steps))
+            save(base, _named(base, trained, run), snapshot_path(place.out, trained.info.steps or 0))
 
     return Callbacks(progress, preview, reports.should_stop, reports.say, snapshot)
 

@@ -130,6 +130,8 @@ def _reports(args: Namespace, terminal: Terminal, fps: float) -> Reports:
 
 def _tell(outcome: Outcome, terminal: Terminal, prompt: str) -> None:
     place = outcome.place
+    if place is None:
+        return
     if place.finished:
         steps = outcome.adapter.info.steps
         terminal.say(

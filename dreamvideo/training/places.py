@@ -167,7 +167,7 @@ def _working(place: Place, run: Run, restart: bool, say: Callable[[str], None]) 
         raise
     write_json(place.states / RECORD, _record(run, done=True))
     if place.shelf is not None:
-        _shelve(place)
+        _shelve(place.states, place.shelf)
     elif sum(path.stat().st_size for path in states_in(place.states)) > KEPT_BYTES:
         remove_states(place.states)
 
@@ -290,11 +290,11 @@ def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     return ""
 
 
-def _shelve(place: Place) -> None:
+def _shelve(states: Path, shelf: Path) -> None:
     """States of what is done can be gone on from, in a folder that others may clear; the oldest make room."""
     try:
-        move_states(place.states, place.shelf / place.states.name)
-        done = sorted(place.shelf.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        move_states(states, shelf / states.name)
+        done = sorted(shelf.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError:  # a full disk there: the states stay where they are, and are found there
         return
     for old in done[SHELVED:]:

@@ -171,13 +171,23 @@ def _fresh(method: Method, unet: UNet, data: TrainingData, seed: int) -> AnyAdap
     if config is None:
         return None
     if isinstance(config, AdapterConfig):
-        config = replace(config, condition_dim=data.features.shape[1] if method.appearance_guidance else None)
+        config = replace(config, condition_dim=_feature_width(method, data))
     generator = torch.Generator().manual_seed(seed)
     return build_adapter(config, unet.config, next(unet.parameters()).device, torch.float32, generator)
 
 
+def _feature_width(method: Method, data: TrainingData) -> int | None:
+    if not method.appearance_guidance:
+        return None
+    if data.features is None:
+        raise ValueError(f"The method {method.name} needs an image feature of every frame, and these data have none.")
+    return data.features.shape[1]
+
+
 def _learner(adapter: AnyAdapter | None, token: TokenLearner | None) -> Learner:
     if adapter is None:
+        if token is None:
+            raise ValueError("A method trains an adapter, weights or a token; this one trains none of them.")
         return token
     return AdapterLearner(adapter) if token is None else JointLearner(token, AdapterLearner(adapter))
 
