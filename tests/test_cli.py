@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_base import SIDE, write_tiny_base
 
 from dreamvideo import defaults
-from dreamvideo.commands import common, train
+from dreamvideo.commands import common
 from dreamvideo.commands.cli import main
 from dreamvideo.commands.terminal import Terminal, duration
 from dreamvideo.files.adapters import load_adapter
@@ -362,7 +362,7 @@ def test_the_last_of_many_clips_is_tried_before_the_first_is_encoded(folder, tmp
         write_animation(tmp_path / f"{name}.gif", pictures(4), 8.0)
     command = motion(folder, None, "--frames", "2", "--caption", "a dog", out="never.safetensors")
     command[2] = str(tmp_path)
-    monkeypatch.setattr(train, "encode_clips", lambda *_: pytest.fail("Encoded before all were tried."))
+    monkeypatch.setattr("dreamvideo.runs.encode_clips", lambda *_, **__: pytest.fail("Encoded before all were tried."))
     (tmp_path / "c.gif").write_bytes(b"no picture")
     assert "c.gif is not a picture" in refused(capsys, command)
 

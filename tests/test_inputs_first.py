@@ -104,10 +104,6 @@ def test_scoring_looks_at_videos_photographs_and_weights_first(told, folder, mon
     assert "nowhere.pth does not exist" in told("evaluate", *files, "--dino-weights", "{}/nowhere.pth")
 
 
-def test_checking_looks_at_the_names_first(told):
-    assert "nowhere" in told("check", "--base", "{}/nowhere")
-
-
 def test_a_motion_has_no_class_word_whatever_its_file_says(folder):
     info = load_adapter(folder / "motion.safetensors").info
     assert info.class_word == "" and str(info) == "motion adapter"

@@ -13,7 +13,6 @@ from .terminal import Terminal
 def check(args: Namespace, terminal: Terminal) -> None:
     from ..check import check as run_check
 
-    list(base_files(args))  # a wrong name is told at once and not in the report
     if args.out:
         writable(args.out, (".txt", ".md", ""))
         keep_apart([args.out], base_files(args))
