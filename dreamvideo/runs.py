@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .base import Base
 from .encoders.protocols import release
-from .evaluation.pictures import contact_sheet, few_frames
 from .evaluation.plots import loss_plot
 from .files.adapter_info import TrainedAdapter, check_fits
 from .files.adapters import load_adapter, save_adapter
@@ -26,20 +25,19 @@ from .media.photographs import Photo
 from .media.writing import write_png
 from .models.diffusion import Callback
 from .plans import Plan, digest_of, motion_plan, subject_plan
+from .previews import preview_video, snapshot_sheet
 from .safety.paths import write_text
-from .sampling import customize, generate, notes_on_motion, plain_prompt
+from .sampling import customize, generate, notes_on_motion
 from .training.data import TrainingData, digest, encode_clips, encode_photos
 from .training.loop import Callbacks, TrainingResult
 from .training.losses import LossLog, write_losses
 from .training.methods import MOTION_METHODS, SUBJECT_METHODS, Method
-from .training.places import Place, Run, claimed, losses_paths, run_file_path, sheet_path, snapshot_path, snapshots_of
+from .training.places import Place, Run, claimed, losses_paths, run_file_path, sheet_path, snapshot_path
 from .training.recipes import recipe
 from .training.settings import TrainingSettings
 from .training.stages import train_method
 from .training.state import steps_of_state
 from .training.state_folder import forget_others, state_file
-
-PREVIEW_STEPS = 25  # of DDIM: half of a sampling's, for a look
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class Reports:
     """What a face hears of a training.
 
     progress: (stage, step, of how many, loss, steps per second, seconds left), after every step.
-    preview: (the adapter's file, stage, steps done, prompt, video [F, 3, H, W] in 0..1), every `preview_every` steps of a
-    training with a place.
+    preview: (the adapter's file, stage, steps done, prompt, video [F, 3, H, W] in 0..1), every `preview_every` steps,
+    where there is a place.
     sampling: gives what follows the sampling of one preview, or one row of the sheet; see `diffusion.ddim_sample`.
     counting: takes what is counted, such as "Encoding frame", and gives what takes (done, of how many).
     should_stop: asked before every step; True saves the state and ends the training. say: sentences.
@@ -243,7 +241,7 @@ def train(base: Base, data: TrainingData, plan: Plan, place: Place, reports: Rep
     if not outcome.complete:
         raise KeyboardInterrupt
     if plan.last[1].snapshot_every:
-        write_png(sheet_path(place.out), snapshot_sheet(base, data, plan, place.out, reports))
+        write_png(sheet_path(place.out), snapshot_sheet(base, data, place.out, plan.last[1], reports.sampling))
     return outcome
 
 
@@ -252,7 +250,6 @@ def train_stages(
 ) -> Outcome:
     """The stages of a plan, one after the other. place: of their states; None where nothing shall be written."""
     reports = reports or Reports()
-    run = recipe(plan.stages, data, plan.placeholder, plan.class_word)
     done: dict[str, TrainingResult] = {}
     tokens, unchanged = plan.tokens, True
     for row, settings in plan.stages:
@@ -270,7 +267,7 @@ def train_stages(
             tokens=tokens,
             vectors=plan.vectors,
             settings=settings,
-            callbacks=_callbacks(base, data, row, settings, place, reports, log, run),
+            callbacks=_callbacks(base, data, row, settings, place, reports, log, plan),
             state_path=path,
             resume=True,
         )
@@ -279,21 +276,9 @@ def train_stages(
         trained, tokens = done[row.stage].trained, done[row.stage].trained.tokens
         if done[row.stage].stopped:
             break
-    adapter = _named(base, trained, run)
+    adapter = _named(base, data, plan, trained)
     losses = {stage: result.losses for stage, result in done.items()}
     return Outcome(adapter, losses, place, complete=not done[row.stage].stopped)
-
-
-def snapshot_sheet(base: Base, data: TrainingData, plan: Plan, out: Path, reports: Reports) -> Tensor:
-    """A picture [3, H, W]: what each snapshot of an adapter, and the adapter itself, makes of one prompt and seed."""
-    settings = plan.last[1]
-    files = [*snapshots_of(out), (settings.steps, out)]
-    rows = []
-    for step, path in files:
-        if step <= settings.steps:
-            prompt, video = _look(base, data, load_adapter(path, base.unet.config), settings, reports)
-            rows.append((f"step {step}", few_frames(video)))
-    return contact_sheet(rows, title=prompt)
 
 
 def save(base: Base, adapter: TrainedAdapter, path: Path) -> None:
@@ -302,7 +287,11 @@ def save(base: Base, adapter: TrainedAdapter, path: Path) -> None:
     save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features, dtype)
 
 
-def _named(base: Base, trained: TrainedAdapter, run: str) -> TrainedAdapter:
+def _named(base: Base, data: TrainingData, plan: Plan, trained: TrainedAdapter) -> TrainedAdapter:
+    """What was trained, named after the base's own weights, and with the run file that makes it again."""
+    *before, (row, settings) = plan.stages
+    stages = [*before, (row, replace(settings, steps=trained.info.steps or settings.steps))]
+    run = recipe(stages, data, plan.placeholder, plan.class_word) if plan.vectors == 1 else ""  # no command has several
     return replace(trained, info=replace(trained.info, base_fingerprint=base.fingerprint, run=run))
 
 
@@ -328,7 +317,7 @@ def _callbacks(
     place: Place | None,
     reports: Reports,
     log: LossLog | None,
-    run: str,
+    plan: Plan,
 ) -> Callbacks:
     def progress(step: int, loss: float, speed: float, seconds_left: float) -> None:
         if log is not None:
@@ -337,26 +326,11 @@ def _callbacks(
 
     def preview(trained: TrainedAdapter) -> None:
         if place is not None:
-            look = _look(base, data, trained, settings, reports)
-            reports.preview(place.out, row.stage, trained.info.steps or 0, *look)
+            prompt, video = preview_video(base, data, trained, settings.seed, reports.sampling())
+            reports.preview(place.out, row.stage, trained.info.steps or 0, prompt, video)
 
     def snapshot(trained: TrainedAdapter) -> None:
         if place is not None:
-            save(base, _named(base, trained, run), snapshot_path(place.out, trained.info.steps or 0))
+            save(base, _named(base, data, plan, trained), snapshot_path(place.out, trained.info.steps or 0))
 
     return Callbacks(progress, preview, reports.should_stop, reports.say, snapshot)
-
-
-def _look(
-    base: Base, data: TrainingData, trained: TrainedAdapter, settings: TrainingSettings, reports: Reports
-) -> tuple[str, Tensor]:
-    """The first caption as a prompt, and its video [F, 3, H, W] under what was trained, from the training's seed."""
-    height, width = (8 * side for side in data.items[0].mean.shape[2:])
-    prompt = plain_prompt(data.captions[0], trained.tokens)
-    frames = data.frames if data.frames > 1 else None  # photographs say nothing about length
-    sampling = base.defaults.sampling(
-        prompt, height=height, width=width, frames=frames, seed=settings.seed, steps=PREVIEW_STEPS
-    )
-    video = generate(base.unet, base.encoders, sampling, customize([trained]), callback=reports.sampling())
-    release(base.encoders.text, base.encoders.vae)
-    return prompt, video

@@ -104,7 +104,8 @@ def _check_out(args: Namespace, default: Path, stages: Sequence[str], media: Seq
     files = companions(beside(out), run)
     check_writable(*files)
     if args.out:
-        keep_apart(files, chain(base_files(args), media_files(media)))
+        given = [] if args.config is None else [Path(args.config)]
+        keep_apart(files, chain(given, base_files(args), media_files(media)))
 
 
 def _reports(args: Namespace, terminal: Terminal, fps: float) -> Reports:

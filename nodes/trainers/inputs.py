@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ...dreamvideo.defaults import FULL_SIZE
 from ...dreamvideo.training.methods import Method
-from ..fields import MAX_STEPS, Adapter, seed_input
+from ..fields import MAX_STEPS, Adapter, most, seed_input
 
 CHECKPOINTING = {"automatic": None, "on": True, "off": False}
 
@@ -30,7 +30,7 @@ def rate_input(stage: str, name: str = "learning_rate", what: str = "") -> io.Fl
         name,
         default=0.0,
         min=0.0,
-        max=1.0,
+        max=most("learning_rate"),
         step=1e-7,
         tooltip=f"Learning rate{what}; 0 takes the base's own ({rate} for ModelScope, as in the paper).",
     )
@@ -51,7 +51,7 @@ def run_inputs() -> list:
             "batch_size",
             default=0,
             min=0,
-            max=16,
+            max=most("batch_size"),
             tooltip="Samples a step; 0 takes the method's own (4 photographs, 1 or 2 clips). Less needs less memory.",
         ),
         seed_input("Decides everything random: the same seed and data give the same adapter.", control=False),
