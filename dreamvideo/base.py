@@ -90,7 +90,7 @@ def look_at_base(
     """What `open_base` would load, in a moment. Raises ValueError as it does, but for weights that are no numbers."""
     embedded = not (folder or unet or clip or vae)
     files = find_base(EMBEDDED_FOLDER if embedded else folder, unet=unet, clip=clip, vae=vae)
-    found = FoundBase(files, read_unet(files.unet), open_encoders(files), embedded)
+    found = FoundBase(files, read_unet(files.file("unet")), open_encoders(files), embedded)
     check_matches(found.unet.config, found.encoders)
     return found
 

@@ -26,9 +26,9 @@ def place(
     unet: int,
     encoders: Mapping[str, int],
     encoder_dtype: torch.dtype | None,
-    total: int | None,
+    total: int,
 ) -> Placement:
-    """What suits a device of which this process can take `total` bytes; None for unknown.
+    """What suits a device of which this process can take `total` bytes.
 
     unet: its bytes. encoders: name -> parameters. encoder_dtype: None chooses. On a CPU encoders that would crowd it
     are offloaded, and one at a time is beside the UNet; in bfloat16 where float32 would not fit.
@@ -40,8 +40,6 @@ def place(
         dtype = torch.bfloat16
     whole = count * dtype.itemsize
     told = f"The UNet takes {_gib(unet)} and the encoders {_gib(whole)} in {str(dtype).removeprefix('torch.')}"
-    if total is None:
-        return Placement(RESIDENT, dtype, f"{told}.")
     told += f", of {_gib(total)} that there are on {device.type}"
     if not crowded(unet + whole, total):
         return Placement(RESIDENT, dtype, f"{told}.")

@@ -74,7 +74,7 @@ def build_vae(
 
 def hollow_vae(config: Mapping[str, Any], dtype=torch.float32) -> nn.Module:
     """diffusers' `AutoencoderKL`, frozen, its weights on the meta device."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     with torch.device("meta"):
         vae = AutoencoderKL(**config)

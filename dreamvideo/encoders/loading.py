@@ -54,13 +54,17 @@ class StoredEncoders:
 
 def open_encoders(base: BaseFiles) -> StoredEncoders:
     """The encoders of a base, not yet read. ValueError if the base lacks a part or a file is unusable."""
-    for part, path in (("text and image encoder (CLIP)", base.clip), ("VAE", base.vae)):
-        if path is None:
-            raise ValueError(f"The base of {base.unet} has no {part}: put its file into the same folder.")
-    return StoredEncoders(*stored_clip(base.clip), *stored_vae(base.vae))
+    clip, clip_config = stored_clip(base.file("clip"))
+    vae, vae_config = stored_vae(base.file("vae"))
+    return StoredEncoders(clip, clip_config, vae, vae_config)
 
 
-def read_encoders(stored: StoredEncoders, device="cpu", dtype=torch.float32, say: Say = lambda text: None) -> Encoders:
+def read_encoders(
+    stored: StoredEncoders,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    say: Say = lambda text: None,
+) -> Encoders:
     """The text encoder, image encoder and autoencoder, frozen; `say` hears what is read."""
     say(f"Loading the text and image encoder ({file_and_size(stored.clip)}) ...")
     clip = build_clip(dict(stored.clip.stream(device, dtype)), stored.clip_config, device, dtype)
@@ -78,7 +82,8 @@ def offload_encoders(stored: StoredEncoders, dtype=torch.float32, say: Say = lam
     for (encoder, module), (what, part) in zip(encoders, stored.parts.items(), strict=True):
         told = f"Loading the {what} ({file_and_size(part)}) ..."
         found.append(Offloaded(encoder, module, part, dtype, lambda told=told: say(told)))
-    return Encoders(*found, stored.fingerprint("cpu", dtype))
+    text, image, autoencoder = found
+    return Encoders(text, image, autoencoder, stored.fingerprint("cpu", dtype))
 
 
 def load_encoders(base: BaseFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Encoders:

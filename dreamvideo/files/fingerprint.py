@@ -51,7 +51,7 @@ def weights_digest(*states: StateDict) -> str:
             tensor = state[name]
             start = tensor.reshape(-1)[:DIGESTED].clone()
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(start.view(torch.uint8).numpy())
+            found.update(start.view(torch.uint8).numpy().tobytes())
         state.file.unmap()
     return found.hexdigest()
 
