@@ -120,7 +120,7 @@ def build_unet(
     found: UNetFile,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    operations=nn,
+    operations: Any = nn,
     attention: AttentionFunction = scaled_dot_product_attention,
 ) -> UNet:
     """As `load_unet`, of a file that was opened already."""

@@ -83,7 +83,7 @@ class TrainMotion(io.ComfyNode):
             job.defaults, job.config, MOTION_METHODS[run["method"]], len(clips), placeholder=placeholder,
             class_word=MOTION_WORD, settings=job.settings(run) | drops,
         )  # fmt: skip
-        return job.run("motion", plan, data, [run["method"], data.digest], run)
+        return job.run("motion", plan, data, ["motion", run["method"], data.digest], run)
 
 
 def _placeholder_in(captions: Sequence[str], method: Method) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,18 +112,20 @@ class Job:
         name: str,
         plan: Plan,
         data: TrainingData,
-        about: list[str | Tensor],
+        about: Sequence[str | Tensor],
         run: Mapping[str, Any],
         onto: Any = None,
     ) -> io.NodeOutput:
         """Train, resumably; then everything a training node gives out.
 
-        about: what makes this training another one, beside settings and base; onto: the CLIP that learns its word.
+        about: the node's kind, and what makes this training another one beside settings and base: by these its states
+        are found again. onto: the CLIP that learns its word.
         """
-        row, own = plan.last
-        mark = digest([row.stage, json.dumps(own.deciding(), sort_keys=True), host.model_of(self.model).fingerprint,
+        _, own = plan.last
+        stage, *about = about
+        mark = digest([stage, json.dumps(own.deciding(), sort_keys=True), host.model_of(self.model).fingerprint,
                        str(data.frames), *about])  # fmt: skip
-        out = host.numbered(run.get("filename_prefix") or row.stage, ADAPTERS, SUFFIX)
+        out = host.numbered(run.get("filename_prefix") or stage, ADAPTERS, SUFFIX)
         states, shelf = state_folder(name, mark), host.temporary_folder(STATES)
         restart = not run.get("resume", True)
         with (

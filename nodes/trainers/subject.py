@@ -64,7 +64,7 @@ class TrainTextualInversion(io.ComfyNode):
             job.defaults, job.config, TEXTUAL_INVERSION, placeholder=placeholder, class_word=class_word,
             settings=job.settings(run), token_settings={}, vectors=vectors,
         )  # fmt: skip
-        return job.run(placeholder, plan, data, [data.digest, class_word, str(vectors)], run, clip)
+        return job.run(placeholder, plan, data, ["token", data.digest, class_word, str(vectors)], run, clip)
 
 
 class TrainIdentity(io.ComfyNode):
@@ -110,7 +110,7 @@ class TrainIdentity(io.ComfyNode):
         data = job.photos(images, masks, captions, placeholder, token.info.class_word)
         own = job.defaults.settings("identity", **job.settings(run))
         plan = Plan(((IDENTITY, own),), placeholder, token.info.class_word, token.tokens)
-        about = [data.digest, *(part for name, rows in token.tokens.items() for part in (name, rows))]
+        about = ["identity", data.digest, *(part for name, rows in token.tokens.items() for part in (name, rows))]
         return job.run(placeholder, plan, data, about, run, clip)
 
 
@@ -165,5 +165,7 @@ class TrainSubject(io.ComfyNode):
             settings=job.settings(run),
             token_settings={"steps": token_steps or None, "learning_rate": token_learning_rate or None},
         )  # fmt: skip
-        token = json.dumps(plan.stages[0][1].deciding(), sort_keys=True)
-        return job.run(placeholder, plan, data, [method, data.digest, class_word, token], run, clip)
+        token = job.defaults.settings("token", **job.settings(run)).deciding()
+        token["learning_rate"] = token_learning_rate or job.defaults.settings("token").learning_rate
+        about = ["identity", method, data.digest, class_word, json.dumps(token, sort_keys=True)]
+        return job.run(placeholder, plan, data, about, run, clip)
