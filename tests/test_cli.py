@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import weakref
 from dataclasses import replace
 
@@ -519,3 +520,13 @@ def test_textual_inversion_alone_takes_the_steps_given(folder):
     assert main(command) == 0
     loaded = load_adapter(folder / "token.safetensors")
     assert loaded.info.kind == "token" and loaded.info.steps == 3 and loaded.adapter is None
+
+
+def test_the_hint_of_a_training_can_be_pasted(folder, capsys):
+    out = folder / "a new turn.safetensors"
+    clip, base = folder / "clips" / "turn.gif", ["--base", str(folder / "base"), "--device", "cpu"]
+    assert main(["train", "motion", str(clip), "--frames", "2", "--out", str(out), *base, *SHORT]) == 0
+    told = capsys.readouterr()
+    hint = shlex.split((told.out + told.err).partition("try: ")[2].splitlines()[0])
+    assert hint[0] == "dreamvideo"
+    assert main([*hint[1:], *SIZE, "--frames", "2", "--steps", "1", "--out", str(folder / "pasted.gif")]) == 0

@@ -117,6 +117,12 @@ def base_files(args: Namespace) -> Iterator[Path]:
         yield from filter(None, (getattr(files, part) for part in PARTS))
 
 
+def base_options(args: Namespace) -> list[str]:
+    """The arguments that named the base, as another command takes them."""
+    names = ("base", *PARTS)
+    return [text for name in names if (path := getattr(args, name)) for text in (f"--{name}", str(path))]
+
+
 def media_files(paths: Iterable[str | Path | None]) -> Iterator[Path]:
     """The files given, and all media and captions below the folders given."""
     for path in map(Path, filter(None, paths)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from itertools import chain
@@ -22,6 +23,7 @@ from .common import (
     ADAPTER,
     OUTPUT,
     base_files,
+    base_options,
     cache_for,
     check_suffix,
     file_name,
@@ -62,7 +64,7 @@ def subject(args: Namespace, terminal: Terminal) -> None:
         token_settings={"steps": args.token_steps, "learning_rate": args.token_lr},
         **training_settings(args),
     )
-    _tell(outcome, terminal, f"a {placeholder} ...")
+    _tell(args, outcome, terminal, f"a {placeholder} ...")
 
 
 def motion(args: Namespace, terminal: Terminal) -> None:
@@ -93,7 +95,7 @@ def motion(args: Namespace, terminal: Terminal) -> None:
         reports=_reports(args, terminal, args.fps or base.defaults.fps),
         **training_settings(args),
     )
-    _tell(outcome, terminal, captions[0])
+    _tell(args, outcome, terminal, captions[0])
 
 
 def _check_out(args: Namespace, default: Path, stages: Sequence[str], media: Sequence[str | Path | None]) -> None:
@@ -129,7 +131,7 @@ def _reports(args: Namespace, terminal: Terminal, fps: float) -> Reports:
     )
 
 
-def _tell(outcome: Outcome, terminal: Terminal, prompt: str) -> None:
+def _tell(args: Namespace, outcome: Outcome, terminal: Terminal, prompt: str) -> None:
     place = outcome.place
     if place is None:
         return
@@ -140,7 +142,8 @@ def _tell(outcome: Outcome, terminal: Terminal, prompt: str) -> None:
             "more --steps to go on, or for another one with --restart."
         )
         return
-    terminal.say(f'Wrote {place.out}; try: dreamvideo sample "{prompt}" --adapter {place.out}')
+    words = ["dreamvideo", "sample", prompt, "--adapter", str(place.out), *base_options(args)]
+    terminal.say(f"Wrote {place.out}; try: {shlex.join(words)}")
     if place.states.exists():
         terminal.say(f"The same command with more --steps goes on from {place.states}; delete that if you will not.")
 
