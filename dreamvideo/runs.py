@@ -17,7 +17,7 @@ from .base import Base
 from .encoders.protocols import release
 from .evaluation.plots import loss_plot
 from .files.adapter_info import TrainedAdapter, check_fits
-from .files.adapters import load_adapter, save_adapter
+from .files.adapters import load_adapter, save_trained
 from .files.fingerprint import same_base
 from .media.clips import file_digest, read_motion
 from .media.folders import PathLike
@@ -283,8 +283,7 @@ def train_stages(
 
 def save(base: Base, adapter: TrainedAdapter, path: Path) -> None:
     """Write an adapter in the precision that suits its base."""
-    dtype = base.defaults.adapter_dtype
-    save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features, dtype)
+    save_trained(path, adapter, base.defaults.adapter_dtype)
 
 
 def _named(base: Base, data: TrainingData, plan: Plan, trained: TrainedAdapter) -> TrainedAdapter:

@@ -10,7 +10,8 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..dreamvideo.files.adapter_info import TrainedAdapter
-from ..dreamvideo.files.adapters import load_adapter, save_adapter, write_safetensors
+from ..dreamvideo.files.adapters import load_adapter, save_trained
+from ..dreamvideo.files.tensors import write_safetensors
 from ..dreamvideo.models.stack import StackEntry
 from ..dreamvideo.safety.locks import reserved
 from . import host
@@ -94,7 +95,7 @@ class SaveAdapter(io.ComfyNode):
 
 def _write(adapter: TrainedAdapter, prefix: str) -> Path:
     path = host.numbered(prefix, ADAPTERS, SUFFIX)
-    save_adapter(path, adapter.adapter, adapter.info, adapter.tokens, adapter.features)
+    save_trained(path, adapter)
     return path
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from dreamvideo.base import Base
 from dreamvideo.defaults import EMBEDDED, FULL_SIZE, fitted
 from dreamvideo.files.adapter_info import AdapterInfo, TrainedAdapter, check_fits
-from dreamvideo.files.adapters import load_adapter
+from dreamvideo.files.adapters import load_adapter, save_trained
 from dreamvideo.files.fingerprint import fingerprint
 from dreamvideo.files.foreign_adapters import save_authors_adapter
 from dreamvideo.models.adapters import Adapter, AdapterConfig, build_adapter
@@ -147,7 +147,7 @@ def test_strength_scales_and_zero_is_the_base(unet, trained, row):
 @each_row
 def test_a_file_gives_back_what_was_saved(unet, trained, row, tmp_path):
     result = trained(row)
-    result.save(tmp_path / "a.safetensors")
+    save_trained(tmp_path / "a.safetensors", result.trained)
     loaded = load_adapter(tmp_path / "a.safetensors")
     check_fits(loaded.info, CONFIG, fingerprint(unet), kind=row.trains)
     assert loaded.info == replace(result.trained.info, adapter_config=loaded.info.adapter_config)

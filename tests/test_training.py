@@ -13,7 +13,7 @@ import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, FakeText, fake_encoders, pictures, tiny_unet
 
-from dreamvideo.files.adapters import load_adapter
+from dreamvideo.files.adapters import load_adapter, save_trained
 from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.sampling import SamplingSettings, customize, generate
 from dreamvideo.training import loop, precision
@@ -79,7 +79,7 @@ RUNS = {"token": token_run, "identity": identity_run, "motion": motion_run}
 
 
 def file_bytes(result, path) -> bytes:
-    result.save(path)
+    save_trained(path, result.trained)
     return path.read_bytes()
 
 

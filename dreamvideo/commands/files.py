@@ -11,7 +11,7 @@ from typing import Any
 from ..defaults import defaults_for
 from ..files import base as checkpoints
 from ..files.adapter_info import TrainedAdapter
-from ..files.adapters import load_adapter, save_adapter
+from ..files.adapters import load_adapter, save_trained
 from ..files.foreign_adapters import save_authors_adapter, save_authors_embedding
 from ..files.tensors import CheckpointError
 from ..files.unet import convert as convert_unet
@@ -65,7 +65,7 @@ def _convert_adapter(loaded: TrainedAdapter, source: Path, target: Path) -> list
     writable(target, (*ADAPTER, *AUTHORS))
     keep_apart([target], [source])
     if target.suffix.lower() in ADAPTER:
-        save_adapter(target, loaded.adapter, loaded.info, loaded.tokens, loaded.features)
+        save_trained(target, loaded)
         return [target]
     written = []
     if loaded.adapter is not None:

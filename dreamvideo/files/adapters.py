@@ -59,6 +59,11 @@ def save_adapter(
     write_safetensors(path, tensors, info.to_metadata())
 
 
+def save_trained(path: PathLike, trained: TrainedAdapter, dtype: torch.dtype | None = None) -> None:
+    """As `save_adapter`, of what training returned or a file held."""
+    save_adapter(path, trained.adapter, trained.info, trained.tokens, trained.features, dtype)
+
+
 def _rounded(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     found = {name: weight if dtype is None else weight.to(dtype) for name, weight in weights.items()}
     return found if all(map(is_finite, found.values())) else dict(weights)  # too large for half precision

@@ -14,7 +14,8 @@ from ..safety.paths import PathLike
 from .encoders import find_clip, find_vae, open_clip_file, open_vae
 from .fingerprint import fingerprint
 from .layouts import find_layout, name_stranger
-from .tensors import SUFFIXES, CheckpointError, StateDict, TensorFile, shards
+from .shards import shards
+from .tensors import SUFFIXES, CheckpointError, StateDict, TensorFile
 from .unet import read_unet
 
 PARTS = {"unet": "UNet", "clip": "text and image encoder (CLIP)", "vae": "autoencoder (VAE)"}

@@ -6,7 +6,6 @@ A pickle can carry code; only tensors and plain containers are ever unpickled he
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..safety.paths import PathLike, atomic_path, check_readable
 from .dtypes import DTYPE_CODES, DTYPES, is_finite, main_dtype, readable
 from .pickle_machine import CodeRefused, PickleError
 from .pickles import StoredTensor, TensorSpec, read_contents
+from .shards import shards
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -168,25 +168,6 @@ def check_weights(path: Path, specs: Mapping[str, TensorSpec]) -> None:
                 f"{path}: {bare(name)} is stored as {_short(spec.dtype)}, and weights are floating-point "
                 "numbers; download it again."
             )
-
-
-def shards(path: Path) -> list[Path]:
-    """All files of the sharded checkpoint of which `path` is one; a file that is whole alone gives itself.
-
-    Knows Hugging Face's NAME-00001-of-00003.SUFFIX, or .fp16.SUFFIX, and VGen's ema_..._rank0000.pth (every n-th tensor
-    a rank).
-    """
-    if part := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})((?:\.\w+)+)", path.name):
-        stem, count, suffix = part.groups()
-        return [path.with_name(f"{stem}-{i + 1:05}-of-{count}{suffix}") for i in range(int(count))]
-    if part := re.fullmatch(r"(.*_rank)\d{4}", path.stem):
-        ranks = [
-            path.parent / other
-            for other in sorted(entry.name for entry in path.parent.glob(f"*{path.suffix}"))
-            if re.fullmatch(re.escape(part[1]) + r"\d{4}", Path(other).stem)
-        ]
-        return ranks or [path]
-    return [path]
 
 
 def write_tensors(

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..base import Base
 from ..defaults import fitted
 from ..files.adapter_info import TrainedAdapter, check_fits
-from ..files.adapters import load_adapter
+from ..files.adapters import load_adapter, save_trained
 from ..files.fingerprint import fingerprint, same_base
 from ..media.photographs import load_image
 from ..media.writing import write_png
@@ -244,7 +244,7 @@ def _train(tools: Tools, row: Method, what: str) -> TrainedAdapter:
             )
             if result.stopped:
                 raise KeyboardInterrupt(f"Stopped; the same command goes on from what {tools.folder} holds.")
-            result.save(path)
+            save_trained(path, result.trained)
         state.unlink(missing_ok=True)
     loaded = load_adapter(path)
     check_fits(loaded.info, base.unet.config, fingerprint(base.unet), same_base=same_base)

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from ..devices import choose_checkpointing, free_bytes
-from ..files.adapters import save_adapter
 from ..files.fingerprint import fingerprint
 from ..files.tensors import write_safetensors
 from ..models.diffusion import SCHEDULE
@@ -72,10 +71,6 @@ class TrainingResult:
     losses: list[float]
     steps: int
     stopped: bool
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the adapter file of one of the three stages."""
-        save_adapter(path, self.trained.adapter, self.trained.info, self.trained.tokens, self.trained.features)
 
 
 @torch.inference_mode(False)
