@@ -15,7 +15,7 @@ Plain PyTorch and free of any host: the ComfyUI nodes and the command line are t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # to a checker of types it is True; `typing` itself would double the time of this import
 
 if TYPE_CHECKING:
     from .library import *
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import library

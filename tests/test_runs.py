@@ -187,8 +187,8 @@ def test_two_faces_that_claim_differently_write_the_same_bytes(base, photos, tmp
 
 
 def test_a_finished_training_is_given_back_as_it_is(base, photos, tmp_path):
-    first = train_subject(base, photos, default=tmp_path / "toy.safetensors", **NAMED, **SETTINGS)
-    again = train_subject(base, photos, default=tmp_path / "toy.safetensors", **NAMED, **SETTINGS)
+    asked = {"default": tmp_path / "toy.safetensors", "token_settings": {"steps": 2}, **NAMED, **SETTINGS}
+    first, again = (train_subject(base, photos, **asked) for _ in range(2))
     assert again.place.finished and again.place.out == first.place.out
     assert torch.equal(again.adapter.tokens["<toy>"], first.adapter.tokens["<toy>"])
 

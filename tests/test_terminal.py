@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 
+from dreamvideo.base import EMBEDDED_FOLDER
 from dreamvideo.commands import cli, terminal
 from dreamvideo.commands.terminal import NobodyReads, Terminal
 
@@ -31,7 +32,7 @@ def closed():
     os.close(writing)
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["inspect", str(cli.__file__).replace("cli.py", "nano/weights")]])
+@pytest.mark.parametrize("argv", [["--help"], ["inspect", str(EMBEDDED_FOLDER)]])
 def test_a_closed_stdout_is_no_error(closed, argv):
     ended = run(*argv, stdout=closed)
     assert ended.stderr == ""
@@ -144,6 +145,14 @@ def test_warnings_are_ours_alone(monkeypatch, capsys, debug):
         (["train", "subject", "x", "--class-word", "dog", "--placeholder", f"<{'x' * 298}>"], "longer than 50"),
     ],
 )
+def test_what_cannot_be_is_told_before_anything_is_loaded(argv, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dreamvideo.commands.common.open_base", lambda *_, **__: pytest.fail("A base was loaded."))
+    assert cli.main(argv) == cli.FAILED
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and len(error) < 300 and error[:-1].isprintable()
+
+
 class Screen(io.StringIO):
     def isatty(self):
         return True
@@ -165,11 +174,3 @@ def test_counting_is_silent_in_a_log_where_it_is_soon_done(monkeypatch):
     for done in (0, 1, 2):
         tell(done, 2)
     assert log.getvalue() == "Encoding frame 2 of 2\n"
-
-
-def test_what_cannot_be_is_told_before_anything_is_loaded(argv, words, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dreamvideo.commands.common.open_base", lambda *_, **__: pytest.fail("A base was loaded."))
-    assert cli.main(argv) == cli.FAILED
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1 and len(error) < 300 and error[:-1].isprintable()

@@ -74,7 +74,7 @@ class _Told(logging.Handler):
 @contextmanager
 def _libraries_in_silence(terminal: Terminal, debug: bool) -> Iterator[None]:
     """Warnings of other libraries are for their developers: they are shown with --debug only."""
-    ours, everyone = logging.getLogger(__package__), logging.getLogger()
+    ours, everyone = logging.getLogger(__name__.partition(".")[0]), logging.getLogger()
     told, nowhere = _Told(terminal), logging.NullHandler()
     ours.addHandler(told)
     if not debug:

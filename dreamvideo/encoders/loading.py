@@ -54,8 +54,8 @@ class StoredEncoders:
 
 def open_encoders(base: BaseFiles) -> StoredEncoders:
     """The encoders of a base, not yet read. ValueError if the base lacks a part or a file is unusable."""
-    clip, clip_config = stored_clip(base.file("clip"))
-    vae, vae_config = stored_vae(base.file("vae"))
+    clip_file, vae_file = base.file("clip"), base.file("vae")
+    (clip, clip_config), (vae, vae_config) = stored_clip(clip_file), stored_vae(vae_file)
     return StoredEncoders(clip, clip_config, vae, vae_config)
 
 

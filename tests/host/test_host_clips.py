@@ -117,7 +117,7 @@ def test_frames_in_memory_are_never_copied_whole(host):
 
 
 def test_a_training_takes_one_clip_at_a_time(host, monkeypatch):
-    trainers, alive, most = host.module("nodes.trainers"), weakref.WeakSet(), []
+    trainers, alive, most = host.module("nodes.trainers.motion"), weakref.WeakSet(), []
     engine_images = trainers.engine_images
 
     def counted(images):

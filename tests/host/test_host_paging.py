@@ -222,6 +222,7 @@ def test_what_was_trained_is_written_by_the_node_that_trained_it(host):
     files[0].unlink()
 
 
+@pytest.mark.parametrize("host", ["static"], indirect=True)
 def test_states_of_what_is_done_leave_output_and_others_stay(host):
     """However many others succeed, and whatever their name, what was cancelled can be gone on from."""
     forget_states(host)

@@ -151,6 +151,7 @@ def test_cancel_keeps_what_was_learned_and_the_next_run_goes_on(host):
     assert len([value for value, total in host.progress if total == 6]) < 6
 
 
+@pytest.mark.parametrize("host", ["static"], indirect=True)
 def test_fewer_steps_begin_anew_and_more_go_on(host):
     def trained(steps, **options):
         graph, loader, common = start(host)
@@ -166,6 +167,7 @@ def test_fewer_steps_begin_anew_and_more_go_on(host):
     assert same(trained(4, resume=False), longer)
 
 
+@pytest.mark.parametrize("host", ["static"], indirect=True)
 def test_a_subjects_looks_go_with_its_word(host):
     """Another number of token steps makes another word: the looks of the former one are not gone on from."""
 
@@ -180,6 +182,7 @@ def test_a_subjects_looks_go_with_its_word(host):
     assert same(first, again) and not same(first, longer)
 
 
+@pytest.mark.parametrize("host", ["static"], indirect=True)
 def test_checkpointing_changes_what_is_kept_and_not_what_is_learned(host):
     results = []
     for choice in ("off", "on", "automatic"):
