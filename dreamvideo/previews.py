@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from .base import Base
 from .encoders.protocols import release
 from .evaluation.pictures import contact_sheet, few_frames
-from .files.adapter_info import TrainedAdapter
+from .files.adapter_info import AdapterInfo, TrainedAdapter
 from .files.adapters import load_adapter
 from .models.diffusion import Callback
 from .sampling import customize, generate, plain_prompt
@@ -48,10 +49,15 @@ def snapshot_sheet(
 
     sampling: gives what follows the sampling of one row.
     """
+    whole = load_adapter(out, base.unet.config)
+    learned = [load_adapter(path, base.unet.config) for steps, path in snapshots_of(out) if steps < settings.steps]
+    learned = [each for each in learned if _same_training(each.info, whole.info)]  # others may lie there from before
     rows, prompt = [], ""
-    for steps, path in [*snapshots_of(out), (settings.steps, out)]:
-        if steps <= settings.steps:
-            loaded = load_adapter(path, base.unet.config)
-            prompt, video = preview_video(base, data, loaded, settings.seed, sampling())
-            rows.append((f"step {steps}", few_frames(video)))
+    for each in (*learned, whole):
+        prompt, video = preview_video(base, data, each, settings.seed, sampling())
+        rows.append((f"step {each.info.steps}", few_frames(video)))
     return contact_sheet(rows, title=prompt)
+
+
+def _same_training(a: AdapterInfo, b: AdapterInfo) -> bool:
+    return replace(a, steps=None, run="") == replace(b, steps=None, run="")

@@ -143,6 +143,20 @@ def test_snapshots_are_adapters_and_the_sheet_compares_them(base, photos, tmp_pa
     assert Image.open(sheet_path(out)).height > 3 * 64  # a row each, and the adapter itself
 
 
+def test_the_sheet_shows_snapshots_of_this_training_alone(base, photos, tmp_path, monkeypatch):
+    out, shown = tmp_path / "toy.safetensors", []
+    other = learn(base, photos, tmp_path / "other.safetensors", 3, offset_noise=0.3).place.out
+    other.rename(tmp_path / "toy.step-00003.safetensors")
+
+    def look(base, data, trained, seed, callback):
+        shown.append(trained.info.steps)
+        return "a toy", torch.zeros(2, 3, 8, 8)
+
+    monkeypatch.setattr("dreamvideo.previews.preview_video", look)
+    learn(base, photos, out, 5, snapshot_every=2)
+    assert shown == [2, 4, 5]
+
+
 def test_a_full_size_adapter_is_saved_in_half_precision(base, photos, tmp_path, monkeypatch):
     out = tmp_path / "toy.safetensors"
     halved = replace(EMBEDDED, adapter_dtype=torch.float16)

@@ -91,7 +91,7 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up_linear.weight)
         nn.init.zeros_(self.up_linear.bias)
 
-    def shift(self, feature: Tensor, strength: Tensor) -> Tensor:
+    def condition(self, feature: Tensor, strength: Tensor) -> Tensor:
         """What an image feature [B, F or 1, D] adds inside the bottleneck: [B, F or 1, hidden], never token-sized.
 
         down is linear, so down(x + lam * cond(e)) = down(x) + down.weight @ (lam * cond(e)). strength (lam): [B, 1, 1].
@@ -103,13 +103,13 @@ class Bottleneck(nn.Module):
         condition = F.linear(feature, weight.to(feature), bias.to(feature))  # [B, F or 1, width]
         return F.linear(condition * strength.to(condition), self.down_linear.weight.to(condition))
 
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """x [..., width] -> residual of the same shape, computed where and as x is, whatever the weights are."""
         down, up = self.down_linear, self.up_linear
         h = F.linear(x, down.weight.to(x), down.bias.to(x))
         kept = torch.is_grad_enabled()  # else nobody else has h, and it is changed where it lies
-        if shift is not None:
-            h = h + shift.to(h) if kept else h.add_(shift.to(h))
+        if condition is not None:
+            h = h + condition.to(h) if kept else h.add_(condition.to(h))
         h = F.gelu(h) if kept else torch.ops.aten.gelu_(h)
         return F.linear(h, up.weight.to(x), up.bias.to(x))
 

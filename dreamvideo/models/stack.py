@@ -96,7 +96,9 @@ class AdapterStack:
         self._merged: tuple[Any, UNet] | None = None  # of what, and the result
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
-        self.shifts: dict[Bottleneck, Tensor] = {}  # what the feature adds, kept from one step of sampling to the next
+        self.conditions: dict[
+            Bottleneck, Tensor
+        ] = {}  # what the feature adds, kept from one step of sampling to the next
         if feature is None:
             return
         if feature.ndim not in (2, 3):
@@ -152,7 +154,7 @@ class AdapterStack:
             [(entry, factors) for entry, factors in acting if factors is not None],
             None if self.feature is None else self.feature.reshape(len(self.feature), -1, self.feature.shape[-1]),
             self.feature_strength.reshape(-1, 1, 1),
-            self.shifts,
+            self.conditions,
         )
 
 
@@ -176,12 +178,12 @@ class BoundStack:
         acting: list[tuple[StackEntry, Tensor]],
         feature: Tensor | None,
         strength: Tensor,
-        shifts: dict[Bottleneck, Tensor],
+        conditions: dict[Bottleneck, Tensor],
     ) -> None:
         self.acting = acting  # with factors [B]
         self.feature = feature  # [B or 1, F or 1, D]
         self.strength = strength  # [B or 1, 1, 1]
-        self.shifts = shifts
+        self.conditions = conditions
         self.weights: dict[tuple[int, tuple[int, int]], Tensor] = {}  # of each entry at each level, float32
 
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
@@ -216,10 +218,10 @@ class BoundStack:
         if self.feature.shape[1] not in (1, frames):
             raise ValueError(f"Got image features for {self.feature.shape[1]} frames, but the video has {frames}.")
         if torch.is_grad_enabled():
-            shift = bottleneck.shift(self.feature.to(x.device), self.strength)  # [B, F or 1, hidden]
-        elif (shift := self.shifts.get(bottleneck)) is None:
-            shift = self.shifts[bottleneck] = bottleneck.shift(self.feature.to(x.device), self.strength)
-        return shift.unsqueeze(1 if temporal else 2)
+            condition = bottleneck.condition(self.feature.to(x.device), self.strength)  # [B, F or 1, hidden]
+        elif (condition := self.conditions.get(bottleneck)) is None:
+            condition = self.conditions[bottleneck] = bottleneck.condition(self.feature.to(x.device), self.strength)
+        return condition.unsqueeze(1 if temporal else 2)
 
 
 def _check_width(adapter: Adapter, bottleneck: Bottleneck, site: str, x: Tensor) -> None:
