@@ -96,9 +96,7 @@ class AdapterStack:
         self._merged: tuple[Any, UNet] | None = None  # of what, and the result
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
-        self.conditions: dict[
-            Bottleneck, Tensor
-        ] = {}  # what the feature adds, kept from one step of sampling to the next
+        self.conditions: dict[Bottleneck, Tensor] = {}  # what the feature adds, kept from step to step of sampling
         if feature is None:
             return
         if feature.ndim not in (2, 3):
@@ -195,7 +193,7 @@ class BoundStack:
                 continue
             source = before if adapter.config.placement == "parallel" else after
             _check_width(adapter, bottleneck, site, source)
-            residual = bottleneck(source, self._shift(bottleneck, source, temporal))
+            residual = bottleneck(source, self._condition(bottleneck, source, temporal))
             residual, weight = residual.to(x), self._weight(index, factors, x, size, temporal).to(x)
             place = None if torch.is_grad_enabled() else residual  # which nobody else has
             x = torch.addcmul(x, residual, weight, out=place)
@@ -211,7 +209,7 @@ class BoundStack:
             self.weights[key] = weight
         return self.weights[key]
 
-    def _shift(self, bottleneck: Bottleneck, x: Tensor, temporal: bool) -> Tensor | None:
+    def _condition(self, bottleneck: Bottleneck, x: Tensor, temporal: bool) -> Tensor | None:
         if self.feature is None or bottleneck.condition_linear is None:
             return None
         frames = x.shape[2 if temporal else 1]
