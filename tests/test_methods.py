@@ -163,8 +163,8 @@ def test_an_interruption_leaves_no_trace(unet, trained, row, tmp_path):
     state, seen = tmp_path / "state.safetensors", []
     callbacks = Callbacks(progress=lambda step, *rest: seen.append(step), should_stop=lambda: len(seen) == 2)
     assert run(unet, row, callbacks=callbacks, state_path=state).stopped and seen == [1, 2]
-    run(unet, row, state_path=state, resume=True).save(tmp_path / "resumed.safetensors")
-    trained(row).save(tmp_path / "whole.safetensors")
+    save_trained(tmp_path / "resumed.safetensors", run(unet, row, state_path=state, resume=True).trained)
+    save_trained(tmp_path / "whole.safetensors", trained(row).trained)
     assert (tmp_path / "resumed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
@@ -377,7 +377,7 @@ def test_related_clips_go_without_the_motions_name_but_not_all_may(unet):
 
 def test_damaged_deltas_are_refused_in_a_sentence(trained, tmp_path):
     path = tmp_path / "lora.safetensors"
-    trained(fitted(LORA_SUBJECT, CONFIG)).save(path)
+    save_trained(path, trained(fitted(LORA_SUBJECT, CONFIG)).trained)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     state = load_file(path)

@@ -161,7 +161,7 @@ def test_warm_up_rises_linearly_from_its_first_step(unet):
 
 
 def test_adapter_files_tell_how_they_were_made(unet, tmp_path):
-    identity_run(unet).save(tmp_path / "toy.safetensors")
+    save_trained(tmp_path / "toy.safetensors", identity_run(unet).trained)
     loaded = load_adapter(tmp_path / "toy.safetensors")
     assert loaded.info.kind == "identity" and loaded.info.placeholder == "<toy>" and loaded.info.class_word == "toy"
     assert loaded.info.steps == 8 and loaded.info.learning_rate == 1e-3 and loaded.info.seed == 3
@@ -169,7 +169,7 @@ def test_adapter_files_tell_how_they_were_made(unet, tmp_path):
     assert loaded.info.extra["settings"]["warmup"] == 2 and loaded.info.extra["width"] == 32
     assert torch.equal(loaded.tokens["<toy>"], TOKENS["<toy>"])
     assert loaded.features.shape == (3, FEATURE_WIDTH)
-    token_run(unet).save(tmp_path / "token.safetensors")
+    save_trained(tmp_path / "token.safetensors", token_run(unet).trained)
     token = load_adapter(tmp_path / "token.safetensors")
     assert token.adapter is None and token.tokens["<toy>"].shape == (1, CONFIG.context_dim)
 
@@ -533,7 +533,7 @@ def test_a_damaged_or_foreign_state_is_refused(unet, state, tmp_path):
     path.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(ValueError, match="no whole training state"):
         identity_run(unet, state_path=path, resume=True)
-    identity_run(unet).save(path)
+    save_trained(path, identity_run(unet).trained)
     with pytest.raises(ValueError, match="no training state"):
         identity_run(unet, state_path=path, resume=True)
 

@@ -132,6 +132,7 @@ def test_motion_with_preview_leaves_the_base_alone(host):
     assert moved["samples"].isfinite().all()
 
 
+@pytest.mark.parametrize("host", ["static"], indirect=True)
 def test_cancel_keeps_what_was_learned_and_the_next_run_goes_on(host):
     graph, loader, common = start(host)
     whole = host.run_with_probe(graph, [train_motion(host, graph, common, loader, 6, seed=21), 0])[0]
@@ -217,6 +218,7 @@ def TOKEN_FILE(host):
     return files.TrainedAdapter(None, info, {"<thing>": random_adapter(host, "identity").tokens["<thing>"]}, None)
 
 
+@pytest.mark.parametrize("host", ["static"], indirect=True)
 @pytest.mark.parametrize("kind", ["subject", "motion"])
 def test_same_bytes_from_both_faces(host, monkeypatch, tmp_path, kind):
     """What the node hands to the runner gives, claimed as the command line claims its place, the very file."""
