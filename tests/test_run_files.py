@@ -48,11 +48,6 @@ def given(**options) -> str:
     return toml_text(options)
 
 
-def trained(command, out: Path) -> bytes:
-    assert main([*command, "--out", str(out)]) == 0
-    return out.read_bytes()
-
-
 def test_all_settings_come_back_from_a_recipe(tmp_path):
     item = TrainingItem(torch.zeros(4, 8, 2, 3), torch.ones(4, 8, 2, 3), "a dog")
     (tmp_path / "run.toml").write_text(recipe([(MOTION, SETTINGS)], TrainingData((item,), frames=8)))
