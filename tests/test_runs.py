@@ -200,6 +200,21 @@ def test_two_faces_that_claim_differently_write_the_same_bytes(base, photos, tmp
     assert not (tmp_path / "states" / "x").exists() and len(states_in(tmp_path / "shelf" / "x")) == 2
 
 
+def test_what_is_stopped_on_a_shelf_leaves_nothing_but_its_states(base, photos, tmp_path):
+    """Its file's name is not its own yet: gone on with, it will have another."""
+    data = encode_photos([photo.image for photo in photos], "a <toy>", ENCODERS)
+    row = SUBJECT_METHODS["dreamvideo"]
+    plan = subject_plan(base.defaults, CONFIG, row, **NAMED, settings=SETTINGS, token_settings={"steps": 2})
+    out, states = tmp_path / "out" / "a_00001_.safetensors", tmp_path / "states" / "x"
+    run = plan.run("photos", base.fingerprint)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        places.shelved(out, states, tmp_path / "shelf", run, restart=False) as place,
+    ):
+        train(base, data, plan, place, stop_after("identity", 2))
+    assert len(states_in(states)) == 2 and not list(out.parent.iterdir())
+
+
 def test_a_finished_training_is_given_back_as_it_is(base, photos, tmp_path):
     asked = {"default": tmp_path / "toy.safetensors", "token_settings": {"steps": 2}, **NAMED, **SETTINGS}
     first, again = (train_subject(base, photos, **asked) for _ in range(2))

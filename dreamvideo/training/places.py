@@ -162,6 +162,9 @@ def _working(place: Place, run: Run, restart: bool, say: Callable[[str], None]) 
         kept = bool(states_in(place.states))
         if not kept:
             remove_states(place.states)
+        if place.shelf is not None and not place.out.exists():  # its states tell its losses, under another name
+            for path in losses_paths(place.out):
+                path.unlink(missing_ok=True)
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(_interrupted(place.states, kept)) from None
         raise

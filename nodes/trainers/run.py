@@ -174,7 +174,11 @@ class Job:
         def follow(done: int, total: int, clean: Tensor) -> None:
             host.stop_if_interrupted()
 
-        return Reports(progress, preview, lambda: follow, should_stop=host.interrupted, say=self.say)
+        def sampling() -> Callable[[int, int, Tensor], None]:
+            reload()  # decoding the video before may have cost the UNet its place
+            return follow
+
+        return Reports(progress, preview, sampling, should_stop=host.interrupted, say=self.say)
 
 
 def state_folder(name: str, mark: str) -> Path:

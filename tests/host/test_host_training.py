@@ -132,6 +132,15 @@ def test_motion_with_preview_leaves_the_base_alone(host):
     assert moved["samples"].isfinite().all()
 
 
+def test_snapshots_are_kept_and_compared(host):
+    graph, loader, common = start(host)
+    node = train_motion(host, graph, common, loader, 3, seed=111, snapshot_every=1, filename_prefix="kept")
+    host.run_with_probe(graph, [node, 0])
+    written = {path.name.partition("_.")[2] for path in (host.base / "output" / "dreamvideo").glob("kept_*")}
+    steps = {"step-00001.safetensors", "step-00002.safetensors"}
+    assert written == {"safetensors", "losses.csv", "losses.png", "steps.png", *steps}
+
+
 @pytest.mark.parametrize("host", ["static"], indirect=True)
 def test_cancel_keeps_what_was_learned_and_the_next_run_goes_on(host):
     graph, loader, common = start(host)
