@@ -19,7 +19,6 @@ from .shapes import signed_distance
 
 SIZE = 64  # pixels a side
 FRAMES = 8
-FPS = 8
 
 COLOURS = {
     "red": (220, 40, 40),
