@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import torch
 
+from dreamvideo.models.threads import OWN_CHOICE
 from dreamvideo.safety.paths import write_json
 
-from . import growth, imports, memory, sampling, shortcuts, training
+from . import growth, imports, memory, sampling, shortcuts, threads, training
 from .machine import describe
 from .setting import Row, Setting
 from .sizes import SIZES
@@ -26,6 +28,8 @@ FIGURES: dict[int, tuple[str, Callable[[Setting], list[Row]]]] = {
     5: ("fraction of a matrix product", growth.fraction_rows),
     6: ("import times", imports.rows),
     7: ("single shortcuts", shortcuts.rows),
+    8: ("the demo beside a busy process", threads.demo_rows),
+    9: ("threads by the size of a network", threads.size_rows),
 }
 
 
@@ -34,11 +38,12 @@ def main() -> None:
     device = torch.device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
+        os.environ[OWN_CHOICE[0]] = str(args.threads)  # small networks take what is asked for, too
     size = args.size or ("full" if device.type == "cuda" else "middle")
     given = {name: getattr(args, name) for name in ("pixels", "frames") if getattr(args, name)}
-    setting = Setting(size, device, args.rounds, args.steps, args.clock, given)
+    setting = Setting(size, device, args.rounds, args.steps, args.clock, given, args.quick)
     about = {**describe(device), "size": size, "pixels": setting.size.pixels, "frames": setting.size.frames}
-    about |= {"dtype": str(setting.dtype), "rounds": args.rounds, "clock": args.clock}
+    about |= {"dtype": str(setting.dtype), "rounds": args.rounds, "clock": args.clock, "quick": args.quick}
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     found: list[Row] = []
     for number in args.figures:
@@ -62,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pixels", type=int, help="height and width (default: 256; size tiny: 64)")
     made.add_argument("--frames", type=int, help="of motion training and of sampling (default: 32; size tiny: 4)")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--threads", type=int, default=0, help="of the CPU (default: all)")
+    made.add_argument("--threads", type=int, default=0, help="of the CPU (default: what suits each network)")
+    made.add_argument("--quick", action="store_true", help="figure 8 with the demo's short form: a tenth of the steps")
     clock = "wall: seconds passed; cpu: seconds of this process, for a machine that is busy (default: wall)"
     made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=clock)
     made.add_argument(

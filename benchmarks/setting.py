@@ -23,7 +23,7 @@ class Setting:
     """Size, device, precision and patience; models are made when first asked for.
 
     rounds: how often each job runs; steps: DDIM steps of a round of sampling; given: pixels and frames other than the
-    size's own.
+    size's own; quick: the demo in its short form.
     """
 
     size_name: str
@@ -32,6 +32,7 @@ class Setting:
     steps: int
     clock_kind: str
     given: dict[str, int] = field(default_factory=dict)
+    quick: bool = False
 
     @property
     def size(self) -> Size:

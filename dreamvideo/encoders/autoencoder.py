@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..models.threads import threads_for
 from ..safety.sizes import check_divides
 from .protocols import LATENT_SCALE, Moments, checked_images, full_precision
 from .weights import filled
@@ -40,7 +42,8 @@ class KLAutoencoder:
         """
         height, width = checked_images(images).shape[-2:]
         check_divides("A picture", width, height, self.factor)
-        parts = [self.vae.encode(part * 2 - 1).latent_dist for part in self._parts(images, chunk, height * width)]
+        with self._threads():
+            parts = [self.vae.encode(part * 2 - 1).latent_dist for part in self._parts(images, chunk, height * width)]
         mean = torch.cat([full_precision(part.mean) for part in parts])
         std = torch.cat([full_precision(part.std) for part in parts])
         return Moments(mean * LATENT_SCALE, std * LATENT_SCALE)
@@ -53,8 +56,12 @@ class KLAutoencoder:
             raise ValueError(f"Latents come as [N, {channels}, h, w]; these have shape {list(latents.shape)}.")
         pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
         parts = self._parts(latents / LATENT_SCALE, chunk, pixels)
-        images = torch.cat([full_precision(self.vae.decode(part).sample) for part in parts])
+        with self._threads():
+            images = torch.cat([full_precision(self.vae.decode(part).sample) for part in parts])
         return (images / 2 + 0.5).clamp(0, 1)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return threads_for(self.vae, self.vae.encoder.conv_in.weight.device)
 
     def _parts(self, x: Tensor, chunk: int | None, pixels: int) -> Iterable[Tensor]:
         chunk = chunk or max(PIXELS_PER_CHUNK // pixels, 1)

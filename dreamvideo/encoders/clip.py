@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.resizing import area_average
+from ..models.threads import threads_for
 from ..safety.texts import quoted
 from .prompts import Piece, check_placeholder, clip_tokenizer, read_weights, split_prompt
 from .protocols import checked_images, full_precision
@@ -117,7 +118,8 @@ class OpenClipText:
         x = self.clip.token_embedding(torch.tensor(ids, device=device))  # [B, 77, D]
         x = _put_in(x, slots, vectors)
         x = x + self.clip.positional_embedding.to(x.dtype)
-        x = full_precision(self.clip.ln_final(self._blocks(x)))
+        with threads_for(self.clip, device):
+            x = full_precision(self.clip.ln_final(self._blocks(x)))
         return _weigh(x[:-1], x[-1], weights[:-1]) if weighs else x
 
     def _checked(self, name: str, rows: Tensor) -> Tensor:
@@ -198,7 +200,8 @@ class OpenClipImage:
         """Features [B, D] of images [B, 3, H, W] in 0..1 of any size."""
         weight = self.clip.visual.conv1.weight
         pixels = clip_pixels(checked_images(images).to(weight.device, torch.float32), self.image_size)
-        return full_precision(self.clip.encode_image(pixels.to(weight.dtype)))
+        with threads_for(self.clip, weight.device):
+            return full_precision(self.clip.encode_image(pixels.to(weight.dtype)))
 
 
 def clip_pixels(images: Tensor, size: int) -> Tensor:

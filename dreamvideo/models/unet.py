@@ -31,6 +31,7 @@ from .blocks import (
     unfold_frames,
 )
 from .config import UNetConfig
+from .threads import threads_for
 
 
 class Adapters(Protocol):
@@ -140,6 +141,10 @@ class UNet(nn.Module):
         One context row a video. Returns [B, C, F, h, w] in x's dtype. Raises ValueError for shapes that do not fit.
         """
         self._check(x, timesteps, context)
+        with threads_for(self, x.device):
+            return self._predict(x, timesteps, context, adapters)
+
+    def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None) -> Tensor:
         frames = x.shape[2]
         timesteps = timesteps.to(x.device)
         network = self if adapters is None else adapters.network(self, timesteps)

@@ -25,6 +25,7 @@ from ..devices import choose_checkpointing, free_bytes
 from ..files.fingerprint import fingerprint
 from ..files.tensors import write_safetensors
 from ..models.diffusion import SCHEDULE
+from ..models.threads import threads_for
 from ..models.unet import UNet
 from .data import EMPTY_PROMPT, TrainingData, digest
 from .drawing import Batch, draw_batch
@@ -105,7 +106,7 @@ def train(
         run.restore()
     package = package or (lambda step: learner)
     stopped = False
-    with _checkpointing(unet, _checkpoints(run, callbacks)):
+    with threads_for(unet, run.device), _checkpointing(unet, _checkpoints(run, callbacks)):
         try:
             stopped = _advance(run, settings, callbacks, package)
         except KeyboardInterrupt:

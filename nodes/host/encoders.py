@@ -18,6 +18,7 @@ from ...dreamvideo.base import Base
 from ...dreamvideo.encoders.clip import clip_pixels, tell_what_is_cut
 from ...dreamvideo.encoders.prompts import check_placeholder
 from ...dreamvideo.encoders.protocols import LATENT_SCALE, Encoders, Moments
+from ...dreamvideo.models.threads import threads_for
 from ...dreamvideo.safety.texts import quoted
 from ..placeholders import PlaceholderTokenizer
 
@@ -79,7 +80,8 @@ class HostText:
     ) -> Tensor:
         # No clone of the CLIP: the host would load it anew in every training step.
         tokenizer = _tokenizer_of(self.clip, tokens or {})
-        with _differentiable(self.clip.cond_stage_model):
+        network = self.clip.cond_stage_model
+        with threads_for(network, self.clip.patcher.load_device), _differentiable(network):
             return torch.cat([self._encode(tokenizer, prompt, weighted) for prompt in prompts])
 
     def _encode(self, tokenizer: PlaceholderTokenizer, prompt: str, weighted: bool) -> Tensor:
@@ -130,7 +132,8 @@ class HostImage:
     def encode(self, images: Tensor) -> Tensor:
         comfy.model_management.load_model_gpu(self.vision.patcher)
         pixels = clip_pixels(images.float(), self.vision.image_size).to(self.vision.load_device)
-        return self.vision.model(pixel_values=pixels, intermediate_output=-2)[2].float().cpu()
+        with threads_for(self.vision.model, pixels.device):
+            return self.vision.model(pixel_values=pixels, intermediate_output=-2)[2].float().cpu()
 
 
 class NoImage:
@@ -159,7 +162,8 @@ class HostVAE:
         vae = self.vae
         memory = vae.memory_used_encode((chunk or 8, *images.shape[1:]), vae.vae_dtype)
         comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
-        parts = [self._moments(part) for part in images.split(chunk or 8)]
+        with threads_for(vae.first_stage_model, torch.device(vae.device)):
+            parts = [self._moments(part) for part in images.split(chunk or 8)]
         mean, logvar = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
         return Moments(mean * LATENT_SCALE, std * LATENT_SCALE)
@@ -171,7 +175,8 @@ class HostVAE:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        return self.vae.decode(latents / LATENT_SCALE).movedim(-1, 1).float()
+        with threads_for(self.vae.first_stage_model, torch.device(self.vae.device)):
+            return self.vae.decode(latents / LATENT_SCALE).movedim(-1, 1).float()
 
 
 def networks_of(base: Base, vae: Any, vision: Any) -> dict[str, nn.Module]:

@@ -2,10 +2,11 @@
 
 import inspect
 import logging
+from collections import defaultdict
 
 import pytest
 import torch
-from graphs import base
+from graphs import base, give, our_sample, pictures, prompts, stock_sample
 from harness import Graph
 
 pytestmark = pytest.mark.parametrize("host", ["static"], indirect=True)
@@ -96,3 +97,44 @@ def test_registering_again_leaves_one(host, ours):
     host.module("nodes.host").register()
     assert comfy.supported_models.models == before
     assert [model.__name__ for model in before].count(ours.__name__) == 1
+
+
+@pytest.fixture
+def two_threads(host, monkeypatch):
+    for name in host.module("dreamvideo.models.threads").OWN_CHOICE:  # what the whole suite has chosen
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_small_networks_take_one_thread_and_the_hosts_other_nodes_all(host, two_threads, monkeypatch):
+    seen = defaultdict(set)
+
+    def note(module, *_):
+        seen[type(module).__name__].add(torch.get_num_threads())
+
+    class Beside(host.nodes.NODE_CLASS_MAPPINGS["VAEDecode"]):
+        def decode(self, vae, samples):
+            seen["another node"].add(torch.get_num_threads())
+            return super().decode(vae, samples)
+
+    monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, "VAEDecode", Beside)
+    graph = Graph()
+    loader = base(graph)
+    token = graph.add(
+        "DreamVideoTrainTextualInversion", model=[loader, 0], clip=[loader, 1], vae=[loader, 2], steps=1, seed=3,
+        images=give(host, graph, "IMAGE", pictures(2)), placeholder="<thing>", class_word="ball", captions="",
+        vectors=1, learning_rate=0.01, batch_size=2, preview_every=0, gradient_checkpointing="off", resume=False,
+    )  # fmt: skip
+    words = prompts(graph, [token, 3], "a <thing>")
+    latents = [sample(graph, [loader, 0], *words) for sample in (stock_sample, our_sample)]
+    decoded = [[graph.add("VAEDecode", samples=latent, vae=[loader, 2]), 0] for latent in latents]
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        host.run_with_probe(graph, *decoded)
+    finally:
+        hook.remove()
+    assert seen["ResBlock"] == {1}, seen
+    assert seen["another node"] == {2} and torch.get_num_threads() == 2
