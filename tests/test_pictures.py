@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dreamvideo.evaluation.pictures import contact_sheet
-from dreamvideo.evaluation.plots import loss_plot
+from dreamvideo.evaluation.plots import loss_plot, smoothed
 
 RED, BLUE = torch.tensor([1.0, 0, 0]), torch.tensor([0, 0, 1.0])
 
@@ -59,6 +59,23 @@ def test_curve_falls_where_the_loss_falls():
     assert height == sorted(height) and height[-1] - height[0] > 100
     steps = np.diff(height)  # a straight line on a logarithmic axis
     assert steps.max() - steps.min() < 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 400])
+def test_smoothing_leaves_what_is_smooth(count):
+    for line in (np.full(count, 0.3), np.linspace(0.9, 0.1, count)):
+        assert smoothed(line) == pytest.approx(line)
+
+
+def test_smoothing_neither_lags_nor_leads():
+    noise = np.random.default_rng(0).lognormal(0.0, 0.8, 2000)
+    trend = np.linspace(1.0, 0.2, 2000)
+    found = smoothed(trend * noise / noise.mean())
+    assert len(found) == 2000
+    assert np.abs(found / trend - 1).max() < 0.2  # the noise alone is twice the value and more
+    assert np.abs(np.diff(found)).max() < 0.01
+    step = smoothed(np.repeat([1.0, 0.0], 300))
+    assert step[300] == pytest.approx(0.5, abs=0.01) and step + step[::-1] == pytest.approx(np.ones(600))
 
 
 @pytest.mark.parametrize(

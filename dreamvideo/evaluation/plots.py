@@ -23,21 +23,27 @@ DPI = 100
 def loss_plot(losses: Mapping[str, Sequence[float]], width: int = 960, height: int = 540) -> Tensor:
     """Loss per step on a logarithmic axis, one colour a name, [3, H, W] in 0..1.
 
-    losses: name -> the loss of steps 1, 2, .... The raw values are faint; over them lies their running mean over a
-    twentieth of the steps. Values that are not finite and positive are left out.
+    losses: name -> the loss of steps 1, 2, .... The raw values are thin and pale, over them lies what is left of them
+    when they are smoothed. The axis shows nine tenths of the raw ones. Values that are not finite and positive are
+    left out.
     """
     curves = {name: _shown(values) for name, values in losses.items()}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     figure, axes = _axes(width, height)
+    spans: list[float] = []
     if not curves:
         axes.axis("off")
         axes.text(0.5, 0.5, "no losses yet", color=GREY, ha="center", transform=axes.transAxes)
         return _pixels(figure)
     for colour, (name, (steps, values)) in zip(cycle(CURVE_COLOURS), curves.items(), strict=False):
         dot = "o" if len(steps) == 1 else None
-        axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-        axes.plot(steps, _running_mean(values), color=colour, linewidth=2.5, marker=dot, label=name, zorder=3)
+        trend = smoothed(values)
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
+        axes.plot(steps, trend, color=colour, linewidth=2.5, marker=dot, label=f"{name}, smoothed", zorder=3)
+        spans += [*np.quantile(values, (0.05, 0.95)), trend.min(), trend.max()]
+    axes.plot([], [], color=GREY, alpha=0.6, linewidth=0.6, label="every step")
     axes.set_xlim(0.5, max(map(len, losses.values())) + 0.5)
+    axes.set_ylim(min(spans) / 1.2, max(spans) * 1.2)
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("loss", color=INK)
     axes.grid(axis="y", color=FAINT)
@@ -124,9 +130,20 @@ def _shown(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(keep) + 1, losses[keep]
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    reach = len(values) // 40
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    steps = np.arange(len(values))
-    starts, ends = np.maximum(steps - reach, 0), np.minimum(steps + reach + 1, len(values))
-    return (sums[ends] - sums[starts]) / (ends - starts)
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """The trend of a noisy curve [n], as long: at each place the straight line that fits its neighbours best.
+
+    Local linear regression (Cleveland 1979, with his weights) over a sixth of the curve to either side. A mean would lag
+    behind a loss that falls, and at both ends look to one side; a straight line stays what it is, ends included.
+    """
+    reach = max(len(values) // 6, 1)
+    distance = np.arange(-reach, reach + 1)
+    weight = (1 - np.abs(distance / (reach + 1)) ** 3) ** 3
+
+    def sums(power: int, of: np.ndarray) -> np.ndarray:  # over the neighbours, of weight * distance**power * of
+        return np.convolve(of, (weight * distance**power)[::-1])[reach : reach + len(values)]
+
+    here = np.ones(len(values))
+    w0, w1, w2 = (sums(power, here) for power in range(3))
+    found = (w2 * sums(0, values) - w1 * sums(1, values)) / np.maximum(w0 * w2 - w1**2, np.finfo(float).tiny)
+    return np.clip(found if len(values) > 1 else values, values.min(), values.max())  # a loss is never below 0

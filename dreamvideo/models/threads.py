@@ -31,7 +31,7 @@ def threads_for(network: nn.Module, device: torch.device) -> AbstractContextMana
     that is being compiled, where the user has chosen, and where PyTorch's threads are not OpenMP's, whose number cannot
     be changed once they have worked.
     """
-    if device.type != "cpu" or torch.compiler.is_compiling() or any(os.environ.get(name) for name in OWN_CHOICE):
+    if device.type != "cpu" or torch.compiler.is_compiling() or any(map(os.getenv, OWN_CHOICE)):
         return nullcontext()
     if torch.get_num_threads() == 1 or not _openmp() or parameters_of(network) >= SMALL:
         return nullcontext()

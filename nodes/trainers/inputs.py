@@ -144,4 +144,9 @@ def outputs(*, clip: bool) -> list:
     ]
     if clip:
         found.append(io.Clip.Output(display_name="clip", tooltip="A copy of the CLIP that knows the placeholder."))
-    return found
+    return [
+        *found,
+        io.Image.Output(
+            display_name="loss_plot", tooltip="The loss of every step and its trend, drawn: for Preview Image."
+        ),
+    ]

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...dreamvideo.defaults import Defaults, defaults_for
 from ...dreamvideo.encoders.protocols import Encoders
 from ...dreamvideo.evaluation.pictures import contact_sheet, few_frames
+from ...dreamvideo.evaluation.plots import loss_plot
 from ...dreamvideo.files.adapter_info import TrainedAdapter
 from ...dreamvideo.models.config import UNetConfig
 from ...dreamvideo.plans import Plan
@@ -27,7 +28,7 @@ from ...dreamvideo.training.data import TrainingData, digest, encode_photos
 from ...dreamvideo.training.places import Place, shelved
 from .. import host
 from ..adapters import ADAPTERS, SUFFIX, apply, told
-from ..fields import check_size, engine_images, subject_masks
+from ..fields import check_size, engine_images, host_images, subject_masks
 from .inputs import CHECKPOINTING
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,14 @@ class Job:
         log.info("DreamVideo: %s", printable(text))
         curve = [value for values in outcome.losses.values() for value in values]
         model, clip = apply(self.model, clip, outcome.adapter)
-        parts = (outcome.adapter, {"loss": curve}, model, *([clip] if clip is not None else []))
+        plot = loss_plot({NAMES[stage]: values for stage, values in outcome.losses.items()})
+        parts = (
+            outcome.adapter,
+            {"loss": curve},
+            model,
+            *([clip] if clip is not None else []),
+            host_images(plot[None]),
+        )
         return io.NodeOutput(*parts, ui=host.shown(self.node_id, text))
 
     def _reports(self, reload: Callable[[], None]) -> Reports:
