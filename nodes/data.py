@@ -54,12 +54,15 @@ class ToyMedia(io.ComfyNode):
     @classmethod
     def execute(cls, frames=8) -> io.NodeOutput:
         found = toy_material(frames)
+        photographs = [photo.image for photo in found.photos]
+        sheet = contact_sheet([("photographs", photographs), ("clip", few_frames(found.clip, len(photographs)))])
         return io.NodeOutput(
-            host_images(torch.stack([photo.image for photo in found.photos])),
+            host_images(torch.stack(photographs)),
             torch.cat([photo.mask.reshape(1, *photo.image.shape[1:]) for photo in found.photos]).float(),
             host_images(found.clip),
             found.motion_caption,
             found.prompt.format(found.placeholder),
+            ui=ui.PreviewImage(host_images(sheet[None]), cls=cls),
         )
 
 

@@ -13,8 +13,9 @@ import dreamvideo
 
 TEXT = (PACK / "pyproject.toml").read_text(encoding="utf-8")
 TEMPLATES = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
+BLUEPRINTS = sorted(path.stem for path in (PACK / "subgraphs").glob("*.json"))
 NEEDED = {"__init__.py", "LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "requirements.txt"}
-FOLDERS = {"dreamvideo", "nodes", "web", "locales", "workflows"}
+FOLDERS = {"dreamvideo", "nodes", "web", "locales", "workflows", "subgraphs"}
 
 
 def archive() -> list[Path]:
@@ -24,7 +25,7 @@ def archive() -> list[Path]:
 
     def listed(*more: str) -> set[str]:
         found = subprocess.run(["git", "-C", PACK, "ls-files", *more], capture_output=True, text=True, check=True)
-        return set(found.stdout.split())
+        return set(found.stdout.splitlines())
 
     return [Path(name) for name in sorted(listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore"))]
 
@@ -47,7 +48,7 @@ def test_changelog_tells_of_this_version():
 def test_archive_holds_what_a_user_needs_and_no_more():
     found = archive()
     assert {path.parts[0] for path in found} == NEEDED | FOLDERS
-    assert {path.name for path in found} >= {f"{name}.json" for name in TEMPLATES}
+    assert {path.name for path in found} >= {f"{name}.json" for name in TEMPLATES + BLUEPRINTS}
     assert not [path for path in found if path.suffix in (".pth", ".bin", ".ckpt", ".pt", ".exe", ".sh")]
 
 
@@ -69,5 +70,6 @@ def test_page_of_nodes_tells_of_every_node_with_its_picture():
         assert f"(nodes/{schema.node_id}.png)" in page and (PACK / "docs" / "nodes" / f"{schema.node_id}.png").is_file()
         assert f"(../web/docs/{schema.node_id}.md)" in page
     assert sum(path.stat().st_size for path in (PACK / "docs" / "nodes").glob("*.png")) < 1_500_000
+    assert len(BLUEPRINTS) == 3 and all(f"*{name}*" in page for name in BLUEPRINTS)
     for name in TEMPLATES:
         assert f"`{name}`" in page or f"`{name}`" in (PACK / "README.md").read_text(encoding="utf-8"), name

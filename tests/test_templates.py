@@ -1,4 +1,4 @@
-"""The templates as shipped: nothing touches in either of ComfyUI's node designs, nothing depends on its version.
+"""Templates and blueprints as shipped: nothing touches in either of ComfyUI's node designs, or depends on its version.
 
 The new design hangs two footers of 26 pixels below a node, the name of its pack and "Issues".
 """
@@ -9,13 +9,31 @@ from pathlib import Path
 
 import pytest
 
-FILES = sorted((Path(__file__).parents[1] / "workflows").glob("*.json"))
+PACK = Path(__file__).parents[1]
+FILES = sorted(PACK.glob("workflows/*.json")) + sorted(PACK.glob("subgraphs/*.json"))
 TITLE, BELOW, BESIDE, GROUPS = 30, 56, 40, 40  # pixels: a node's title, then the least distances
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
-pytestmark = pytest.mark.parametrize("workflow", [json.loads(path.read_text("utf-8")) for path in FILES],
-                                     ids=[path.stem for path in FILES])  # fmt: skip
+
+def parts_of(workflow: dict) -> list[dict]:
+    return workflow.get("definitions", {}).get("subgraphs", [])
+
+
+def levels() -> dict[str, dict]:
+    """Every graph that somebody can look at: workflows, and the parts in them and in blueprints."""
+    found = {}
+    for path in FILES:
+        workflow = json.loads(path.read_text("utf-8"))
+        if path.parent.name == "workflows":
+            found[path.stem] = workflow
+        found |= {f"{path.stem}/{part['name']}": part for part in parts_of(workflow)}
+    return found
+
+
+LEVELS = levels()
+IDS = {part["id"] for part in LEVELS.values() if "inputNode" in part}
+pytestmark = pytest.mark.parametrize("workflow", LEVELS.values(), ids=LEVELS)
 
 
 def box_of(node: dict) -> Box:
@@ -53,9 +71,38 @@ def test_groups_hold_their_nodes_and_do_not_touch(workflow):
 def test_stock_nodes_say_only_what_a_template_sets(workflow):
     """Create Video, Save Video and others get new rows and sockets from one ComfyUI to the next."""
     for node in workflow["nodes"]:
-        if node["type"].startswith("DreamVideo"):
+        if node["type"].startswith("DreamVideo") or node["type"] in IDS:
             continue
         for sockets, links in ((node["inputs"], "link"), (node["outputs"], "links")):
             assert not sockets or sockets[-1][links], node["type"]
         if node["type"] in ("CreateVideo", "SaveVideo", "LoadVideo", "LoadImage"):
             assert len(node["widgets_values"]) == 1, node["type"]
+
+
+def test_links_begin_and_end_where_both_ends_say(workflow):
+    """The frontend drops a link that only one end knows; -10 and -20 stand for the outside of a part."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    links = [dict(zip(names, link, strict=True)) if isinstance(link, list) else link for link in workflow["links"]]
+    assert len({link["id"] for link in links}) == len(links)
+    for link in links:
+        begin = nodes[link["origin_id"]]["outputs"] if link["origin_id"] > 0 else workflow["inputs"]
+        end = nodes[link["target_id"]]["inputs"] if link["target_id"] > 0 else workflow["outputs"]
+        begin, end = begin[link["origin_slot"]], end[link["target_slot"]]
+        assert link["id"] in (begin["links"] if "links" in begin else begin["linkIds"])
+        assert link["id"] in (end["linkIds"] if "linkIds" in end else [end["link"]])
+        assert begin["type"] == end["type"] == link["type"]
+
+
+def test_parts_of_a_workflow_are_its_own(workflow):
+    """One that is changed in a workflow changes neither the blueprint nor what another workflow has."""
+    assert len(IDS) == sum("inputNode" in part for part in LEVELS.values())
+    parts = {part["id"]: part for part in parts_of(workflow)}
+    ids = [node["id"] for level in (workflow, *parts.values()) for node in level["nodes"]]
+    assert len(set(ids)) == len(ids)
+    for node in workflow["nodes"]:
+        if node["type"] in parts:
+            part = parts[node["type"]]
+            assert [entry["name"] for entry in node["inputs"]] == [entry["name"] for entry in part["inputs"]]
+            assert [entry["name"] for entry in node["outputs"]] == [entry["name"] for entry in part["outputs"]]
+            assert len(node["widgets_values"]) == sum("widget" in entry for entry in node["inputs"])

@@ -133,8 +133,8 @@ def _shown(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 def smoothed(values: np.ndarray) -> np.ndarray:
     """The trend of a noisy curve [n], as long: at each place the straight line that fits its neighbours best.
 
-    Local linear regression (Cleveland 1979, with his weights) over a sixth of the curve to either side. A mean would lag
-    behind a loss that falls, and at both ends look to one side; a straight line stays what it is, ends included.
+    Local linear regression (Cleveland 1979, with his weights) over a sixth of the curve to either side. A mean would
+    lag behind a loss that falls where it begins and ends; a straight line stays what it is, ends included.
     """
     reach = max(len(values) // 6, 1)
     distance = np.arange(-reach, reach + 1)

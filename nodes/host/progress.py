@@ -25,7 +25,14 @@ def say(node_id: str | None, text: str) -> None:
     running = getattr(server.PromptServer, "instance", None)
     window = getattr(running, "client_id", None)
     if window is not None and node_id is not None and hasattr(running, "send_progress_text"):
-        running.send_progress_text(for_page(text), node_id, window)
+        for each in places_of(node_id):
+            running.send_progress_text(for_page(text), each, window)
+
+
+def places_of(node_id: str) -> list[str]:
+    """A node and the subgraphs around it: "7:3" is 3 in 7, and whoever looks at 7 from outside sees that alone."""
+    numbers = node_id.split(":")
+    return [":".join(numbers[:depth]) for depth in range(len(numbers), 0, -1)]
 
 
 def shown(node_id: str | None, text: str) -> ui.PreviewText:

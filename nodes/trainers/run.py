@@ -34,6 +34,7 @@ from .inputs import CHECKPOINTING
 log = logging.getLogger(__name__)
 
 STATES = "dreamvideo_training"  # below output while a training is not done, below temp afterwards
+PLOT = 640, 380  # pixels of the losses; a node shows them at two thirds
 NAMES = {"token": "word", "identity": "looks", "motion": "motion"}
 
 
@@ -156,7 +157,7 @@ class Job:
         log.info("DreamVideo: %s", printable(text))
         curve = [value for values in outcome.losses.values() for value in values]
         model, clip = apply(self.model, clip, outcome.adapter)
-        plot = loss_plot({NAMES[stage]: values for stage, values in outcome.losses.items()})
+        plot = loss_plot({NAMES[stage]: values for stage, values in outcome.losses.items()}, *PLOT)
         parts = (
             outcome.adapter,
             {"loss": curve},

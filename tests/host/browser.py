@@ -26,10 +26,11 @@ from itertools import combinations
 from pathlib import Path
 
 from harness import PACK
-from litegraph import to_api
 from over_http import Server
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+
+from subgraphs import to_api
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -38,7 +39,7 @@ FLAGS = [
                  "disable-component-update", "disable-sync")
 ]  # fmt: skip
 QUIET = ("favicon", "Failed to load resource", "api.comfy.org", "ERR_", "GTM", "userdata", "api/queue")
-FEW = {"steps": 6, "token_steps": 6, "preview_every": 0}
+FEW = {"steps": 6, "token_steps": 6, "steps_of_word": 6, "steps_of_looks": 6, "preview_every": 0}
 TOY = {"base": "embedded", "width": 64, "height": 64, "frames": 8, "learning_rate": 0, "token_learning_rate": 0}
 # For pictures: text at every zoom, no map in the corner.
 PLAIN = {"LiteGraph.Canvas.MinFontSizeForLOD": 0, "Comfy.Minimap.Visible": False}

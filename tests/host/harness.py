@@ -33,7 +33,7 @@ class Graph(dict):
     """A graph in the API's format."""
 
     def add(self, kind: str, **inputs: Any) -> str:
-        name = str(1 + max(map(int, self), default=0))
+        name = str(1 + max((int(each.partition(":")[0]) for each in self), default=0))  # "7:3" is in a part
         self[name] = {"class_type": kind, "inputs": inputs}
         return name
 
@@ -91,6 +91,7 @@ class _Server:
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.text_windows: set[str | None] = set()  # None is all of them
+        self.text_nodes: set[str] = set()
         self.supports = ["custom_nodes_from_web"]
         self.sockets_metadata: dict = {}
         self.routes = types.SimpleNamespace(
@@ -107,6 +108,7 @@ class _Server:
     def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
         self.texts.append(text)
         self.text_windows.add(sid)
+        self.text_nodes.add(node_id)
 
 
 class Host:

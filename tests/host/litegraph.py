@@ -1,14 +1,13 @@
-"""Workflows in the frontend's format: written from short descriptions, and read back into the API's."""
+"""Workflows in the frontend's format, written from short descriptions. `subgraphs` has their parts and reads them."""
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-from harness import Graph
 
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings widgets of its own
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
@@ -67,6 +66,14 @@ def rows_of(name: str, kind: str, options: dict, value: Any) -> int:
     return 1 + button + len(extra_slots(name, kind, options)) + below
 
 
+@dataclass(frozen=True)
+class Promoted:
+    """A widget's value that stands on the outside of a subgraph, too, under its own name or another."""
+
+    value: Any
+    name: str = ""
+
+
 @dataclass
 class Group:
     """A titled frame around nodes that are stacked in one or several columns. box: [left, top, width, height]."""
@@ -85,10 +92,14 @@ class Group:
 
 
 class Workflow:
-    """Nodes land below one another; `group`, `beside` and `right` say where the next ones go."""
+    """Nodes land below one another; `group`, `beside` and `right` say where the next ones go.
 
-    def __init__(self, classes: dict[str, type]) -> None:
-        self.classes, self.nodes, self.links = classes, [], []
+    first: the number of its first node and of its first link.
+    """
+
+    def __init__(self, classes: dict[str, type], first: int = 1) -> None:
+        self.classes, self.nodes, self.links, self.first = classes, [], [], first
+        self.subgraphs: list[dict] = []
         self.groups: list[Group] = []
         self.x = self.y = self.top = 0.0
         self.columns = 0.0  # where the present column of groups begins
@@ -122,7 +133,7 @@ class Workflow:
         self._append("MarkdownNote", (wide, height), [], [], [text], title)
 
     def add(self, kind: str, wide: int = WIDTH, room: int = 0, title: str | None = None, **given: Any) -> int:
-        """given: widget values, or (node, output) for a link. room: pixels that its preview will need.
+        """given: widget values, or (node, output) for a link; in a part, `Promoted` ones. room: pixels of its preview.
 
         A stock node keeps the values up to the last given one and no more: what stands behind it differs from one
         ComfyUI to the next, and the frontend fills it in.
@@ -130,16 +141,18 @@ class Workflow:
         node_class, inputs, values, links = self.classes[kind], [], [], []
         heights, kept = 0, 0
         for name, type_, options in sockets(node_class):
-            value = given.pop(name, None)
+            value, own = given.pop(name, None), None
+            if isinstance(value, Promoted):
+                height = height_of(name, type_, options, value.value)
+                own, value = value.value, self.promote(value.name or name, type_, value.value, height)
             linked = isinstance(value, tuple)
             widget = is_widget(type_, options)
             if widget:
                 shown = default(type_, options) if linked or value is None else value
+                shown = shown if own is None else own
                 values += [shown, *extra_slots(name, type_, options)]
                 kept = kept if value is None else len(values)
-                heights += (
-                    TEXT_HEIGHT if options.get("multiline") else WIDGET_HEIGHT * rows_of(name, type_, options, shown)
-                )
+                heights += height_of(name, type_, options, shown)
             if linked or not widget:
                 entry = {"name": name, "type": type_, "link": None}
                 if widget:
@@ -157,26 +170,55 @@ class Workflow:
         rows = max(sum("widget" not in entry for entry in inputs), len(outputs))
         height = 16 + SLOT_HEIGHT * rows + heights + room
         node = self._append(kind, (wide, height), inputs, outputs, values if is_ours(kind) else values[:kept], title)
-        for slot, (source, output), type_ in links:
-            number = len(self.links) + 1
-            self.links.append([number, source, output, node, slot, type_])
-            self.nodes[node - 1]["inputs"][slot]["link"] = number
-            self.nodes[source - 1]["outputs"][output]["links"].append(number)
+        self._connect(node, links)
         return node
 
+    def place(self, part: Any, wide: int = WIDTH, room: int = 0, title: str | None = None, **given: Any) -> int:
+        """A subgraph as one node. given: links of its inputs, as for `add`."""
+        inputs, links = [], []
+        for slot, about in enumerate(part.inputs):
+            widget = {"widget": {"name": about["name"]}} if about["promoted"] else {}
+            inputs.append({"name": about["name"], "type": about["type"], "link": None} | widget)
+            if about["name"] in given:
+                links.append((slot, given.pop(about["name"]), about["type"]))
+        if given:
+            raise KeyError(f"{part.name} has no {', '.join(given)}")
+        outputs = [{"name": about["name"], "type": about["type"], "links": []} for about in part.outputs]
+        rows = max(sum(not about["promoted"] for about in part.inputs), len(outputs))
+        height = 16 + SLOT_HEIGHT * rows + sum(about["height"] for about in part.inputs) + room
+        values = [about["value"] for about in part.inputs if about["promoted"]]
+        node = self._append(part.id, (wide, height), inputs, outputs, values, title or part.name)
+        self._connect(node, links)
+        self.subgraphs.append(part.definition())
+        return node
+
+    def promote(self, name: str, type_: str, value: Any, height: int) -> tuple[int, int]:
+        raise ValueError("A widget is promoted from a part to its outside; this is no part.")
+
+    def _connect(self, node: int, links: list[tuple[int, tuple[int, int], str]]) -> None:
+        for slot, (source, output), type_ in links:
+            number = len(self.links) + self.first
+            self.links.append([number, source, output, node, slot, type_])
+            self.nodes[node - self.first]["inputs"][slot]["link"] = number
+            self._leaves(source, output, number)
+
+    def _leaves(self, source: int, output: int, link: int) -> None:
+        """Note at its beginning that a link begins there."""
+        self.nodes[source - self.first]["outputs"][output]["links"].append(link)
+
     def _append(self, kind, size, inputs, outputs, values, title) -> int:
-        number = len(self.nodes) + 1
+        number = len(self.nodes) + self.first
         node = {
             "id": number,
             "type": kind,
             "pos": [self.x, self.y + NODE_TITLE],
             "size": list(size),
             "flags": {},
-            "order": number - 1,
+            "order": len(self.nodes),
             "mode": 0,
             "inputs": inputs,
             "outputs": outputs,
-            "properties": properties(kind),
+            "properties": {"cnr_id": "dreamvideo"} if is_part(kind) else properties(kind),
             "widgets_values": values,
         }
         self.nodes.append(node | ({"title": title} if title else {}))
@@ -194,27 +236,38 @@ class Workflow:
             "revision": 0,
             "last_node_id": len(self.nodes),
             "last_link_id": len(self.links),
-            "nodes": [node if is_ours(node["type"]) else _sparse(node) for node in self.nodes],
+            "nodes": self.described_nodes(),
             "links": self.links,
-            "groups": [
-                {
-                    "id": number,
-                    "title": group.title,
-                    "bounding": group.box,
-                    "color": "#3f789e",
-                    "font_size": 24,
-                    "flags": {},
-                }
-                for number, group in enumerate(self.groups, 1)
-            ],  # fmt: skip
+            "groups": self.described_groups(),
             "config": {},
+            **({"definitions": {"subgraphs": self.subgraphs}} if self.subgraphs else {}),
             "extra": {"ds": {"scale": round(scale, 3), "offset": [round(30 / scale), round(50 / scale)]}},
             "version": 0.4,
         }
 
+    def described_nodes(self) -> list[dict]:
+        return [node if is_ours(node["type"]) or is_part(node["type"]) else _sparse(node) for node in self.nodes]
+
+    def described_groups(self) -> list[dict]:
+        look = {"color": "#3f789e", "font_size": 24, "flags": {}}
+        return [
+            {"id": number, "title": group.title, "bounding": group.box} | look
+            for number, group in enumerate(self.groups, 1)
+        ]
+
 
 def is_ours(kind: str) -> bool:
     return kind.startswith("DreamVideo")
+
+
+def is_part(kind: str) -> bool:
+    """Whether a node is a subgraph, whose type is the id of its definition."""
+    return re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", kind) is not None
+
+
+def height_of(name: str, kind: str, options: dict, value: Any) -> int:
+    """Pixels that a widget takes with this value."""
+    return TEXT_HEIGHT if options.get("multiline") else WIDGET_HEIGHT * rows_of(name, kind, options, value)
 
 
 def _sparse(node: dict) -> dict:
@@ -234,28 +287,7 @@ def properties(kind: str) -> dict[str, str]:
     return {"Node name for S&R": kind, "cnr_id": pack}
 
 
-def to_api(workflow: dict, classes: dict[str, type]) -> Graph:
-    """What the frontend queues of a workflow. KeyError for a node or an input that does not exist."""
-    links = {link[0]: link for link in workflow["links"]}
-    graph = Graph()
-    for node in workflow["nodes"]:
-        if node["type"] in NOTES:
-            continue
-        known = sockets(classes[node["type"]])
-        inputs, left = _widget_values(known, list(node["widgets_values"]))
-        if left:
-            raise KeyError(f"{node['type']} has values for {len(left)} widgets too many")
-        for entry in node["inputs"]:
-            if entry["name"] not in {name for name, _, _ in known}:
-                raise KeyError(f"{node['type']} has no input {entry['name']}")
-            if entry["link"] is not None:
-                _, source, output, *_ = links[entry["link"]]
-                inputs[entry["name"]] = [str(source), output]
-        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return graph
-
-
-def _widget_values(known: list[tuple[str, str, dict]], values: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+def widget_values(known: list[tuple[str, str, dict]], values: list[Any]) -> tuple[dict[str, Any], list[Any]]:
     """Widget name -> value, the default where values has no more; then the values that are left."""
     inputs: dict[str, Any] = {}
     for name, kind, options in known:
@@ -264,6 +296,6 @@ def _widget_values(known: list[tuple[str, str, dict]], values: list[Any]) -> tup
         inputs[name] = values[0] if values else default(kind, options)
         values = values[1 + len(extra_slots(name, kind, options)) :]
         if kind == DYNAMIC:
-            inner, values = _widget_values(nested(name, options, inputs[name]), values)
+            inner, values = widget_values(nested(name, options, inputs[name]), values)
             inputs |= inner
     return inputs, values

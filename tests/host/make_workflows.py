@@ -1,4 +1,4 @@
-"""Writes workflows/*.json anew: python tests/host/make_workflows.py. They are described here, not drawn.
+"""Writes workflows/*.json and subgraphs/*.json anew: python tests/host/make_workflows.py. None of them is drawn.
 
 The quickstart is for the embedded base, the others for the real one; `on_embedded` turns what those queue into
 something that the embedded base can do, for tests and thumbnails.
@@ -15,10 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from blueprints import PICTURE, blueprints, compose, learn_motion, learn_subject
 from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
 
-PICTURE, VIDEO = 260, 340  # pixels that a preview needs
+VIDEO = 360  # pixels that a preview needs
 BELOW_TEXT = 190  # a preview below a text box, which gives some of its own
 TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"
@@ -115,48 +116,42 @@ def real_base(flow: Workflow) -> int:
 
 
 def quickstart(flow: Workflow) -> None:
+    toy, demo = engine("nano.demo"), short()
+    subject = learn_subject(flow.classes, "quickstart", 1, placeholder="<my-toy>", class_word="toy",
+                            preview_every=0, filename_prefix="my-toy",
+                            **subject_widgets(True))  # fmt: skip
+    motion = learn_motion(flow.classes, "quickstart", 2, TOY | {"frames": demo["frames"]}, preview_every=0,
+                          caption=TOYS[CAPTION], filename_prefix="circling", **widgets("motion", True))  # fmt: skip
+    both = compose(flow.classes, "quickstart", 3, prompt=TOYS[PROMPT], motion_strength=toy.MOTION_STRENGTH,
+                   prior_strength=toy.PRIOR_STRENGTH, enlarge=4.0, **TOY, **demo)  # fmt: skip
     with flow.group("1 · What to learn from"):
         flow.note("Quickstart", "Press **Run**. A toy is learned from four photographs, a motion from one clip, then "
-                  "the toy does the motion. Nothing to download; some minutes on two CPU cores. Each node that trains "
-                  "tells its step, its loss and the time left. Cancel whenever you like: the next Run goes on from "
-                  "there.", 160)  # fmt: skip
+                  "the toy does the motion. Nothing to download; some minutes on two CPU cores. Cancel whenever you "
+                  "like: the next Run goes on from there.", 130)  # fmt: skip
         base = flow.add("DreamVideoLoadModelScope", base="embedded")
-        media = flow.add("DreamVideoToyMedia")
-        clips = flow.add("DreamVideoMotionClips", images=(media, 2), caption=(media, 3), frames=8, room=BELOW_TEXT,
-                         **TOY)  # fmt: skip
+        media = flow.add("DreamVideoToyMedia", room=210)
         flow.note("Then your own", "For your own dog and dance open the templates **2** to **4**: they use the real "
-                  "ModelScope weights and say where to get them. Select a node and press **i** for its help.",
-                  110)  # fmt: skip
+                  "ModelScope weights and say where to get them. The three large nodes are **blueprints**: you find "
+                  "them in the node library, and the arrow in their corner opens them.", 130)  # fmt: skip
     flow.right()
-    with flow.group("2 · Learn the subject: a word and its looks"):
-        subject = flow.add("DreamVideoTrainSubject", model=(base, 0), clip=(base, 1), vae=(base, 2),
-                           clip_vision=(base, 3), images=(media, 0), masks=(media, 1), placeholder="<my-toy>",
-                           class_word="toy", captions="a <my-toy>", preview_every=200, filename_prefix="my-toy",
-                           room=BELOW_TEXT, **subject_widgets(True))  # fmt: skip
+    sockets = {"model": (base, 0), "clip": (base, 1), "vae": (base, 2)}
+    with flow.group("2 · Learn the subject"):
+        learned = flow.place(subject, **sockets, clip_vision=(base, 3), photographs=(media, 0), masks=(media, 1),
+                             title="Learn the toy", wide=400, room=60)  # fmt: skip
         flow.beside()
-        flow.add("LossGraphNode", loss=(subject, 1), filename_prefix="loss-my-toy", room=PICTURE)
+        flow.add("PreviewImage", title="Its loss", images=(learned, 1), wide=440, room=PICTURE)
     with flow.group("3 · Learn the motion"):
-        motion = flow.add("DreamVideoTrainMotion", model=(base, 0), clip=(base, 1), vae=(base, 2),
-                          clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
-                          preview_every=200, filename_prefix="circling", room=PICTURE,
-                          **widgets("motion", True))  # fmt: skip
+        moved = flow.place(motion, **sockets, clip_vision=(base, 3), images=(media, 2), title="Learn the motion",
+                           wide=400, room=60)  # fmt: skip
         flow.beside()
-        flow.add("LossGraphNode", loss=(motion, 1), filename_prefix="loss-circling", room=PICTURE)
+        flow.add("PreviewImage", title="Its loss", images=(moved, 2), wide=440, room=PICTURE)
     flow.right()
-    with flow.group("4 · Put them together"):
-        both = flow.add("DreamVideoApplyAdapter", title="Add the motion to the subject", model=(subject, 2),
-                        adapter=(motion, 0), strength=engine("nano.demo").MOTION_STRENGTH)  # fmt: skip
-        positive, negative = prompts(flow, (subject, 3), (media, 4))
-        shown = guided(flow, positive, negative, (subject, 0))
-        start = flow.add("VAEEncode", title="The clip, for the start", pixels=(clips, 0), vae=(base, 2))
-        flow.note("When it looks wrong", "- not the toy: more `steps` in *Train Subject*\n- no motion: a higher "
-                  "`strength` in *Add the motion*, a higher `prior_strength` in the sampler\n- looks of the clip come "
-                  "along: lower ones, or a higher `strength` in *Encode Appearance Guidance*", 150)  # fmt: skip
-    flow.right()
-    with flow.group("5 · Make the video"):
-        prior = {"prior": (start, 0), "prior_strength": engine("nano.demo").PRIOR_STRENGTH}
-        video = sampled(flow, (both, 0), (shown, 0), (shown, 1), **prior, **TOY | short())
-        video_out(flow, (video, 0), (base, 2), "dreamvideo-quickstart", enlarge=True)
+    with flow.group("4 · The toy does the motion"):
+        video = flow.place(both, **sockets, subject=(learned, 0), motion=(moved, 0), clip_latents=(moved, 1),
+                           title="Put them together", wide=400)  # fmt: skip
+        flow.add(
+            "SaveVideo", video=(video, 0), filename_prefix="video/dreamvideo-quickstart", wide=400, room=VIDEO + 20
+        )
 
 
 def train_subject(flow: Workflow) -> None:
@@ -181,7 +176,7 @@ def train_subject(flow: Workflow) -> None:
                            class_word="dog", captions="a <my-dog>", preview_every=200, filename_prefix="my-dog",
                            room=BELOW_TEXT, **subject_widgets(False))  # fmt: skip
         flow.beside()
-        flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-my-dog", room=PICTURE)
+        flow.add("PreviewImage", title="Loss", images=(trained, 4), wide=420, room=PICTURE)
         flow.note("Training", "`class_word` says plainly what it is. Too unlike: more `steps`. Every video looks like "
                   "the photographs: fewer. Cancel keeps what was learned, Run goes on. *Save DreamVideo Adapter* makes "
                   "the word an ordinary embedding too.", 110)  # fmt: skip
@@ -211,7 +206,7 @@ def train_motion(flow: Workflow) -> None:
                            filename_prefix="playing-guitar", room=PICTURE,
                            **widgets("motion", False))  # fmt: skip
         flow.beside()
-        flow.add("LossGraphNode", loss=(trained, 1), filename_prefix="loss-playing-guitar", room=PICTURE)
+        flow.add("PreviewImage", title="Loss", images=(trained, 3), wide=420, room=PICTURE)
         flow.note("Training", "Nothing moves: more `steps`. Out of memory: 16 frames in *Motion Clips*. "
                   "Several clips: `batch_size` 2.", 90)  # fmt: skip
     flow.right()
@@ -232,7 +227,7 @@ def adapter_files(flow: Workflow) -> tuple[int, int]:
     return subject, motion
 
 
-def compose(flow: Workflow) -> None:
+def subject_and_motion(flow: Workflow) -> None:
     base = real_base(flow)
     subject, motion = adapter_files(flow)
     flow.right()
@@ -304,7 +299,7 @@ ALL = {
     "1_quickstart": quickstart,
     "2_train_subject": train_subject,
     "3_train_motion": train_motion,
-    "4_subject_and_motion": compose,
+    "4_subject_and_motion": subject_and_motion,
     "5_subject_or_motion": one_only,
     "6_compare_strengths": strengths,
 }
@@ -336,11 +331,15 @@ def on_embedded(graph: Graph) -> Graph:
 
 
 def write(classes: dict[str, type], folder: Path) -> None:
+    """Below the folder, workflows and subgraphs."""
+    files = {f"subgraphs/{name}.json": content for name, content in blueprints(classes).items()}
     for name, describe in ALL.items():
         flow = Workflow(classes)
         describe(flow)
-        text = json.dumps(flow.build(name), indent=1, ensure_ascii=False)
-        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        files[f"workflows/{name}.json"] = flow.build(name)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -348,4 +347,4 @@ if __name__ == "__main__":
     if comfyui is None:
         sys.exit("No ComfyUI found: set COMFYUI_PATH.")
     with tempfile.TemporaryDirectory() as base_folder:
-        write(Host(comfyui, Path(base_folder)).nodes.NODE_CLASS_MAPPINGS, PACK / "workflows")
+        write(Host(comfyui, Path(base_folder)).nodes.NODE_CLASS_MAPPINGS, PACK)

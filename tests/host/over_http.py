@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import PACK, Graph
-from litegraph import to_api
 from make_workflows import on_embedded
+from subgraphs import to_api
 
 FEW = {"steps": 2, "token_steps": 2, "preview_every": 0}
 

@@ -87,7 +87,7 @@ def test_subject_in_one_node_is_both_stages(host):
                          learning_rate=0.01, clip_vision=[loader, 3], **common, **settings)  # fmt: skip
     whole, parts, loss, plot = host.run_with_probe(graph, [subject, 0], [identity, 0], [subject, 1], [subject, 4])
     assert same(whole, parts)
-    assert len(loss["loss"]) == 6 and plot.shape == (1, 540, 960, 3) and plot.std() > 0
+    assert len(loss["loss"]) == 6 and plot.shape == (1, 380, 640, 3) and plot.std() > 0
 
 
 @pytest.mark.parametrize("method, kind", [("no_textual_identity", "identity"), ("textual_inversion", "token"),
