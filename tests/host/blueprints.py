@@ -6,9 +6,10 @@ What they show outside is what a user changes. In the quickstart they have the e
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from litegraph import Promoted
+from litegraph import TEXT_HEIGHT, Promoted
 
 from subgraphs import Part
 
@@ -81,6 +82,8 @@ def compose(classes: dict[str, type], owner: str, place: int = 1, **given: Any) 
     def shown(name: str) -> Promoted:
         return Promoted(values[name], name)
 
+    prompt = shown("prompt")  # the first that stands outside: it is what changes most
+    prompt = replace(prompt, link=part.promote("prompt", "STRING", prompt.value, TEXT_HEIGHT))
     with part.group("Both on the model"):
         subject = part.input("subject", "DREAMVIDEO_ADAPTER")
         first = part.add("DreamVideoApplyAdapter", title="Add the subject", model=base["model"], clip=base["clip"],
@@ -90,7 +93,7 @@ def compose(classes: dict[str, type], owner: str, place: int = 1, **given: Any) 
                         strength=shown("motion_strength"))  # fmt: skip
     part.right()
     with part.group("What to make"):
-        positive = part.add("CLIPTextEncode", title="Prompt", clip=(first, 1), text=shown("prompt"))
+        positive = part.add("CLIPTextEncode", title="Prompt", clip=(first, 1), text=prompt)
         negative = part.add("CLIPTextEncode", title="Negative prompt (empty)", clip=(first, 1), text="")
         guided = part.add("DreamVideoEncodeAppearance", positive=(positive, 0), negative=(negative, 0),
                           subject=subject)  # fmt: skip

@@ -68,10 +68,14 @@ def rows_of(name: str, kind: str, options: dict, value: Any) -> int:
 
 @dataclass(frozen=True)
 class Promoted:
-    """A widget's value that stands on the outside of a subgraph, too, under its own name or another."""
+    """A widget's value that stands on the outside of a subgraph, too, under its own name or another.
+
+    link: of an input that was made before, for a place further up than its turn.
+    """
 
     value: Any
     name: str = ""
+    link: tuple[int, int] | None = None
 
 
 @dataclass
@@ -144,7 +148,8 @@ class Workflow:
             value, own = given.pop(name, None), None
             if isinstance(value, Promoted):
                 height = height_of(name, type_, options, value.value)
-                own, value = value.value, self.promote(value.name or name, type_, value.value, height)
+                link = value.link or self.promote(value.name or name, type_, value.value, height)
+                own, value = value.value, link
             linked = isinstance(value, tuple)
             widget = is_widget(type_, options)
             if widget:
