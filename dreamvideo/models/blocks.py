@@ -32,6 +32,13 @@ class BoundAdapters(Protocol):
         """
         ...
 
+    def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
+        """What a spatial block's cross-attention reads [B, F, N, C], where parts of the video read texts of their own.
+
+        text: what it read in the prompt; attend: what all of it would read in other text states [B, T, D].
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Call:
@@ -197,9 +204,14 @@ class TransformerBlock(nn.Module):
                 return after
             return call.adapters.add(f"{self.site}.{sublayer}", before, after, size, temporal=self.temporal)
 
-        context = None if self.temporal else call.context
+        def read(x: Tensor) -> Tensor:
+            text = self.attn2(x, call.context)
+            if call.adapters is None:
+                return text
+            return call.adapters.read(lambda context: self.attn2(x, context), text, size)
+
         x = adapted("attn1", x, self.attn1(self.norm1(x)))
-        x = adapted("attn2", x, self.attn2(self.norm2(x), context))
+        x = adapted("attn2", x, self.attn2(self.norm2(x)) if self.temporal else read(self.norm2(x)))
         return adapted("ff", x, self.ff(self.norm3(x)))
 
 

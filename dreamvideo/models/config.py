@@ -103,6 +103,17 @@ class TransformerSite:
     width: int
 
 
+def level_of(site: str, config: UNetConfig) -> float:
+    """How deep in the UNet a module lies, by its name: 0 at the outermost level, 1 in the middle block."""
+    part, _, rest = site.partition(".")
+    if part == "middle_block":
+        return 1.0
+    levels, index = len(config.dim_mult), int(rest.partition(".")[0])
+    # A level has one block more than residual ones: on the way in its downsampling, and the first block of all is its own.
+    level = (max(index - 1, 0) if part == "input_blocks" else index) // (config.res_blocks + 1)
+    return (level if part == "input_blocks" else levels - 1 - level) / levels
+
+
 def transformer_sites(config: UNetConfig) -> list[TransformerSite]:
     """Every transformer of the UNet, in the order in which data meets them."""
 
