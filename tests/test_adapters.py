@@ -565,7 +565,7 @@ def test_damaged_or_future_metadata(tmp_path):
     adapter = trained("identity")
     good = AdapterInfo("identity", adapter_config=adapter.config, unet_config=TINY).to_metadata()
     broken = {
-        "format version 2": {"format_version": "2"},
+        "format version 3": {"format_version": "3"},
         "damaged.*'style'": {"kind": "style"},
         "damaged.*'motion'": {"kind": "motion"},
         "damaged: Adapter placement": {"adapter_config": json.dumps({**adapter.config.to_dict(), "placement": "?"})},
