@@ -19,6 +19,7 @@ from .encoders.protocols import Encoders, at_once, release
 from .files.adapter_info import TrainedAdapter
 from .files.unet import UNetFile
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
+from .models.regions import Region
 from .models.stack import AdapterStack, StackEntry
 from .models.unet import UNet
 from .safety.limits import LIMITS
@@ -74,16 +75,31 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, eq=False)
+class RegionPrompt:
+    """A part of the video that shows what a prompt of its own says; mask: see `models.regions.Region`."""
+
+    prompt: str
+    mask: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Customization:
     """What sampling adds to the base: adapters, learned tokens (placeholder -> [n, D]), and a guidance image's feature.
 
     feature [1, D] or None for no appearance guidance; feature_strength_uncond: what the settings' None stands for.
+    regions: parts of the video with prompts of their own.
     """
 
     entries: tuple[StackEntry, ...] = ()
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     feature: Tensor | None = None
     feature_strength_uncond: float = 0.0
+    regions: tuple[RegionPrompt, ...] = ()
+
+    @property
+    def acts(self) -> bool:
+        """Whether the UNet needs a stack."""
+        return bool(self.entries or self.regions)
 
 
 NOTHING = Customization()
@@ -160,7 +176,8 @@ def missing_placeholders(prompt: str, tokens: Mapping[str, Tensor]) -> list[str]
 
 def check_prompts(settings: SamplingSettings, customization: Customization) -> None:
     """Raise ValueError for a placeholder that nothing provides."""
-    missing = missing_placeholders(f"{settings.prompt} {settings.negative_prompt}", customization.tokens)
+    prompts = [settings.prompt, settings.negative_prompt, *(region.prompt for region in customization.regions)]
+    missing = missing_placeholders(" ".join(prompts), customization.tokens)
     if missing:
         known = ", ".join(customization.tokens) or "no learned token"
         raise ValueError(
@@ -217,6 +234,7 @@ def sample_latents(
     if stack is not None:
         stack = stack.to(device, unet.dtype)
         stack = stack.with_condition(*_conditions(feature, feature_strengths, batch, len(halves), device))
+        stack = stack.heeding_regions(torch.tensor([0.0, 1.0][-len(halves) :]).repeat_interleave(batch))
 
     def predict(x: Tensor, t: int) -> Tensor:
         doubled = torch.cat([x] * len(halves)).to(unet.dtype)  # [2B, 4, F, h, w]
@@ -278,8 +296,9 @@ def generate(
     check_matches(unet.config, encoders.text)
     shape = (1, unet.config.in_channels, settings.frames, *latent_size(unet, settings.height, settings.width))
     check_prompts(settings, customization)
-    prompts = [settings.prompt, settings.negative_prompt]
-    cond, uncond = encoders.text.encode(prompts, customization.tokens, weighted=True).split(1)
+    prompts = [settings.prompt, settings.negative_prompt, *(region.prompt for region in customization.regions)]
+    cond, uncond, *own = encoders.text.encode(prompts, customization.tokens, weighted=True).split(1)
+    regions = [Region(text, region.mask) for text, region in zip(own, customization.regions, strict=True)]
     feature = customization.feature
     if guidance_image is not None:
         feature = encoders.image.encode(guidance_image[None])  # [1, D]
@@ -295,7 +314,7 @@ def generate(
         cond,
         uncond,
         noise,
-        stack=AdapterStack(customization.entries) if customization.entries else None,
+        stack=AdapterStack(customization.entries, regions=regions) if customization.acts else None,
         feature=feature,
         feature_strengths=(
             customization.feature_strength_uncond if strength_uncond is None else strength_uncond,

@@ -133,6 +133,8 @@ def _train_motion(parser: Parser) -> None:
 FIRST = ("steps", "learning_rate", "batch_size", "seed")
 # What a default is, where it is not the number that stands in the settings.
 DEFAULTS = {
+    "absorber": "default: as the method has it",
+    "debias": "default: as the method has it",
     "gradient_checkpointing": "default: where a step would not fit into what is free",
     "p_image_drop": "default: as released",
     "p_text_drop": "default: as released",

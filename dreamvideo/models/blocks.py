@@ -39,6 +39,14 @@ class BoundAdapters(Protocol):
         """
         ...
 
+    def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
+        """What leaves a temporal convolution: `after` plus whatever adapters sit at `site`.
+
+        site: e.g. "input_blocks.1.0.temopral_conv.conv1"; before: what the convolution takes, normalised and activated.
+        Both are [B, C, F, h, w].
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Call:
@@ -70,6 +78,8 @@ def fold_frames(x: Tensor) -> Tensor:
 class TemporalConv(nn.Module):
     """Four convolutions over time behind every residual block, zero-padded: the only source of temporal order."""
 
+    site = ""  # its full module name; the UNet fills it in
+
     def __init__(self, config: UNetConfig, channels: int, ops, factory: dict) -> None:
         super().__init__()
 
@@ -88,7 +98,13 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         h = unfold_frames(x, call.frames)  # [B, C, F, H, W]: statistics go across frames
-        return x + fold_frames(self.conv4(self.conv3(self.conv2(self.conv1(h)))))
+        for name, stage in self.named_children():
+            *first, conv = cast(nn.Sequential, stage)
+            for layer in first:
+                h = layer(h)
+            after = conv(h)
+            h = after if call.adapters is None else call.adapters.add_over_time(f"{self.site}.{name}", h, after)
+        return x + fold_frames(h)
 
 
 class ResBlock(nn.Module):

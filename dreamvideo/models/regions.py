@@ -1,7 +1,7 @@
 """Parts of a video that read prompts of their own, and masks of parts of a video at the UNet's levels.
 
-Several subjects in one prompt bleed into each other: every place reads every word (Wei et al. 2024, section 5). With regions
-a place reads the prompt of its region; the others' words do not reach it.
+Several subjects in one prompt bleed into each other: every place reads every word (Wei et al. 2024, section 5). With
+regions a place reads the prompt of its region; the others' words do not reach it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class BoundRegions:
 
     def _weights(self, text: Tensor, size: tuple[int, int]) -> Tensor:
         if size not in self.weights:
-            masks = [mask_at(region.mask.to(text.device), text.shape[1], size) for region in self.regions]
-            stacked = torch.stack([mask.expand(-1, text.shape[1], -1, -1) for mask in masks])  # [R, 1, F, N, 1]
+            frames = text.shape[1]
+            masks = [mask_at(region.mask.to(text.device), frames, size, "b f (h w) 1") for region in self.regions]
+            stacked = torch.stack([mask.expand(-1, frames, -1, -1) for mask in masks])  # [R, 1, F, N, 1]
             stacked = stacked / stacked.sum(0).clamp(min=1)
             self.weights[size] = (stacked * self.shares.to(stacked)[:, None, None, None]).to(text.dtype)
         return self.weights[size]
@@ -75,16 +76,16 @@ def check_mask(what: str, mask: Tensor) -> None:
         raise ValueError(f"{what}'s mask holds values in 0..1, not {float(mask.min()):g}..{float(mask.max()):g}.")
 
 
-def mask_at(mask: Tensor, frames: int, size: tuple[int, int], temporal: bool = False) -> Tensor:
-    """A mask [H, W] or [F, H, W] averaged down to one level: [1, F or 1, N, 1], or [1, N, F or 1, 1] if temporal.
+def mask_at(mask: Tensor, frames: int, size: tuple[int, int], layout: str) -> Tensor:
+    """A mask [H, W] or [F, H, W] averaged down to one level, laid out as what it weighs: einops's names of
+    "b f h w", F or 1 frames.
 
     Raises ValueError for a mask of another number of frames.
     """
     mask = mask.float().reshape(1, -1, *mask.shape[-2:])  # [1, F or 1, H, W]
     if mask.shape[1] not in (1, frames):
         raise ValueError(f"A mask has {mask.shape[1]} frames, but the video has {frames}.")
-    level = area_average(mask, size)
-    return rearrange(level, "b f h w -> b (h w) f 1" if temporal else "b f h w -> b f (h w) 1")
+    return rearrange(area_average(mask, size), f"b f h w -> {layout}")
 
 
 def part_of_video(

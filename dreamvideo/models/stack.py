@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter, AnyAdapter, Bottleneck
-from .deltas import WeightDelta, merge
 from .config import level_of
+from .deltas import WeightDelta, merge
 from .regions import BoundRegions, Region, check_mask, mask_at
 from .unet import UNet
 
 LAST_TIMESTEP = 999  # the noisiest
+# How a mask [B, F, H, W] lies beside what it weighs: tokens of pictures or, True, of places over time; videos.
+TOKENS = {False: "b f (h w) 1", True: "b (h w) f 1"}
+VIDEO = "b 1 f h w"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +134,10 @@ class AdapterStack:
         """The same adapters and regions under another image feature."""
         return AdapterStack(self.entries, feature, strength, self.regions, self.region_shares)
 
+    def heeding_regions(self, shares: Tensor | float) -> AdapterStack:
+        """The same with another share of its regions for each sample."""
+        return AdapterStack(self.entries, self.feature, self.feature_strength, self.regions, shares)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AdapterStack:
         """A stack that lies there, `dtype` for its adapters. One that has to change is copied: others may use it."""
         entries = [
@@ -211,7 +218,7 @@ class BoundStack:
         self.feature = feature  # [B or 1, F or 1, D]
         self.strength = strength  # [B or 1, 1, 1]
         self.conditions = conditions
-        self.weights: dict[tuple[int, tuple[int, int]], Tensor] = {}  # of each entry at each level, float32
+        self.weights: dict[tuple[int, tuple[int, int], str], Tensor] = {}  # of each entry at each level, float32
 
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
         """`after` plus the residuals of all adapters at `site`; see `unet.BoundAdapters` for the shapes."""
@@ -221,26 +228,39 @@ class BoundStack:
             if isinstance(adapter, WeightDelta) or (bottleneck := adapter.at(site)) is None:
                 continue
             source = before if adapter.config.placement == "parallel" else after
-            _check_width(adapter, bottleneck, site, source)
-            residual = bottleneck(source, self._condition(bottleneck, source, temporal))
-            residual, weight = residual.to(x), self._weight(index, factors, x, size, temporal).to(x)
-            if (at_depth := entry.at_depth(site)) != 1:
-                weight = weight * at_depth
-            place = None if torch.is_grad_enabled() else residual  # which nobody else has
-            x = torch.addcmul(x, residual, weight, out=place)
+            _check_width(adapter, bottleneck.down_linear.in_features, site, source.shape[-1])
+            condition = self._condition(bottleneck, source, temporal)
+            if (vectors := adapter.frame_vectors(site)) is not None:
+                code = bottleneck.told(vectors(source.shape[2]).to(source.device))  # [F, hidden]
+                condition = code if condition is None else code + condition.to(code)
+            residual = bottleneck(source, condition)
+            weight = self._weight(index, factors, source.shape[2 if temporal else 1], size, TOKENS[temporal])
+            x = _plus(x, residual, weight * entry.at_depth(site))
         return x
 
     def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
         """What cross-attention reads, place by place; see `unet.BoundAdapters`."""
         return text if self.regions is None else self.regions.read(attend, text, size)
 
-    def _weight(self, index: int, factors: Tensor, x: Tensor, size: tuple[int, int], temporal: bool) -> Tensor:
-        key = (index, size)
+    def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
+        """`after` plus the residuals of all adapters at a temporal convolution; see `unet.BoundAdapters`."""
+        x = after
+        for index, (entry, factors) in enumerate(self.acting):
+            adapter = entry.adapter
+            if isinstance(adapter, WeightDelta) or (residual := adapter.conv_residual(site)) is None:
+                continue
+            _check_width(adapter, residual.down.shape[1], site, before.shape[1])
+            weight = self._weight(index, factors, before.shape[2], (before.shape[3], before.shape[4]), VIDEO)
+            x = _plus(x, residual(before), weight * entry.at_depth(site))
+        return x
+
+    def _weight(self, index: int, factors: Tensor, frames: int, size: tuple[int, int], layout: str) -> Tensor:
+        key = (index, size, layout)
         if key not in self.weights:
             mask = self.acting[index][0].mask
-            weight = factors[:, None, None, None]  # [B, 1, 1, 1]
+            weight = factors.reshape(-1, *[1] * (4 if layout == VIDEO else 3))  # [B, 1, 1, 1]
             if mask is not None:
-                weight = weight * mask_at(mask.to(x.device), x.shape[2 if temporal else 1], size, temporal)
+                weight = weight * mask_at(mask.to(factors.device), frames, size, layout)
             self.weights[key] = weight
         return self.weights[key]
 
@@ -257,10 +277,15 @@ class BoundStack:
         return condition.unsqueeze(1 if temporal else 2)
 
 
-def _check_width(adapter: Adapter, bottleneck: Bottleneck, site: str, x: Tensor) -> None:
-    width = bottleneck.down_linear.in_features
-    if x.shape[-1] != width:
+def _plus(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    """x + weight * residual, in the place of the residual where nobody else has it."""
+    residual = residual.to(x)
+    return torch.addcmul(x, residual, weight.to(x), out=None if torch.is_grad_enabled() else residual)
+
+
+def _check_width(adapter: Adapter, width: int, site: str, found: int) -> None:
+    if found != width:
         raise ValueError(
             f"This {adapter.config.kind} adapter is for another UNet: at {site} it is made for width {width}, "
-            f"but the UNet has {x.shape[-1]}."
+            f"but the UNet has {found}."
         )
