@@ -27,7 +27,7 @@ from .models.diffusion import Callback
 from .plans import Plan, digest_of, motion_plan, subject_plan
 from .previews import preview_video, snapshot_sheet
 from .safety.paths import write_text
-from .sampling import customize, generate, notes_on_motion
+from .sampling import RegionPrompt, customize, generate, notes_on_motion
 from .training.data import TrainingData, digest, encode_clips, encode_photos
 from .training.loop import Callbacks, TrainingResult
 from .training.losses import LossLog, write_losses
@@ -189,18 +189,23 @@ def sample(
     prompt: str,
     adapters: Sequence[TrainedAdapter] = (),
     strengths: Sequence[float] | None = None,
+    *,
+    limits: Sequence[Mapping[str, Any]] | None = None,
+    regions: Sequence[RegionPrompt] = (),
     **settings: Any,
 ) -> Tensor:
     """A video [F, 3, H, W] in 0..1 of a prompt under adapters, each at its strength (1 by default).
 
-    settings: of `SamplingSettings`, where they differ from the base's own, and what else `sampling.generate` takes:
-    guidance_image, prior_clip, callback. Raises ValueError for adapters of another base, and what `generate` raises.
+    limits, regions: where and when adapters act, and parts of the video with prompts of their own, as
+    `sampling.customize` takes them. settings: of `SamplingSettings`, where they differ from the base's own, and what
+    else `sampling.generate` takes: guidance_image, prior_clip, callback. Raises ValueError for adapters of another
+    base, and what `generate` raises.
     """
     for each in adapters:
         check_fits(each.info, base.unet.config, base.fingerprint, same_base=same_base)
     more = {name: settings.pop(name) for name in ("guidance_image", "prior_clip", "callback") if name in settings}
     own = base.defaults.sampling(prompt, **settings)
-    return generate(base.unet, base.encoders, own, customize(adapters, strengths), **more)
+    return generate(base.unet, base.encoders, own, customize(adapters, strengths, limits, regions), **more)
 
 
 def _train_into(

@@ -168,6 +168,8 @@ def _sample(parser: Parser) -> None:
     _config(parser)
     adapter = "an adapter or learned token, ours or the authors'; may be given several times (strength: 1)"
     _option(parser, "--adapter", "FILE[@STRENGTH]", adapter, action=Several, default=[])
+    region = "a part of the video that reads a prompt of its own, as 'left: a <my-dog> is running'; several times"
+    _option(parser, "--region", "AREA: PROMPT", region, action=Several, default=[])
     other = "take adapters that were trained on other weights of the same architecture"
     parser.add_argument("--other-base", action="store_true", help=other)
     out = "a video (.mp4, .mov, .mkv), an animation (.gif, .webp) or, without a suffix, a folder of PNG frames"
