@@ -233,7 +233,9 @@ def describe(loaded: TrainedAdapter) -> str:
         "class word": info.class_word,
         "captions": " | ".join(dict.fromkeys(info.captions)),
         "parameters": f"{parameters:,}" if parameters else "",
-        "sublayers": ", ".join(config.sublayers) if config else "",
+        "sublayers": ", ".join(getattr(config, "sublayers", ())),
+        "frame vectors": getattr(config, "frames", None),
+        "rank at temporal convolutions": getattr(config, "conv_rank", None),
         "appearance guidance": config
         and (f"image features of width {config.condition_dim}" if config.condition_dim else "none"),
         "stored image features": "" if loaded.features is None else len(loaded.features),

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, FakeText, fake_encoders, pictures, tiny_unet
+from node_stubs import load_nodes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dreamvideo.commands.cli import main
 from dreamvideo.defaults import fitted
-from dreamvideo.files.adapter_info import AdapterInfo, check_fits
+from dreamvideo.files.adapter_info import AdapterInfo, TrainedAdapter, check_fits
 from dreamvideo.files.adapters import load_adapter, save_adapter, save_trained
 from dreamvideo.files.foreign_adapters import save_authors_adapter
 from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.models.blocks import Call
 from dreamvideo.models.config import UNetConfig, temporal_convolutions
+from dreamvideo.models.deltas import DeltaConfig, WeightDelta
 from dreamvideo.models.diffusion import against_a_frame, diffusion_loss
 from dreamvideo.models.over_time import FrameVectors
 from dreamvideo.models.stack import AdapterStack, StackEntry
@@ -258,6 +262,27 @@ def test_a_file_keeps_all_parts_and_says_so(unet, kind, tmp_path):
         check_fits(loaded.info, UNetConfig(context_dim=CONFIG.context_dim))
     with pytest.raises(ValueError, match="authors' adapter files .*; save it as .safetensors"):
         save_authors_adapter(tmp_path / "motion.pth", adapter, 7)
+
+
+@each_kind
+def test_inspect_and_the_node_tell_of_the_parts(kind, tmp_path, capsys):
+    path = tmp_path / "motion.safetensors"
+    saved(path, kind)
+    load_nodes()
+    told = sys.modules["dreamvideo_pack.nodes.adapters"].describe(load_adapter(path))
+    assert ("frame vectors: 3" in told) == (KINDS[kind].frames is not None)
+    assert ("rank at temporal convolutions: 2" in told) == (KINDS[kind].conv_rank is not None)
+    assert main(["inspect", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["adapter"]
+    assert (facts.get("frames"), facts.get("conv_rank")) == (KINDS[kind].frames, KINDS[kind].conv_rank)
+
+
+def test_the_node_tells_of_weight_deltas_too():
+    delta = WeightDelta(DeltaConfig(("temporal_kv",), 2), CONFIG)
+    info = AdapterInfo("weights", adapter_config=delta.config, unet_config=CONFIG)
+    load_nodes()
+    told = sys.modules["dreamvideo_pack.nodes.adapters"].describe(TrainedAdapter(delta, info, {}, None))
+    assert "set of weight deltas" in told and "sublayers" not in told
 
 
 def test_the_papers_adapters_are_written_as_ever():
