@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, FakeText, fake_encoders, pictures, tiny_unet
+from node_stubs import load_nodes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dreamvideo.commands.cli import main
 from dreamvideo.defaults import fitted
-from dreamvideo.files.adapter_info import AdapterInfo, check_fits
+from dreamvideo.files.adapter_info import AdapterInfo, TrainedAdapter, check_fits
 from dreamvideo.files.adapters import load_adapter, save_adapter, save_trained
 from dreamvideo.files.foreign_adapters import save_authors_adapter
 from dreamvideo.models.adapters import Adapter, AdapterConfig
+from dreamvideo.models.blocks import Call
 from dreamvideo.models.config import UNetConfig, temporal_convolutions
+from dreamvideo.models.deltas import DeltaConfig, WeightDelta
 from dreamvideo.models.diffusion import against_a_frame, diffusion_loss
 from dreamvideo.models.over_time import FrameVectors
 from dreamvideo.models.stack import AdapterStack, StackEntry
@@ -27,6 +32,7 @@ from dreamvideo.training.loop import Callbacks, TrainingResult
 from dreamvideo.training.methods import (
     FRAME_AWARE,
     FRAME_AWARE_CONVOLUTIONS,
+    FRAME_RATE,
     IDENTITY,
     MOTION,
     MOTION_METHODS,
@@ -43,6 +49,7 @@ KINDS = {
     "frame vectors": AdapterConfig.motion(condition_dim=FEATURE_WIDTH, frames=FRAMES),
     "convolutions": CONVOLUTIONS,
     "both": AdapterConfig.motion(condition_dim=FEATURE_WIDTH, frames=FRAMES, conv_rank=2),
+    "vectors alone": AdapterConfig.motion(sublayers=(), condition_dim=None, frames=FRAMES),
     "both, serial": AdapterConfig.motion(condition_dim=None, frames=FRAMES, conv_rank=2, placement="serial"),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -126,13 +133,13 @@ def test_every_part_acts_and_gets_a_gradient(unet, kind):
 # --- frame vectors --------------------------------------------------------------------------------------------------
 
 
-def test_a_bottleneck_sees_the_vector_of_its_frame():
-    adapter = trained("frame vectors")
-    site = "input_blocks.1.2.transformer_blocks.0.ff"
-    before, after = random(2, 6, FRAMES, 32), random(2, 6, FRAMES, 32, seed=1)
-    bound = AdapterStack([StackEntry(adapter, 0.7)]).bind(torch.tensor([5, 6]), (2, 3))
-    told = adapter.at(site)(before + adapter.frame_vectors(site).weight)
-    torch.testing.assert_close(bound.add(site, before, after, (2, 3), temporal=True), after + 0.7 * told)
+def test_a_vector_is_added_to_what_enters_a_temporal_block():
+    adapter, block = trained("frame vectors"), "input_blocks.1.2.transformer_blocks.0"
+    x, mask = random(2, 8, FRAMES, 32), torch.eye(4)[:2]
+    bound = AdapterStack([StackEntry(adapter, 0.7, mask=mask)]).bind(torch.tensor([5, 6]), (2, 4))
+    vectors = adapter.frame_vectors(block).weight
+    torch.testing.assert_close(bound.enter(block, x, (2, 4)), x + 0.7 * mask.reshape(8, 1, 1) * vectors)
+    assert torch.equal(bound.enter("input_blocks.1.1.transformer_blocks.0", x, (2, 4)), x)  # a spatial one
 
 
 def test_another_length_is_interpolated_in_time():
@@ -143,23 +150,22 @@ def test_another_length_is_interpolated_in_time():
     assert vectors(2)[:, 0].tolist() == [0, 6] and vectors(1)[:, 0].tolist() == [0]
 
 
-def test_the_order_of_frames_is_told(unet):
-    """Alike frames under permuted vectors differ as the vectors do: the adapter tells them apart, not the picture."""
-    adapter = trained("frame vectors")
-    reversed_ = trained("frame vectors")
-    for name, parameter in reversed_.named_parameters():
+def test_frames_that_are_alike_are_told_apart(unet):
+    """Of frames all alike, what a temporal transformer makes differs by frame, and follows the vectors' order."""
+    transformer = unet.middle_block[2]
+    picture = random(1, 32, 4, 4).expand(FRAMES, 32, 4, 4)
+
+    def seen(adapter: Adapter | None) -> torch.Tensor:
+        bound = None if adapter is None else AdapterStack([StackEntry(adapter)]).bind(torch.tensor([5]), (4, 4))
+        with torch.no_grad():
+            return transformer(picture, Call(FRAMES, torch.zeros(1, 128), torch.zeros(1, 77, 8), bound, False))
+
+    forward, backward = trained("frame vectors"), trained("frame vectors")
+    for name, parameter in backward.named_parameters():
         if "frame_vectors" in name:
             parameter.data.copy_(parameter.data.flip(0))
-    before = random(1, 6, 1, 32).expand(1, 6, FRAMES, 32)
-    site = "input_blocks.1.2.transformer_blocks.0.attn1"
-    one, other = (
-        AdapterStack([StackEntry(each)])
-        .bind(torch.tensor([5]), (2, 3))
-        .add(site, before, before, (2, 3), temporal=True)
-        for each in (adapter, reversed_)
-    )
-    torch.testing.assert_close(one, other.flip(2))
-    assert differs(one[:, :, 0], one[:, :, 1])
+    torch.testing.assert_close(seen(backward), seen(forward).flip(0), atol=1e-5, rtol=1e-5)
+    assert differs(seen(forward)[0], seen(forward)[1]) and torch.allclose(*seen(None)[:2], atol=1e-6)
 
 
 # --- residuals at temporal convolutions -----------------------------------------------------------------------------
@@ -258,6 +264,27 @@ def test_a_file_keeps_all_parts_and_says_so(unet, kind, tmp_path):
         save_authors_adapter(tmp_path / "motion.pth", adapter, 7)
 
 
+@each_kind
+def test_inspect_and_the_node_tell_of_the_parts(kind, tmp_path, capsys):
+    path = tmp_path / "motion.safetensors"
+    saved(path, kind)
+    load_nodes()
+    told = sys.modules["dreamvideo_pack.nodes.adapters"].describe(load_adapter(path))
+    assert ("frame vectors: 3" in told) == (KINDS[kind].frames is not None)
+    assert ("rank at temporal convolutions: 2" in told) == (KINDS[kind].conv_rank is not None)
+    assert main(["inspect", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["adapter"]
+    assert (facts.get("frames"), facts.get("conv_rank")) == (KINDS[kind].frames, KINDS[kind].conv_rank)
+
+
+def test_the_node_tells_of_weight_deltas_too():
+    delta = WeightDelta(DeltaConfig(("temporal_kv",), 2), CONFIG)
+    info = AdapterInfo("weights", adapter_config=delta.config, unet_config=CONFIG)
+    load_nodes()
+    told = sys.modules["dreamvideo_pack.nodes.adapters"].describe(TrainedAdapter(delta, info, {}, None))
+    assert "set of weight deltas" in told and "sublayers" not in told
+
+
 def test_the_papers_adapters_are_written_as_ever():
     """What needs nothing of the second version is a file of the first, which earlier versions read."""
     info = AdapterInfo("motion", adapter_config=AdapterConfig.motion(), unet_config=UNetConfig())
@@ -322,7 +349,8 @@ def test_an_unknown_tensor_is_refused(kind, name, tmp_path):
         {"conv_rank": 0},
         {"conv_rank": 1.5},
         {"sublayers": ()},
-        {"sublayers": (), "condition_dim": None, "frames": 3, "conv_rank": 2},
+        {"sublayers": (), "condition_dim": None},
+        {"sublayers": (), "frames": 3},
         {"kind": "identity", "condition_dim": None, "frames": 3},
         {"kind": "identity", "condition_dim": None, "conv_rank": 2},
     ],
@@ -354,6 +382,16 @@ def run(unet: UNet, row: Method, **more) -> TrainingResult:
     if row.token != "none":
         data = encode_clips([pictures(3)], "a car <turn>", ENCODERS, frames=2)
     return train_method(unet, FakeText(), data, row, settings=settings, **named, **hooks)
+
+
+def test_vectors_have_a_learning_rate_of_their_own(unet):
+    """Adam's first step is its rate, whatever the gradient."""
+    learned = run(unet, FRAME_AWARE, steps=1, learning_rate=1e-4).trained.adapter
+    start = Adapter(learned.config, CONFIG, generator=torch.Generator().manual_seed(0)).state_dict()
+    moved = {name: (value - start[name]).abs().max().item() for name, value in learned.named_parameters()}
+    vectors = {name for name in moved if "frame_vectors" in name}
+    assert max(moved[name] for name in vectors) == pytest.approx(FRAME_RATE, rel=0.01)
+    assert max(moved[name] for name in moved.keys() - vectors) == pytest.approx(1e-4, rel=0.01)
 
 
 def test_vectors_are_of_as_many_frames_as_a_sample_has(unet):

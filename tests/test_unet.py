@@ -135,6 +135,9 @@ class OracleAdapters:
     def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
         return text
 
+    def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return x
+
     def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
         return after
 
@@ -182,6 +185,7 @@ class Recorder:
         self.shift = shift
         self.binds: list[tuple[Tensor, tuple[int, int]]] = []
         self.offers: list[tuple[str, Tensor, Tensor, tuple[int, int], bool]] = []
+        self.entered: list[tuple[str, torch.Size, tuple[int, int]]] = []
         self.convolutions: list[tuple[str, Tensor, Tensor]] = []
 
     def network(self, unet: UNet, timesteps: Tensor) -> UNet:
@@ -197,6 +201,10 @@ class Recorder:
 
     def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
         return text
+
+    def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+        self.entered.append((block, x.shape, size))
+        return x
 
     def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
         self.convolutions.append((site, before, after))
@@ -222,6 +230,8 @@ def test_adapters_are_offered_every_sublayer_once_in_order() -> None:
         assert temporal == (site.kind == "temporal")
         rows = (positions, frames) if temporal else (frames, positions)
         assert before.shape == after.shape == (batch, *rows, site.width)
+    temporal = [offer for offer in seen.offers if offer[4] and offer[0].endswith("attn1")]
+    assert seen.entered == [(site.removesuffix(".attn1"), before.shape, size) for site, before, _, size, _ in temporal]
     assert [site for site, *_ in seen.convolutions] == [site.name for site in temporal_convolutions(DEEP)]
     for site, (name, before, after) in zip(temporal_convolutions(DEEP), seen.convolutions, strict=True):
         assert before.shape == after.shape and before.shape[:3] == (batch, site.channels, frames)

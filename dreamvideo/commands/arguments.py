@@ -123,6 +123,8 @@ def _train_motion(parser: Parser) -> None:
     token = "the motion's name in the captions, for a method that learns one (default: <my-motion>)"
     _option(parser, "--placeholder", "NAME", token, default="<my-motion>")
     _option(parser, "--class-word", "WORD", f"what that name begins from (default: {MOTION_WORD})", default=MOTION_WORD)
+    masks = "learn from whole clips although there are masks beside them: white on what is not to be learned from"
+    parser.add_argument("--no-masks", action="store_true", help=masks)
     related = "a folder of clips of related motions with captions, for a method that wants some"
     _option(parser, "--related", "DIR", related, Path)
     _training(parser, "motion", "output/CLIP.safetensors", MOTION_METHODS)

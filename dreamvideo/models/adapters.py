@@ -33,12 +33,12 @@ FRAME_VECTORS, CONV_RESIDUAL = "frame_vectors", "adapter"  # what these modules 
 class AdapterConfig(Stored):
     """What an adapter consists of. The kind decides the transformers: identity spatial, motion temporal.
 
-    sublayers: any of attn1, attn2, ff (in a temporal transformer attn2 is a second self-attention); of a motion adapter
-    with conv_rank none, too.
+    sublayers: any of attn1, attn2, ff (in a temporal transformer attn2 is a second self-attention); none of them, where
+    there are frames or a conv_rank.
     hidden: width of the bottleneck, None for half of each transformer's width.
     placement: "parallel" reads the stream entering the sublayer, "serial" the one leaving it.
     condition_dim: width of the image feature, None for an adapter without appearance guidance.
-    frames: for how many frames a motion adapter has a vector each at its transformers, None for one that has none.
+    frames: for how many frames a motion adapter has a vector each at every transformer, None for one that has none.
     conv_rank: of a motion adapter's residuals at the temporal convolutions, None for one that has none.
     """
 
@@ -55,7 +55,7 @@ class AdapterConfig(Stored):
             raise ValueError(f"An adapter is of kind {' or '.join(TRANSFORMER_KINDS)}, not {short(self.kind)}.")
         named = isinstance(self.sublayers, tuple) and all(isinstance(name, str) for name in self.sublayers)
         known = [name for name in ADAPTER_NAMES if named and name in self.sublayers]
-        if not named or len(known) != len(self.sublayers) or not (known or self.conv_rank):
+        if not named or len(known) != len(self.sublayers) or not (known or self.frames or self.conv_rank):
             raise ValueError(f"Adapter sublayers are any of {', '.join(ADAPTER_NAMES)}, not {_names(self.sublayers)}.")
         if self.placement not in PLACEMENTS:
             raise ValueError(f"Adapter placement is {' or '.join(PLACEMENTS)}, not {short(self.placement)}.")
@@ -70,8 +70,8 @@ class AdapterConfig(Stored):
             raise ValueError(
                 f"Adapter frames and conv_rank are for a motion, not for kind {self.kind}: leave them out."
             )
-        if not self.sublayers and (self.frames or self.condition_dim):
-            raise ValueError("An adapter without sublayers takes neither frames nor condition_dim: leave them out.")
+        if not self.sublayers and self.condition_dim:
+            raise ValueError("An adapter without sublayers has no use for a condition_dim: leave it out.")
 
     def to_dict(self) -> dict[str, Any]:
         """As `Stored`'s; without what the first version of the files did not know, where there is none of it."""
@@ -130,10 +130,6 @@ class Bottleneck(nn.Module):
         condition = F.linear(feature, weight.to(feature), bias.to(feature))  # [B, F or 1, width]
         return F.linear(condition * strength.to(condition), self.down_linear.weight.to(condition))
 
-    def told(self, vectors: Tensor) -> Tensor:
-        """What vectors [F, width] beside the stream add inside the bottleneck: [F, hidden], as `condition` does."""
-        return F.linear(vectors, self.down_linear.weight.to(vectors))
-
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """x [..., width] -> residual of the same shape, computed where and as x is, whatever the weights are."""
         down, up = self.down_linear, self.up_linear
@@ -171,7 +167,7 @@ class Adapter(nn.Module):
         generator = generator or torch.Generator().manual_seed(0)
         factory = {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
         for site in transformer_sites(unet_config):
-            if site.kind == TRANSFORMER_KINDS[config.kind] and config.sublayers:
+            if site.kind == TRANSFORMER_KINDS[config.kind]:
                 self._add_to(f"{site.name}.transformer_blocks.0", site.width, generator, factory)
         if config.conv_rank is not None:
             for conv in temporal_convolutions(unet_config):
@@ -184,7 +180,7 @@ class Adapter(nn.Module):
             bottleneck = Bottleneck(width, config.hidden or width // 2, config.condition_dim, factory)
             self._attach(f"{block}.{sublayer}", f"{block}.{ADAPTER_NAMES[sublayer]}", bottleneck, generator)
         if config.frames is not None:
-            self.modules_at[f"{block}.{FRAME_VECTORS}"] = f"{block}.{FRAME_VECTORS}"
+            self.modules_at[block] = f"{block}.{FRAME_VECTORS}"
             attach(self, f"{block}.{FRAME_VECTORS}", FrameVectors(config.frames, width, factory))
 
     def _attach(self, site: str, path: str, part: Bottleneck | ConvResidual, generator: torch.Generator) -> None:
@@ -197,9 +193,9 @@ class Adapter(nn.Module):
         """The bottleneck of a sublayer such as "input_blocks.1.1.transformer_blocks.0.attn2", if there is one."""
         return cast("Bottleneck | None", self._module_at(site))
 
-    def frame_vectors(self, site: str) -> FrameVectors | None:
-        """The frame vectors of the transformer block that a sublayer is of, if there are any."""
-        return cast("FrameVectors | None", self._module_at(f"{site.rpartition('.')[0]}.{FRAME_VECTORS}"))
+    def frame_vectors(self, block: str) -> FrameVectors | None:
+        """The frame vectors of a block such as "input_blocks.1.2.transformer_blocks.0", if there are any."""
+        return cast("FrameVectors | None", self._module_at(block))
 
     def conv_residual(self, site: str) -> ConvResidual | None:
         """The residual of a temporal convolution such as "input_blocks.1.0.temopral_conv.conv1", if there is one."""

@@ -21,7 +21,14 @@ TOKENS_IN_CACHE = 1024  # a CPU's; what a layer makes of more is written to main
 
 
 class BoundAdapters(Protocol):
-    """Adapters ready for one forward. `add` must be pure: gradient checkpointing calls it again."""
+    """Adapters ready for one forward. All must be pure: gradient checkpointing calls them again."""
+
+    def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The residual stream that enters a temporal block: `x` plus what adapters tell it of its frames.
+
+        block: e.g. "input_blocks.1.2.transformer_blocks.0"; x [B, N, F, C] as for `add`.
+        """
+        ...
 
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
         """The residual stream behind a sublayer: `after` plus whatever adapters sit at `site`.
@@ -226,6 +233,8 @@ class TransformerBlock(nn.Module):
                 return text
             return call.adapters.read(lambda context: self.attn2(x, context), text, size)
 
+        if self.temporal and call.adapters is not None:
+            x = call.adapters.enter(self.site, x, size)
         x = adapted("attn1", x, self.attn1(self.norm1(x)))
         x = adapted("attn2", x, self.attn2(self.norm2(x)) if self.temporal else read(self.norm2(x)))
         return adapted("ff", x, self.ff(self.norm3(x)))

@@ -1,9 +1,10 @@
 """What an adapter over time may have beside its bottlenecks: a vector for every frame, residuals of convolutions.
 
-The temporal transformers have no positions: only the temporal convolutions know the order of frames, and an adapter
-beside a transformer learns of it as far as they have left it in the features. A vector a frame tells it (the idea of
-Motion Inversion, Wang et al., arXiv 2403.20193, which learns an embedding a frame of temporal attention); a residual of
-low rank at a temporal convolution (LoRA, Hu et al., arXiv 2106.09685, not merged) acts where the order is.
+The temporal transformers have no positions: only the temporal convolutions know the order of frames, and a transformer
+and an adapter beside it learn of it as far as they have left it in the features. A vector a frame, added to the stream
+that enters the transformer, tells both (the idea of Motion Inversion, Wang et al., arXiv 2403.20193, which learns an
+embedding a frame for temporal attention); a residual of low rank at a temporal convolution (LoRA, Hu et al.,
+arXiv 2106.09685, not merged) acts where the order is.
 """
 
 from __future__ import annotations

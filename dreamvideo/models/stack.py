@@ -220,6 +220,18 @@ class BoundStack:
         self.conditions = conditions
         self.weights: dict[tuple[int, tuple[int, int], str], Tensor] = {}  # of each entry at each level, float32
 
+    def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """`x` plus the frame vectors of all adapters at a temporal block; see `unet.BoundAdapters`."""
+        for index, (entry, factors) in enumerate(self.acting):
+            adapter = entry.adapter
+            if isinstance(adapter, WeightDelta) or (vectors := adapter.frame_vectors(block)) is None:
+                continue
+            _check_width(adapter, vectors.weight.shape[1], block, x.shape[-1])
+            weight = self._weight(index, factors, x.shape[2], size, TOKENS[True])  # [B, N or 1, F or 1, 1]
+            weight = weight * entry.at_depth(block)
+            x = x + weight.to(x) * vectors(x.shape[2]).to(x)
+        return x
+
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
         """`after` plus the residuals of all adapters at `site`; see `unet.BoundAdapters` for the shapes."""
         x = after
@@ -229,11 +241,7 @@ class BoundStack:
                 continue
             source = before if adapter.config.placement == "parallel" else after
             _check_width(adapter, bottleneck.down_linear.in_features, site, source.shape[-1])
-            condition = self._condition(bottleneck, source, temporal)
-            if (vectors := adapter.frame_vectors(site)) is not None:
-                code = bottleneck.told(vectors(source.shape[2]).to(source.device))  # [F, hidden]
-                condition = code if condition is None else code + condition.to(code)
-            residual = bottleneck(source, condition)
+            residual = bottleneck(source, self._condition(bottleneck, source, temporal))
             weight = self._weight(index, factors, source.shape[2 if temporal else 1], size, TOKENS[temporal])
             x = _plus(x, residual, weight * entry.at_depth(site))
         return x

@@ -162,7 +162,8 @@ class _Run:
         self.tensors = learner.tensors()
         self.device = next(unet.parameters()).device
         # The authors' optimiser: no weight decay, no clipping, no averaging.
-        self.optimizer = adamw(list(self.tensors.values()), settings.learning_rate)
+        own = learner.rates()
+        self.optimizer = adamw((each, own.get(name, settings.learning_rate)) for name, each in self.tensors.items())
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.rng = self.generator.get_state()  # as it was before the step in progress
         self.queue = torch.empty(0, dtype=torch.int64)
@@ -192,7 +193,8 @@ class _Run:
         if self.scale.active:
             torch._foreach_div_(gradients, self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]  # all at once
         warm = min(1.0, (self.step + 1) / max(self.settings.warmup, 1))
-        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * warm
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * warm
 
         self.torn = True
         if finite:

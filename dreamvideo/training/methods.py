@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..encoders.protocols import TextEncoder
-from ..models.adapters import AdapterConfig, AnyAdapter, AnyConfig
+from ..models.adapters import FRAME_VECTORS, AdapterConfig, AnyAdapter, AnyConfig
 from ..models.deltas import DeltaConfig
 from ..models.diffusion import SCHEDULE, diffusion_loss
 from ..models.stack import AdapterStack, StackEntry
@@ -157,6 +157,8 @@ MOTION_ABLATIONS = (
 # learn such vectors alone. `stages` makes as many as a sample has frames.
 MOTION_FRAMES = 32
 FRAME_AWARE = _shaped(MOTION, "frame_aware", frames=MOTION_FRAMES)
+# Of these vectors, whatever the rest's: at the paper's 1e-5 they would stay next to nothing. (Wang et al.: 2e-2.)
+FRAME_RATE = 1e-2
 # Residuals of low rank (Hu et al. 2021, arXiv 2106.09685) at the temporal convolutions; no paper tries them for motion.
 CONV_RANK = 16
 TEMPORAL_CONVOLUTIONS = replace(
@@ -254,6 +256,10 @@ class Learner(Protocol):
         """The trained tensors by name: float32 leaves that require gradients."""
         ...
 
+    def rates(self) -> dict[str, float]:
+        """Learning rates of those tensors that have one of their own."""
+        ...
+
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
         """Text states [B, 77, D] of a batch, given its captions and, where they were cached, their states."""
         ...
@@ -272,6 +278,9 @@ class TokenLearner:
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.tokens)
+
+    def rates(self) -> dict[str, float]:
+        return {}
 
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
         different = list(dict.fromkeys(captions))  # a caption that several samples share is encoded once
@@ -296,6 +305,9 @@ class AdapterLearner:
         beside = {} if self.absorber is None else dict(self.absorber.named_parameters())
         return {**dict(self.adapter.named_parameters()), **{f"absorber.{name}": each for name, each in beside.items()}}
 
+    def rates(self) -> dict[str, float]:
+        return {name: FRAME_RATE for name, _ in self.adapter.named_parameters() if FRAME_VECTORS in name}
+
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
         if states is None:
             raise ValueError("Adapters are trained on cached text states and these data have none; see `with_text`.")
@@ -314,6 +326,9 @@ class JointLearner:
 
     def tensors(self) -> dict[str, Tensor]:
         return self.token.tensors() | self.adapter.tensors()
+
+    def rates(self) -> dict[str, float]:
+        return self.adapter.rates()
 
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
         return self.token.context(captions, states)
