@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .models.adapters import AdapterConfig
+from .models.adapters import narrowed
 from .models.config import UNetConfig
 from .sampling import SamplingSettings
 from .training.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
@@ -60,13 +60,7 @@ class Defaults:
 
 def fitted(method: Method, config: UNetConfig) -> Method:
     """The row with widths and ranks that are given in numbers scaled to a base narrower than the paper's."""
-    share = config.dim / UNetConfig().dim
-    trained = method.config
-    name = "hidden" if isinstance(trained, AdapterConfig) else "rank"
-    number = getattr(trained, name, None)
-    if trained is None or number is None or share >= 1:
-        return method
-    return replace(method, config=replace(trained, **{name: max(1, round(number * share))}))
+    return method if method.config is None else replace(method, config=narrowed(method.config, config))
 
 
 FULL_SIZE = Defaults(adapter_dtype=torch.float16)  # a motion adapter has 312 MB in float32

@@ -19,6 +19,7 @@ from .models.adapters import build_adapter as build_adapter
 from .models.config import UNetConfig as UNetConfig
 from .models.deltas import DeltaConfig as DeltaConfig
 from .models.deltas import WeightDelta as WeightDelta
+from .models.regions import part_of_video as part_of_video
 from .models.stack import AdapterStack as AdapterStack
 from .models.stack import StackEntry as StackEntry
 from .models.unet import UNet as UNet
@@ -27,3 +28,4 @@ from .runs import Reports as Reports
 from .runs import sample as sample
 from .runs import train_motion as train_motion
 from .runs import train_subject as train_subject
+from .sampling import RegionPrompt as RegionPrompt

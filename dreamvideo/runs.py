@@ -19,7 +19,7 @@ from .evaluation.plots import loss_plot
 from .files.adapter_info import TrainedAdapter, check_fits
 from .files.adapters import load_adapter, save_trained
 from .files.fingerprint import same_base
-from .media.clips import file_digest, read_motion
+from .media.clips import file_digest, read_cover, read_motion
 from .media.folders import PathLike
 from .media.photographs import Photo
 from .media.writing import write_png
@@ -27,7 +27,7 @@ from .models.diffusion import Callback
 from .plans import Plan, digest_of, motion_plan, subject_plan
 from .previews import preview_video, snapshot_sheet
 from .safety.paths import write_text
-from .sampling import customize, generate, notes_on_motion
+from .sampling import RegionPrompt, customize, generate, notes_on_motion
 from .training.data import TrainingData, digest, encode_clips, encode_photos
 from .training.loop import Callbacks, TrainingResult
 from .training.losses import LossLog, write_losses
@@ -130,6 +130,7 @@ def train_motion(
     clips: Sequence[Path],
     captions: Sequence[str],
     *,
+    masks: Sequence[Path | None] = (),
     related: int = 0,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
@@ -146,7 +147,8 @@ def train_motion(
 ) -> Outcome:
     """Learn a motion from clips, see `media.clips.find_clips`, each with a caption, into an adapter's file.
 
-    related: how many of the clips, at their end, show related motions. size: (height, width) in pixels; frames, fps: of
+    masks: one a clip, white on what is not to be learned from, see `media.clips.read_cover`; none by default. related:
+    how many of the clips, at their end, show related motions. size: (height, width) in pixels; frames, fps: of
     a training sample; all by default the base's. placeholder, class_word: for a row with a word of its own. method: of
     `MOTION_METHODS`; the rest as for `train_subject`.
     """
@@ -162,7 +164,9 @@ def train_motion(
         class_word=class_word,
         settings=settings,
     )
-    seen = digest([*map(file_digest, clips), *captions])
+    masks = masks or [None] * len(clips)
+    covers = [f"mask {number} {file_digest(mask)}" for number, mask in enumerate(masks) if mask]
+    seen = digest([*map(file_digest, clips), *captions, *covers])
     run = plan.run(seen, base.fingerprint, height=size[0], width=size[1], frames=frames, fps=fps)
     own = len(clips) - related
     source = f"{own} clips" if own > 1 else clips[0].name
@@ -170,12 +174,16 @@ def train_motion(
     for note in notes_on_motion(captions, frames, known=[placeholder] if plan.last[0].token != "none" else []):
         reports.say(note)
 
-    def pixels() -> Iterator[Tensor]:
-        for path in clips:  # [N, 3, H, W] of one after the other: all of them may be more than the memory
+    def pixels() -> Iterator[tuple[Tensor, Tensor | None]]:
+        for path, mask in zip(clips, masks, strict=True):  # one by one: all of them may be more than the memory
             clip = read_motion(path, size, frames, fps)
             if clip.note:
                 reports.say(f"{path.name}: {clip.note}")
-            yield clip.pixels()
+            cover = None if mask is None or clip.taken is None else read_cover(mask, clip.taken, size)
+            if mask is not None and cover is not None:
+                share = float(cover.float().mean())
+                reports.say(f"{path.name}: what {mask.name} marks white, {share:.0%}, is not learned from.")
+            yield clip.pixels(), cover
 
     def encode() -> TrainingData:
         report = reports.counting("Encoding frame")
@@ -189,18 +197,23 @@ def sample(
     prompt: str,
     adapters: Sequence[TrainedAdapter] = (),
     strengths: Sequence[float] | None = None,
+    *,
+    limits: Sequence[Mapping[str, Any]] | None = None,
+    regions: Sequence[RegionPrompt] = (),
     **settings: Any,
 ) -> Tensor:
     """A video [F, 3, H, W] in 0..1 of a prompt under adapters, each at its strength (1 by default).
 
-    settings: of `SamplingSettings`, where they differ from the base's own, and what else `sampling.generate` takes:
-    guidance_image, prior_clip, callback. Raises ValueError for adapters of another base, and what `generate` raises.
+    limits, regions: where and when adapters act, and parts of the video with prompts of their own, as
+    `sampling.customize` takes them. settings: of `SamplingSettings`, where they differ from the base's own, and what
+    else `sampling.generate` takes: guidance_image, prior_clip, callback. Raises ValueError for adapters of another
+    base, and what `generate` raises.
     """
     for each in adapters:
         check_fits(each.info, base.unet.config, base.fingerprint, same_base=same_base)
     more = {name: settings.pop(name) for name in ("guidance_image", "prior_clip", "callback") if name in settings}
     own = base.defaults.sampling(prompt, **settings)
-    return generate(base.unet, base.encoders, own, customize(adapters, strengths), **more)
+    return generate(base.unet, base.encoders, own, customize(adapters, strengths, limits, regions), **more)
 
 
 def _train_into(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -18,7 +19,10 @@ from .encoders.prompts import unknown_placeholders
 from .encoders.protocols import Encoders, at_once, release
 from .files.adapter_info import TrainedAdapter
 from .files.unet import UNetFile
+from .models.adapters import Adapter
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
+from .models.regions import Region
+from .models.resizing import area_average
 from .models.stack import AdapterStack, StackEntry
 from .models.unet import UNet
 from .safety.limits import LIMITS
@@ -74,30 +78,53 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, eq=False)
+class RegionPrompt:
+    """A part of the video that shows what a prompt of its own says; mask: see `models.regions.Region`."""
+
+    prompt: str
+    mask: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Customization:
     """What sampling adds to the base: adapters, learned tokens (placeholder -> [n, D]), and a guidance image's feature.
 
     feature [1, D] or None for no appearance guidance; feature_strength_uncond: what the settings' None stands for.
+    regions: parts of the video with prompts of their own.
     """
 
     entries: tuple[StackEntry, ...] = ()
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     feature: Tensor | None = None
     feature_strength_uncond: float = 0.0
+    regions: tuple[RegionPrompt, ...] = ()
+
+    @property
+    def acts(self) -> bool:
+        """Whether the UNet needs a stack."""
+        return bool(self.entries or self.regions)
 
 
 NOTHING = Customization()
 
 
-def customize(loaded: Sequence[TrainedAdapter], strengths: Sequence[float] | None = None) -> Customization:
+def customize(
+    loaded: Sequence[TrainedAdapter],
+    strengths: Sequence[float] | None = None,
+    limits: Sequence[Mapping[str, Any]] | None = None,
+    regions: Sequence[RegionPrompt] = (),
+) -> Customization:
     """Put adapter files together: all adapters, all tokens, the first subject's first photograph as guidance image.
 
-    strengths: one a file, 1 by default. Raises ValueError when two files bring different vectors for one placeholder,
-    and for a strength that is not finite.
+    strengths: one a file, 1 by default. limits: one a file, of where and when it acts: fields of `StackEntry`. regions:
+    parts of the video with prompts of their own; a subject that they name, and that has no mask, acts in them alone.
+    Raises ValueError when two files bring different vectors for one placeholder, and for a strength that is not finite.
     """
     strengths = [1.0] * len(loaded) if strengths is None else list(strengths)
-    if len(strengths) != len(loaded):
-        raise ValueError(f"Got {len(strengths)} strengths for {len(loaded)} adapters; give one each.")
+    limits = [{} for _ in loaded] if limits is None else list(limits)
+    for what, given in (("strengths", strengths), ("limits", limits)):
+        if len(given) != len(loaded):
+            raise ValueError(f"Got {len(given)} {what} for {len(loaded)} adapters; give one each.")
     for strength in strengths:
         if not math.isfinite(strength):
             raise ValueError(f"The strength of an adapter must be a finite number, got {strength}.")
@@ -110,8 +137,8 @@ def customize(loaded: Sequence[TrainedAdapter], strengths: Sequence[float] | Non
                 )
             tokens[name] = vectors
     entries = [
-        StackEntry(each.adapter, strength)
-        for each, strength in zip(loaded, strengths, strict=True)
+        StackEntry(each.adapter, strength, **{**_confined(each, regions), **limit})
+        for each, strength, limit in zip(loaded, strengths, limits, strict=True)
         if each.adapter is not None
     ]
     shown = [each.features[:1] for each in loaded if each.features is not None and each.info.kind != "token"]
@@ -119,7 +146,20 @@ def customize(loaded: Sequence[TrainedAdapter], strengths: Sequence[float] | Non
     blind = bool(guided) and all(saw_blank_images(motion) for motion, _ in guided)
     if blind and not shown:  # a zero image is what these motions know instead of none
         shown = [torch.zeros(1, guided[0][1])]
-    return Customization(tuple(entries), tokens, shown[0] if shown else None, 1.0 if blind else 0.0)
+    return Customization(tuple(entries), tokens, shown[0] if shown else None, 1.0 if blind else 0.0, tuple(regions))
+
+
+def _confined(each: TrainedAdapter, regions: Sequence[RegionPrompt]) -> dict[str, Any]:
+    """The mask of a subject that some regions' prompts name: where they are. Elsewhere it would bleed into others."""
+    if each.info.kind != "identity" or not isinstance(each.adapter, Adapter):
+        return {}
+    named = [region.mask for region in regions if any(name in region.prompt for name in each.tokens)]
+    if not named:
+        return {}
+    frames = max(mask.shape[0] if mask.ndim == 3 else 1 for mask in named)
+    size = tuple(max(mask.shape[-2 + side] for mask in named) for side in (0, 1))
+    masks = [area_average(mask.float().reshape(-1, *mask.shape[-2:]), size).expand(frames, -1, -1) for mask in named]
+    return {"mask": torch.stack(masks).amax(0)}
 
 
 def _guide_width(each: TrainedAdapter) -> int | None:
@@ -160,7 +200,8 @@ def missing_placeholders(prompt: str, tokens: Mapping[str, Tensor]) -> list[str]
 
 def check_prompts(settings: SamplingSettings, customization: Customization) -> None:
     """Raise ValueError for a placeholder that nothing provides."""
-    missing = missing_placeholders(f"{settings.prompt} {settings.negative_prompt}", customization.tokens)
+    prompts = [settings.prompt, settings.negative_prompt, *(region.prompt for region in customization.regions)]
+    missing = missing_placeholders(" ".join(prompts), customization.tokens)
     if missing:
         known = ", ".join(customization.tokens) or "no learned token"
         raise ValueError(
@@ -217,6 +258,7 @@ def sample_latents(
     if stack is not None:
         stack = stack.to(device, unet.dtype)
         stack = stack.with_condition(*_conditions(feature, feature_strengths, batch, len(halves), device))
+        stack = stack.heeding_regions(torch.tensor([0.0, 1.0][-len(halves) :]).repeat_interleave(batch))
 
     def predict(x: Tensor, t: int) -> Tensor:
         doubled = torch.cat([x] * len(halves)).to(unet.dtype)  # [2B, 4, F, h, w]
@@ -278,8 +320,9 @@ def generate(
     check_matches(unet.config, encoders.text)
     shape = (1, unet.config.in_channels, settings.frames, *latent_size(unet, settings.height, settings.width))
     check_prompts(settings, customization)
-    prompts = [settings.prompt, settings.negative_prompt]
-    cond, uncond = encoders.text.encode(prompts, customization.tokens, weighted=True).split(1)
+    prompts = [settings.prompt, settings.negative_prompt, *(region.prompt for region in customization.regions)]
+    cond, uncond, *own = encoders.text.encode(prompts, customization.tokens, weighted=True).split(1)
+    regions = [Region(text, region.mask) for text, region in zip(own, customization.regions, strict=True)]
     feature = customization.feature
     if guidance_image is not None:
         feature = encoders.image.encode(guidance_image[None])  # [1, D]
@@ -295,7 +338,7 @@ def generate(
         cond,
         uncond,
         noise,
-        stack=AdapterStack(customization.entries) if customization.entries else None,
+        stack=AdapterStack(customization.entries, regions=regions) if customization.acts else None,
         feature=feature,
         feature_strengths=(
             customization.feature_strength_uncond if strength_uncond is None else strength_uncond,

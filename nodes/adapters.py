@@ -12,10 +12,12 @@ from comfy_api.latest import io
 from ..dreamvideo.files.adapter_info import TrainedAdapter
 from ..dreamvideo.files.adapters import load_adapter, save_trained
 from ..dreamvideo.files.tensors import write_safetensors
+from ..dreamvideo.models.adapters import AnyAdapter
 from ..dreamvideo.models.stack import StackEntry
 from ..dreamvideo.safety.locks import reserved
 from . import host
 from .fields import CATEGORY, Adapter, model_input, other_base_input
+from .regions import as_region
 
 NONE = "no adapter file yet"
 ADAPTERS, SUFFIX = "dreamvideo", ".safetensors"  # below the output folder
@@ -165,6 +167,12 @@ class ApplyAdapter(io.ComfyNode):
                     tooltip="Where in the picture it acts, white; one mask for all frames, or one a frame.",
                 ),
                 other_base_input(),
+                _factor(
+                    "ramp_start", "Factor on the strength where it begins to act; evenly from there to ramp_end."
+                ),
+                _factor("ramp_end", "Factor on the strength where it ceases to act."),
+                _factor("depth_outer", "Factor at the network's outermost level, where details are; inwards evenly."),
+                _factor("depth_middle", "Factor in the network's middle, where the composition is."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A copy of the model with the adapter on it."),
@@ -183,23 +191,46 @@ class ApplyAdapter(io.ComfyNode):
         clip=None,
         mask=None,
         other_base=False,
+        ramp_start=1.0,
+        ramp_end=1.0,
+        depth_outer=1.0,
+        depth_middle=1.0,
     ) -> io.NodeOutput:
-        return io.NodeOutput(*apply(model, clip, adapter, strength, (start_percent, end_percent), mask, other_base))
+        window, factors = (start_percent, end_percent), {"ramp": (ramp_start, ramp_end)}
+        factors["depth"] = (depth_outer, depth_middle)
+        return io.NodeOutput(*apply(model, clip, adapter, strength, window, mask, other_base, **factors))
+
+
+def _factor(name: str, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(
+        name, default=1.0, min=-2.0, max=4.0, step=0.05, optional=True, advanced=True, tooltip=tooltip
+    )
 
 
 def apply(
-    model, clip, loaded: TrainedAdapter, strength: float = 1.0, window=(0.0, 1.0), mask=None, other_base: bool = False
+    model,
+    clip,
+    loaded: TrainedAdapter,
+    strength: float = 1.0,
+    window=(0.0, 1.0),
+    mask=None,
+    other_base: bool = False,
+    **factors: tuple[float, float],
 ) -> tuple:
-    """(MODEL, CLIP) with an adapter on it and its tokens in it; other_base: see `host.with_adapter`."""
+    """(MODEL, CLIP) with an adapter on it and its tokens in it.
+
+    factors: the ramp and the depth of `StackEntry`; other_base: see `host.with_adapter`.
+    """
     if window[0] >= window[1]:
         raise ValueError(
             f"The adapter would act from {window[0]:g} to {window[1]:g}: the end must come after the start."
         )
-    region = None
-    if mask is not None:
-        region = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
-        region = region.float().clamp(0, 1)
-    model = host.with_adapter(model, loaded, lambda adapter: StackEntry(adapter, strength, region, window), other_base)
+    region = None if mask is None else as_region(mask)
+
+    def placed(adapter: AnyAdapter) -> StackEntry:
+        return StackEntry(adapter, strength, region, window, **factors)
+
+    model = host.with_adapter(model, loaded, placed, other_base)
     return model, None if clip is None else host.with_tokens(clip, loaded.tokens)
 
 
@@ -233,7 +264,9 @@ def describe(loaded: TrainedAdapter) -> str:
         "class word": info.class_word,
         "captions": " | ".join(dict.fromkeys(info.captions)),
         "parameters": f"{parameters:,}" if parameters else "",
-        "sublayers": ", ".join(config.sublayers) if config else "",
+        "sublayers": ", ".join(getattr(config, "sublayers", ())),
+        "frame vectors": getattr(config, "frames", None),
+        "rank at temporal convolutions": getattr(config, "conv_rank", None),
         "appearance guidance": config
         and (f"image features of width {config.condition_dim}" if config.condition_dim else "none"),
         "stored image features": "" if loaded.features is None else len(loaded.features),

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..dreamvideo.evaluation.pictures import contact_sheet, few_frames
-from ..dreamvideo.media.clips import Clip, read_motion
+from ..dreamvideo.media.clips import Clip, Taken, cover_of, read_motion
 from ..dreamvideo.media.masks import cover_crop, crop_note, crop_subject
 from ..dreamvideo.media.times import thin_out
 from ..dreamvideo.nano.demo import toy_material
@@ -183,6 +183,18 @@ class MotionClips(io.ComfyNode):
                 io.String.Input(
                     "more_captions", optional=True, force_input=True, tooltip="The captions of that node, in order."
                 ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="White on what is not to be learned from, such as faces: one a frame, or one for all.",
+                ),
+                io.Mask.Input("more_masks", optional=True, tooltip="The masks of the node that more_clips come from."),
+                io.Boolean.Input(
+                    "invert_masks",
+                    default=False,
+                    optional=True,
+                    tooltip="Turn on where the masks mark what is to be learned from, and leave out the rest.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -191,13 +203,18 @@ class MotionClips(io.ComfyNode):
                 io.String.Output(display_name="captions", is_output_list=True, tooltip="A caption for each clip."),
                 io.Int.Output(display_name="frames", tooltip="Frames of one training sample."),
                 io.Float.Output(display_name="fps", tooltip="Frames a second, for saving or previewing the clips."),
+                io.Mask.Output(
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="A mask for each frame of each clip, white on what is not learned from; else black.",
+                ),
             ],
         )
 
     @classmethod
     def execute(
         cls, caption, frames, fps, width, height, images_fps, video=None, images=None, more_clips=None,
-        more_captions=None,
+        more_captions=None, masks=None, more_masks=None, invert_masks=None,
     ) -> io.NodeOutput:  # fmt: skip
         videos, batches = video or [], images or []
         sources = len(videos) + len(batches)
@@ -209,20 +226,47 @@ class MotionClips(io.ComfyNode):
         clips, captions, notes = [each[..., :3] for each in more_clips or []], list(more_captions or []), []
         if len(clips) != len(captions):
             raise ValueError(f"Got {len(captions)} more captions for {len(clips)} more clips: connect both.")
+        covers = list(more_masks or [each.new_zeros(each.shape[:3]) for each in clips])
+        if len(covers) != len(clips):
+            raise ValueError(f"Got {len(covers)} more masks for {len(clips)} more clips: connect both of that node.")
+        if masks and len(masks) != sources:
+            raise ValueError(f"Got {len(masks)} batches of masks for {sources} clips: connect as many of both.")
         wanted = {"size": (one(height), one(width)), "frames": one(frames), "fps": one(fps)}
         found = chain(
             (_of_video(each, **wanted) for each in videos),
             (_of_images(each, one(images_fps), **wanted) for each in batches),
         )
-        for clip, text in zip(found, texts, strict=True):
+        for clip, text, mask in zip(found, texts, masks or [None] * sources, strict=True):
+            covers.append(_cover(mask, clip, wanted["size"], one(invert_masks, False), len(clips) + 1))
             clips.append(clip.frames.movedim(1, -1).contiguous().float().div_(255))  # [N, H, W, 3], no second copy
             captions.append(text.strip())
             notes += [clip.note] if clip.note else []
-        rows = ((text, few_frames(clip.movedim(-1, 1))) for text, clip in zip(captions, clips, strict=True))
+        rows = (
+            (text, _shaded(few_frames(clip.movedim(-1, 1)), few_frames(cover[:, None])))
+            for text, clip, cover in zip(captions, clips, covers, strict=True)
+        )
         sheet = contact_sheet(rows, title=" ".join(dict.fromkeys(notes)))
         return io.NodeOutput(
-            clips, captions, one(frames), float(one(fps)), ui=ui.PreviewImage(host_images(sheet[None]), cls=cls)
+            clips,
+            captions,
+            one(frames),
+            float(one(fps)),
+            covers,
+            ui=ui.PreviewImage(host_images(sheet[None]), cls=cls),
         )
+
+
+def _shaded(frames: list[Tensor], covers: list[Tensor]) -> list[Tensor]:
+    """What the loss does not see is dark."""
+    return [frame * (1 - 0.65 * cover) for frame, cover in zip(frames, covers, strict=True)]
+
+
+def _cover(mask: Tensor | None, clip: Clip, size: tuple[int, int], invert: bool, number: int) -> Tensor:
+    """What of a clip is not learned from, [N, H, W] of 0 and 1. A black mask is none, as Load Image gives one."""
+    if mask is None or clip.taken is None or not mask.any():
+        return torch.zeros(len(clip.frames), *size)
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    return cover_of(1 - mask if invert else mask, clip.taken, size, f"of clip {number}").float()
 
 
 def _of_images(images: Tensor, own_fps: float, *, size: tuple[int, int], frames: int, fps: float) -> Clip:
@@ -234,7 +278,9 @@ def _of_images(images: Tensor, own_fps: float, *, size: tuple[int, int], frames:
     choice = thin_out(times, frames, fps)
     parts = (engine_images(images[part.to(images.device)]) for part in choice.indices.split(FRAMES_AT_ONCE))
     pixels = torch.cat([cover_crop((part * 255).round().to(torch.uint8), *size) for part in parts])
-    return Clip(pixels, torch.arange(len(pixels), dtype=torch.float64) / choice.fps, choice.fps, note=choice.note)
+    times = torch.arange(len(pixels), dtype=torch.float64) / choice.fps
+    taken = Taken(choice.indices, len(images), (images.shape[1], images.shape[2]))
+    return Clip(pixels, times, choice.fps, note=choice.note, taken=taken)
 
 
 def _of_video(video, *, size: tuple[int, int], frames: int, fps: float) -> Clip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -18,8 +19,8 @@ from dreamvideo.files.adapter_info import AdapterInfo, check_fits
 from dreamvideo.files.adapters import load_adapter, save_adapter
 from dreamvideo.files.foreign_adapters import save_authors_adapter, save_authors_embedding
 from dreamvideo.models.adapters import Adapter, AdapterConfig, Bottleneck
-from dreamvideo.models.config import UNetConfig, transformer_sites
-from dreamvideo.models.stack import AdapterStack, StackEntry
+from dreamvideo.models.config import UNetConfig, level_of, transformer_sites
+from dreamvideo.models.stack import LAST_TIMESTEP, AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
 
 ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
@@ -311,14 +312,37 @@ def test_mask_at_every_level_of_the_unet(unet):
         run(unet, AdapterStack([StackEntry(adapter, mask=torch.ones(4, 8, 8))]))
 
 
-def test_window_and_schedule_act_per_timestep(unet):
+def test_window_and_ramp_act_per_timestep(unet):
     adapter = trained("identity")  # the inputs' timesteps are 800 (position 0.2) and 100 (0.9)
     base, free = run(unet, None), run(unet, AdapterStack([StackEntry(adapter)]))
     early = run(unet, AdapterStack([StackEntry(adapter, window=(0.0, 0.5))]))
     torch.testing.assert_close(early, torch.stack([free[0], base[1]]), atol=1e-6, rtol=1e-5)
     assert torch.equal(run(unet, AdapterStack([StackEntry(adapter, window=(0.4, 0.6))])), base)
-    late = run(unet, AdapterStack([StackEntry(adapter, schedule=lambda position: (position > 0.5).float())]))
-    torch.testing.assert_close(late, torch.stack([base[0], free[1]]), atol=1e-6, rtol=1e-5)
+    ramp = run(unet, AdapterStack([StackEntry(adapter, window=(0.1, 1.0), ramp=(0.0, 0.9))]))  # 0.1 and 0.8 there
+    positions = 1 - torch.tensor([800, 100]) / LAST_TIMESTEP
+    wanted = [run(unet, AdapterStack([StackEntry(adapter, float(p - 0.1))]))[i] for i, p in enumerate(positions)]
+    torch.testing.assert_close(ramp, torch.stack(wanted), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["identity", "motion"])
+def test_depth_weighs_each_level_of_the_unet(unet, kind):
+    adapter = trained(kind)
+    sites = sorted({level_of(site, unet.config) for site in adapter.modules_at})
+    assert sites[0] == 0 and sites[-1] == 1
+    assert torch.equal(
+        run(unet, AdapterStack([StackEntry(adapter, depth=(0.5, 0.5))])),
+        run(unet, AdapterStack([StackEntry(adapter, 0.5)])),
+    )
+    scaled = copy.deepcopy(adapter)
+    with torch.no_grad():
+        for site in scaled.modules_at:
+            up = scaled.at(site).up_linear
+            for parameter in (up.weight, up.bias):
+                parameter.mul_(0.2 + 0.8 * level_of(site, unet.config))
+    torch.testing.assert_close(
+        run(unet, AdapterStack([StackEntry(adapter, depth=(0.2, 1.0))])), run(unet, AdapterStack([StackEntry(scaled)]))
+    )
+    assert differs(run(unet, AdapterStack([StackEntry(adapter, depth=(1.0, 0.0))])), run(unet, None))
 
 
 @pytest.mark.parametrize(
@@ -329,6 +353,8 @@ def test_window_and_schedule_act_per_timestep(unet):
         {"window": (0.0, 1.5)},
         {"mask": torch.ones(2, 2) * 255},
         {"mask": torch.ones(2)},
+        {"ramp": (0.0, float("inf"))},
+        {"depth": (float("nan"), 1.0)},
     ],
 )
 def test_nonsense_entries_are_refused(wrong):
@@ -565,7 +591,7 @@ def test_damaged_or_future_metadata(tmp_path):
     adapter = trained("identity")
     good = AdapterInfo("identity", adapter_config=adapter.config, unet_config=TINY).to_metadata()
     broken = {
-        "format version 2": {"format_version": "2"},
+        "format version 3": {"format_version": "3"},
         "damaged.*'style'": {"kind": "style"},
         "damaged.*'motion'": {"kind": "motion"},
         "damaged: Adapter placement": {"adapter_config": json.dumps({**adapter.config.to_dict(), "placement": "?"})},

@@ -154,6 +154,17 @@ def test_videos_are_sampled_with_adapters_and_strengths(folder, capsys):
     assert "does not name <my-dog>" in capsys.readouterr().out
 
 
+def test_subjects_and_motions_keep_to_their_part_of_the_video(folder):
+    adapters = ["--adapter", str(folder / "my-dog.safetensors"), "--adapter", str(folder / "turn.safetensors")]
+    late = ["--adapter", f"{folder / 'turn.safetensors'}@1[frames=0.5..1,ramp=1..0.5,depth=0.5..1]"]
+    halves = ["--region", "left: a <my-dog>", "--region", "right: a cat"]
+    written = set()
+    for name, more in {"whole": adapters, "late": [*adapters[:2], *late], "halves": [*adapters, *halves]}.items():
+        assert main(sample(folder, "a <my-dog> and a cat", *more, out=f"{name}.webp")) == 0
+        written.add((folder / f"{name}.webp").read_bytes())
+    assert len(written) == 3
+
+
 def test_mp4_is_written_at_its_rate(folder):
     assert main(sample(folder, "a dog", "--fps", "4", out="new/video.mp4")) == 0
     clip = read_clip(folder / "new" / "video.mp4")
@@ -377,6 +388,8 @@ def test_unusable_settings(folder, capsys):
     assert "The prompt is empty" in refused(capsys, sample(folder, "  "))
     assert "<my-dog>" in refused(capsys, sample(folder, "a <my-dog> runs"))
     assert "must end in" in refused(capsys, sample(folder, "a dog", out="video.txt"))
+    assert "AREA: PROMPT" in refused(capsys, sample(folder, "a dog", "--region", "left"))
+    assert "<my-cat>" in refused(capsys, sample(folder, "a dog", "--region", "left: a <my-cat>"))
 
 
 def test_unusable_adapters(folder, tmp_path, capsys):

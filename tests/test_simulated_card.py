@@ -99,7 +99,7 @@ STACKS = {
     "motion": [StackEntry(GUIDED, 0.7)],
     "mask": [StackEntry(IDENTITY, mask=MASK), StackEntry(GUIDED)],
     "window": [StackEntry(IDENTITY, window=(0.0, 0.5)), StackEntry(LOW_RANK, window=(0.4, 1.0))],
-    "schedule": [StackEntry(IDENTITY, schedule=lambda position: 1 - position)],
+    "ramp": [StackEntry(IDENTITY, ramp=(1.0, 0.0), depth=(0.0, 1.0))],
     "deltas": [StackEntry(DENSE), StackEntry(LOW_RANK, 0.5), StackEntry(GUIDED)],
 }
 

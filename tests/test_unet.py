@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from dreamvideo.files.layouts import diffusers_name
 from dreamvideo.models.blocks import TransformerBlock, sinusoid
-from dreamvideo.models.config import UNetConfig, transformer_sites
+from dreamvideo.models.config import UNetConfig, temporal_convolutions, transformer_sites
 from dreamvideo.models.unet import UNet
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -131,6 +132,15 @@ class OracleAdapters:
         )
         return after + F.linear(F.gelu(F.linear(before, *down)), *up)
 
+    def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
+        return text
+
+    def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return x
+
+    def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
+        return after
+
 
 @needs_shared
 @pytest.mark.parametrize("kind", ["identity", "motion"])
@@ -156,6 +166,9 @@ def test_full_size_counts_and_sites() -> None:
     assert {f"{site.name}.transformer_blocks.0": site.width for site in sites} == widths
     assert [site.kind for site in sites].count("spatial") == 16
     assert [site.kind for site in sites].count("temporal") == 17
+    convolutions = temporal_convolutions(net.config)
+    found = {name.rpartition(".")[0]: m.in_channels for name, m in net.named_modules() if isinstance(m, nn.Conv3d)}
+    assert {site.name: site.channels for site in convolutions} == found and len(convolutions) == 88
 
 
 @needs_shared
@@ -172,6 +185,8 @@ class Recorder:
         self.shift = shift
         self.binds: list[tuple[Tensor, tuple[int, int]]] = []
         self.offers: list[tuple[str, Tensor, Tensor, tuple[int, int], bool]] = []
+        self.entered: list[tuple[str, torch.Size, tuple[int, int]]] = []
+        self.convolutions: list[tuple[str, Tensor, Tensor]] = []
 
     def network(self, unet: UNet, timesteps: Tensor) -> UNet:
         return unet
@@ -183,6 +198,17 @@ class Recorder:
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
         self.offers.append((site, before, after, size, temporal))
         return after if self.shift is None else after + self.shift * before.roll(1, -1)
+
+    def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
+        return text
+
+    def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+        self.entered.append((block, x.shape, size))
+        return x
+
+    def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
+        self.convolutions.append((site, before, after))
+        return after if self.shift is None else after + self.shift * before.roll(1, 2)
 
 
 def test_adapters_are_offered_every_sublayer_once_in_order() -> None:
@@ -204,6 +230,13 @@ def test_adapters_are_offered_every_sublayer_once_in_order() -> None:
         assert temporal == (site.kind == "temporal")
         rows = (positions, frames) if temporal else (frames, positions)
         assert before.shape == after.shape == (batch, *rows, site.width)
+    temporal = [offer for offer in seen.offers if offer[4] and offer[0].endswith("attn1")]
+    assert seen.entered == [(site.removesuffix(".attn1"), before.shape, size) for site, before, _, size, _ in temporal]
+    assert [site for site, *_ in seen.convolutions] == [site.name for site in temporal_convolutions(DEEP)]
+    for site, (name, before, after) in zip(temporal_convolutions(DEEP), seen.convolutions, strict=True):
+        assert before.shape == after.shape and before.shape[:3] == (batch, site.channels, frames)
+        conv = net.get_submodule(name)[-1]
+        assert torch.equal(conv(before), after)
     levels = {site.name: offer[3] for (site, _), offer in zip(sites, seen.offers, strict=True)}
     assert levels["input_blocks.1.1"] == levels["output_blocks.11.2"] == (16, 24)
     assert levels["middle_block.1"] == (2, 3)

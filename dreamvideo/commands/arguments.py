@@ -123,6 +123,8 @@ def _train_motion(parser: Parser) -> None:
     token = "the motion's name in the captions, for a method that learns one (default: <my-motion>)"
     _option(parser, "--placeholder", "NAME", token, default="<my-motion>")
     _option(parser, "--class-word", "WORD", f"what that name begins from (default: {MOTION_WORD})", default=MOTION_WORD)
+    masks = "learn from whole clips although there are masks beside them: white on what is not to be learned from"
+    parser.add_argument("--no-masks", action="store_true", help=masks)
     related = "a folder of clips of related motions with captions, for a method that wants some"
     _option(parser, "--related", "DIR", related, Path)
     _training(parser, "motion", "output/CLIP.safetensors", MOTION_METHODS)
@@ -133,6 +135,8 @@ def _train_motion(parser: Parser) -> None:
 FIRST = ("steps", "learning_rate", "batch_size", "seed")
 # What a default is, where it is not the number that stands in the settings.
 DEFAULTS = {
+    "absorber": "default: as the method has it",
+    "debias": "default: as the method has it",
     "gradient_checkpointing": "default: where a step would not fit into what is free",
     "p_image_drop": "default: as released",
     "p_text_drop": "default: as released",
@@ -166,6 +170,8 @@ def _sample(parser: Parser) -> None:
     _config(parser)
     adapter = "an adapter or learned token, ours or the authors'; may be given several times (strength: 1)"
     _option(parser, "--adapter", "FILE[@STRENGTH]", adapter, action=Several, default=[])
+    region = "a part of the video that reads a prompt of its own, as 'left: a <my-dog> is running'; several times"
+    _option(parser, "--region", "AREA: PROMPT", region, action=Several, default=[])
     other = "take adapters that were trained on other weights of the same architecture"
     parser.add_argument("--other-base", action="store_true", help=other)
     out = "a video (.mp4, .mov, .mkv), an animation (.gif, .webp) or, without a suffix, a folder of PNG frames"

@@ -52,11 +52,21 @@ examples:
 SAMPLE = """\
 Makes a video of a prompt, on the base alone or with any number of identities and motions. Brackets weigh: (red:1.4)
 counts 1.4 times, (red) 1.1 times; \\( and \\) are brackets that weigh nothing.
+
+Where and when an adapter acts stands in brackets behind its file, with any of: area=left, right, top, bottom or a
+mask's file (a picture, a video or a folder of pictures), frames=0..0.5 (part of the video), steps=0..0.6 (part of the
+way from noise to video), ramp=1..0 (factors at the first and the last of those steps), depth=0..1 (factors at the
+UNet's outermost level and in its middle). A region, AREA: PROMPT, reads a prompt of its own; a subject that it names
+acts there alone.
 """
 SAMPLE_EXAMPLES = """\
 examples:
   dreamvideo sample "a red circle moving left on the grass"
   dreamvideo sample "a <my-dog> is dancing" --adapter my-dog.safetensors --adapter dance.safetensors@0.8 --seed 3
+  dreamvideo sample "a <my-dog> and a <my-cat>" --adapter my-dog.safetensors --adapter my-cat.safetensors \\
+      --region "left: a <my-dog> on the grass" --region "right: a <my-cat> on the grass"
+  dreamvideo sample "a <my-dog> on the grass" --adapter my-dog.safetensors --adapter "run.safetensors[frames=0..0.5]" \\
+      --adapter "jump.safetensors@0.9[frames=0.5..1]"
 """
 INSPECT = """\
 Tells layout, architecture, precision and size of a base's parts, which of them are missing and where they come from, or

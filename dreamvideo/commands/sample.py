@@ -24,6 +24,7 @@ from ..safety.locks import reserved
 from ..safety.paths import check_writable, keep_apart
 from ..sampling import Customization, SamplingSettings, check_prompts, customize, generate, latent_size
 from .common import OUTPUT, base_files, check_suffix, file_name, found_for, open_for
+from .regions import given_adapter, limits_of, region_prompt
 from .terminal import Terminal
 
 VIDEOS, ANIMATIONS = (".mp4", ".mov", ".mkv"), (".gif", ".webp")
@@ -42,7 +43,7 @@ def _sampled(args: Namespace, terminal: Terminal) -> tuple[Tensor, float]:
     """The video [F, 3, H, W] and its frames a second. Everything is looked at before the base is read."""
     found = found_for(args)
     settings = _settings(args, found)
-    customization = _load_adapters(args, found.unet)
+    customization = _load_adapters(args, found.unet, settings)
     check_prompts(settings, customization)
     guide = load_image(args.guidance_image, terminal.say) if args.guidance_image else None
     prior = _prior(args, settings, terminal)
@@ -98,7 +99,8 @@ def _prior(args: Namespace, settings: SamplingSettings, terminal: Terminal) -> T
 def _tell_what_has_no_effect(
     args: Namespace, settings: SamplingSettings, customization: Customization, terminal: Terminal
 ) -> None:
-    unnamed = [name for name in customization.tokens if name not in args.prompt]
+    prompts = " ".join([args.prompt, *(region.prompt for region in customization.regions)])
+    unnamed = [name for name in customization.tokens if name not in prompts]
     if unnamed:
         terminal.say(f"The prompt does not name {', '.join(unnamed)}; the subject may be missing from the video.")
     if args.negative.strip() and settings.guidance == 1:
@@ -109,7 +111,7 @@ def _tell_what_has_no_effect(
 
 def _default_name(args: Namespace) -> Path:
     """E.g. output/a-my-dog-is-dancing-my-dog-dance@0.8-0.mp4: prompt, adapters with other strengths than 1, seed."""
-    adapters = [(path.stem, strength) for path, strength in map(_with_strength, args.adapter)]
+    adapters = [(given.path.stem, given.strength) for given in map(given_adapter, args.adapter)]
     names = "-".join(file_name(stem) + (f"@{strength:g}" if strength != 1 else "") for stem, strength in adapters)
     prompt, names = (text.encode()[:80].decode(errors="ignore") for text in (file_name(args.prompt), names))
     return OUTPUT / f"{'-'.join(filter(None, (prompt, names, str(args.seed or 0))))}.mp4"
@@ -118,7 +120,7 @@ def _default_name(args: Namespace) -> Path:
 def _check_out(out: Path, args: Namespace) -> None:
     """Raise ValueError, before the base is loaded, where the video cannot be written or would replace what is read."""
     check_suffix(out, (*VIDEOS, *ANIMATIONS, ""))
-    adapters = [_with_strength(given)[0] for given in args.adapter]
+    adapters = [given_adapter(given).path for given in args.adapter]
     given = [path for path in (args.prior_clip, args.guidance_image, *adapters) if path is not None]
     within = [] if out.suffix else [folder for path in given for folder in Path(os.path.realpath(path)).parents]
     keep_apart([out], chain(given, within, base_files(args)))
@@ -128,28 +130,20 @@ def _check_out(out: Path, args: Namespace) -> None:
         check_frames_writable(out)
 
 
-def _load_adapters(args: Namespace, unet: UNetFile) -> Customization:
-    loaded, strengths = [], []
+def _load_adapters(args: Namespace, unet: UNetFile, settings: SamplingSettings) -> Customization:
+    loaded, strengths, limits = [], [], []
     weights = None if args.other_base or not args.adapter else fingerprint(unet.state)
     for given in args.adapter:
-        path, strength = _with_strength(given)
+        named = given_adapter(given)
+        path = named.path
         loaded.append(load_adapter(path, unet.config))
-        strengths.append(strength)
+        strengths.append(named.strength)
+        limits.append(limits_of(named, settings))
         try:
             check_fits(loaded[-1].info, unet.config, weights, same_base=same_base)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    return customize(loaded, strengths)
-
-
-def _with_strength(given: str) -> tuple[Path, float]:
-    path, at, strength = given.rpartition("@")
-    if not at or Path(given).exists():  # a name may hold an @
-        return Path(given), 1.0
-    try:
-        return Path(path), float(strength)
-    except ValueError:
-        return Path(given), 1.0
+    return customize(loaded, strengths, limits, [region_prompt(each, settings) for each in args.region])
 
 
 def _write_video(out: Path, video: Tensor, fps: float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..encoders.prompts import check_placeholder
-from ..media.clips import find_clips
+from ..media.clips import find_clips, find_masks
 from ..media.folders import caption_of
 from ..media.photographs import load_images
 from ..media.writing import write_animation
@@ -76,11 +76,13 @@ def motion(args: Namespace, terminal: Terminal) -> None:
     clips = find_clips(one_or_many(args.clips), frames, terminal.say)
     related = find_clips(args.related, frames, terminal.say) if args.related else []
     captions = [_caption(path, args.caption) for path in clips] + [_caption(path) for path in related]
+    masks = [] if args.no_masks else find_masks([*clips, *related])
     base = open_for(args, terminal, found)
     outcome = train_motion(
         base,
         [*clips, *related],
         captions,
+        masks=masks,
         related=len(related),
         size=size,
         frames=frames,

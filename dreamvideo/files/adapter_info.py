@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..models.adapters import TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyConfig
-from ..models.config import UNetConfig, transformer_sites
-from ..models.deltas import DeltaConfig, weight_shapes
+from ..models.config import UNetConfig, temporal_convolutions, transformer_sites
+from ..models.deltas import TEMPORAL_CONV, DeltaConfig, weight_shapes
 from ..safety.limits import LIMITS, json_object, line, parsed, real, short, whole
 
 FORMAT = "dreamvideo-adapter"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that is read; a file has the oldest that holds what is in it
 MOST_RUN = 200_000  # characters of a run file that an adapter tells
 KINDS = (*TRANSFORMER_KINDS, DeltaConfig.kind, "token")
 
@@ -32,7 +32,6 @@ class AdapterInfo:
     """
 
     kind: str
-    format_version: int = FORMAT_VERSION
     adapter_config: AnyConfig | None = None
     unet_config: UNetConfig | None = None
     base_fingerprint: str = ""
@@ -52,10 +51,16 @@ class AdapterInfo:
         words += f" ({self.class_word})" if self.class_word else ""
         return words + (f", {self.steps} steps" if self.steps is not None else "")
 
+    @property
+    def format_version(self) -> int:
+        """Which version of the format holds it: frame vectors and residuals of convolutions came with the second."""
+        return self.adapter_config.format_version if isinstance(self.adapter_config, AdapterConfig) else 1
+
     def to_metadata(self) -> dict[str, str]:
         """Safetensors metadata: text fields as they are, the others as JSON, and a sentence for human readers."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {name: values[name] and values[name].to_dict() for name in ("adapter_config", "unet_config")}
+        values["format_version"] = self.format_version
         texts = {key: value if isinstance(value, str) else _json(value) for key, value in values.items()}
         if not self.run:
             del texts["run"]
@@ -86,6 +91,8 @@ class AdapterInfo:
         values: dict[str, Any] = {name: line(name, given[name]) for name in texts if name in given}
         if "run" in given:
             values["run"] = line("run", given["run"], most=MOST_RUN, breaks=True)
+        if "format_version" in metadata:
+            whole("format_version", parsed(metadata["format_version"]), 10**6)
         for name, check in _CHECKS.items():
             if name in given and (value := parsed(given[name])) is not None:
                 values[name] = check(name, value)
@@ -111,7 +118,6 @@ def _extra(name: str, value: object) -> dict[str, Any]:
 
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "format_version": lambda name, value: whole(name, value, 10**6),
     "captions": _captions,
     "steps": lambda name, value: whole(name, value, int(LIMITS["steps"].most), 0),
     "learning_rate": lambda name, value: real(name, value, 0),
@@ -162,9 +168,12 @@ def check_fits(
 
 
 def places(info: AdapterInfo, unet_config: UNetConfig) -> dict[str, Any]:
-    """Where a file's tensors sit: transformer -> width, of an adapter's kind, or weight -> shape."""
-    if isinstance(info.adapter_config, DeltaConfig):
-        return weight_shapes(unet_config, info.adapter_config.weights)
+    """Where a file's tensors sit: transformer or convolution -> width, or weight -> shape."""
+    config = info.adapter_config
+    if isinstance(config, DeltaConfig):
+        return weight_shapes(unet_config, config.weights)
+    if config is not None and not config.sublayers:
+        return {site.name: site.channels for site in temporal_convolutions(unet_config)}
     kind = TRANSFORMER_KINDS[info.kind]
     return {site.name: site.width for site in transformer_sites(unet_config) if site.kind == kind}
 
@@ -173,7 +182,8 @@ def describe(places: Mapping[str, Any]) -> str:
     if any(isinstance(place, torch.Size) for place in places.values()):
         return f"{len(places)} weights of {sum(shape.numel() for shape in places.values()):,} numbers"
     widths = "/".join(str(width) for width in sorted(set(places.values())))
-    return f"{len(places)} transformers of width {widths}"
+    what = "temporal convolutions" if any(TEMPORAL_CONV in name for name in places) else "transformers"
+    return f"{len(places)} {what} of width {widths}"
 
 
 def _json(value: Any) -> str:

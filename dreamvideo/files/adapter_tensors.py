@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models.adapters import AnyAdapter, build_adapter
 from ..models.config import UNetConfig
+from ..models.deltas import TEMPORAL_CONV
 from ..safety.limits import bare, line, short
 from .adapter_info import AdapterInfo, describe
 from .dtypes import is_finite, readable
@@ -51,18 +52,24 @@ def assemble(path: Path, info: AdapterInfo, state: Mapping[str, StoredTensor]) -
 
 
 def _difference(found: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> str:
-    theirs, ours = (
-        {
-            adapter_place(key)["site"]: shape[1]
-            for key, shape in shapes.items()
-            if key.endswith("down_linear.weight") and len(shape) == 2
-        }
-        for shapes in (found, wanted)
-    )
-    if theirs != ours:
-        return f"the file is for {describe(theirs)}, the UNet has {describe(ours)}"
+    for sites in (_transformers, _convolutions):
+        theirs, ours = sites(found), sites(wanted)
+        if theirs and ours and theirs != ours:
+            return f"the file is for {describe(theirs)}, the UNet has {describe(ours)}"
     key = next(key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key))
-    return f"{key} is {found.get(key, 'missing')}, expected {wanted.get(key, 'no such tensor')}"
+    return f"{bare(key)} is {found.get(key, 'missing')}, expected {wanted.get(key, 'no such tensor')}"
+
+
+def _transformers(shapes: Mapping[str, list[int]]) -> dict[str, int]:
+    """Transformer -> width of the adapters beside it, as far as the tensors tell."""
+    named = {key: ADAPTER_KEY.fullmatch(key) for key in shapes if key.endswith("down_linear.weight")}
+    return {name["site"]: shapes[key][1] for key, name in named.items() if name and len(shapes[key]) == 2}
+
+
+def _convolutions(shapes: Mapping[str, list[int]]) -> dict[str, int]:
+    """Temporal convolution -> channels of the residual beside it, as far as the tensors tell."""
+    downs = {key: shape for key, shape in shapes.items() if TEMPORAL_CONV in key and key.endswith(".down")}
+    return {key: shape[1] for key, shape in downs.items() if len(shape) == 3}
 
 
 def check_tensors(tensors: Mapping[str, Tensor], subject: str) -> None:

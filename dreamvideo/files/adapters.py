@@ -7,7 +7,6 @@ runs code, and nothing is read before names and shapes have told that it fits.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from ..models.adapters import AnyAdapter
 from ..models.config import UNetConfig
-from ..models.deltas import DeltaConfig
-from ..safety.limits import short
+from ..safety.limits import bare, short
 from ..safety.paths import PathLike
 from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, TrainedAdapter
 from .adapter_tensors import ADAPTER_KEY, assemble, check_specs, check_tensors, check_tokens, read_all, without_stop
@@ -28,8 +26,6 @@ from .tensors import CheckpointError, OpenFile, open_file, write_safetensors
 
 TOKEN_PREFIX = "token."
 FEATURES = "features"
-
-DELTA_KEY = re.compile(r".+\.(?:weight|bias)\.(?:delta|down|up)")
 
 
 def save_adapter(
@@ -130,10 +126,11 @@ def _own(path: Path, file: OpenFile) -> TrainedAdapter:
     features = tensors.get(FEATURES)
     if features is not None and (len(features.shape) != 2 or not features.elements):
         raise ValueError(f"{unusable}: its image features are {list(features.shape)} and not [n, D].")
-    pattern = DELTA_KEY if info.kind == DeltaConfig.kind else ADAPTER_KEY
-    state = {key: value for key, value in tensors.items() if pattern.fullmatch(key)}
+    state = {key: value for key, value in tensors.items() if key != FEATURES and not key.startswith(TOKEN_PREFIX)}
     adapter = None if info.kind == "token" else assemble(path, info, state)
     if info.kind == "token" and not tokens:
         raise ValueError(f"{unusable}: it holds no token.")
+    if info.kind == "token" and state:
+        raise ValueError(f"{unusable}: {bare(min(state))} is no token.")
     shown = None if features is None else read_all({FEATURES: features}, unusable)[FEATURES]
     return TrainedAdapter(adapter, info, read_all(tokens, unusable), shown)

@@ -43,12 +43,17 @@ PLACEHOLDER = re.compile(r"\*|<[^\s{}<>]+>")
 def save_authors_adapter(path: str | os.PathLike[str], adapter: AnyAdapter, step: int) -> None:
     """Write the authors' container: {'state_dict': parameters by name, 'step'}. It keeps no metadata.
 
-    Raises ValueError for a serial adapter, which the container would pass off as parallel, and for weight deltas.
+    Raises ValueError for a serial adapter, which the container would pass off as parallel, and for what it cannot hold:
+    weight deltas, frame vectors, residuals of convolutions.
     """
     if isinstance(adapter, WeightDelta):
         raise ValueError("The authors' adapter files hold no weight deltas; save them as .safetensors.")
     if adapter.config.placement != "parallel":
         raise ValueError("The authors' adapter files cannot tell a serial adapter; save it as .safetensors.")
+    if adapter.config.format_version > 1:
+        raise ValueError(
+            "The authors' adapter files hold no frame vectors nor residuals of convolutions; save it as .safetensors."
+        )
     state = {key: nn.Parameter(value.detach().cpu().clone()) for key, value in adapter.state_dict().items()}
     _write_torch(path, {"state_dict": state, "step": step})
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .decoding import Frames, NoPictures, Size, existing_file, source_name
-from .folders import PathLike, Say, caption_of, clip_files, frame_files, quiet
-from .masks import cover_crop
+from .folders import PathLike, Say, caption_of, clip_files, clip_masks, frame_files, quiet
+from .masks import check_mask_shape, cover_crop
 from .pictures import animation_frames, folder_frames, is_picture
 from .times import frame_times, thin_out
 from .videos import video_frames
@@ -25,10 +25,20 @@ FOLDER_FPS = 8.0  # of a folder of pictures, which name no rate: the paper's
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What a clip has of its file: the frames' numbers [F], from 0; how many there are, and their (height, width)."""
+
+    numbers: Tensor
+    count: int
+    size: Size
+
+
+@dataclass(frozen=True)
 class Clip:
     """Frames uint8 [F, 3, H, W], the seconds at which they appear (float64 [F], from 0), their mean rate.
 
-    `note` says in one sentence what was left out while reading, if anything was.
+    `note` says in one sentence what was left out while reading, if anything was; `taken` which frames were taken, where
+    not all were.
     """
 
     frames: Tensor = field(repr=False)
@@ -37,6 +47,7 @@ class Clip:
     caption: str | None = None
     path: Path | None = None
     note: str = ""
+    taken: Taken | None = None
 
     def pixels(self, indices: Tensor | Sequence[int] | None = None) -> Tensor:
         """The frames, or those at `indices`, as float32 in 0..1: [F, 3, H, W]."""
@@ -101,6 +112,14 @@ def find_clips(source: PathLike | Sequence[PathLike], frames: int = 1, say: Say 
     return found
 
 
+def find_masks(clips: Sequence[Path]) -> list[Path | None]:
+    """The mask of each clip, where there is one, of which a frame was found to decode; see `folders.clip_masks`."""
+    masks = clip_masks(clips)
+    for mask in filter(None, masks.values()):
+        _look_at(mask, 1)
+    return [masks[path] for path in clips]
+
+
 def _look_at(path: Path, frames: int) -> None:
     """Raises ValueError for a clip that cannot be read, NoPictures for one that shows no motion where it should."""
     reader = _frames_of(_clip_source(path))
@@ -143,7 +162,8 @@ def read_motion(
         appear = appear[: kept[most]]
         choice = thin_out(appear, frames, fps)
         kept, places = choice.indices.unique(return_inverse=True)
-    pixels = _pixels_at(_frames_of(*stretch), kept, size)
+    pixels, full = _pixels_at(_frames_of(*stretch), kept, size)
+    good = torch.tensor([number for number, appears in enumerate(seen) if appears is not None])
     notes.append(_reading_note(Path(name).name, len(appear), len(times) < len(seen), len(appear) < len(times)))
     return Clip(
         pixels if len(kept) == len(places) else pixels[places],
@@ -151,7 +171,34 @@ def read_motion(
         choice.fps,
         path=None if isinstance(source, BytesIO) else source,
         note=_joined([*notes, choice.note]),
+        taken=Taken(good[choice.indices], len(seen), full),
     )
+
+
+def read_cover(path: PathLike, taken: Taken, size: Size) -> Tensor:
+    """Where a clip's mask is white, in the frames taken of that clip: bool [F, height, width].
+
+    The mask is as long as its clip, frame by frame, and of its shape. Raises ValueError for another length or shape,
+    for a damaged file, and for one that is all black.
+    """
+    path = _clip_source(path)
+    wanted, places = taken.numbers.unique(return_inverse=True)
+    kept = set(wanted.tolist())
+    covers, count = [], 0
+    for number, (frame, _) in enumerate(_frames_of(path)):
+        count += 1
+        if frame is None:
+            raise ValueError(f"The mask {path} is damaged: a frame of it cannot be read.")
+        if number in kept:
+            pixels = frame().float().mean(0, keepdim=True)  # [1, H, W] in 0..255
+            check_mask_shape(pixels, taken.size, path, "clip")
+            covers.append(cover_crop(pixels, *size)[0] > 127.5)
+    if count != taken.count:
+        raise ValueError(f"The mask {path} has {count} frames and its clip {taken.count}: make both of one length.")
+    cover = torch.stack(covers)[places]
+    if not cover.any():
+        raise ValueError(f"The mask {path} is all black; paint white what is not to be learned from.")
+    return cover
 
 
 def _clip_source(path: PathLike) -> Path:
@@ -175,16 +222,26 @@ def _frames_of(
     return read(source, start, seconds, tell)
 
 
-def _pixels_at(reader: Frames, wanted: Tensor, size: Size) -> Tensor:
-    """The good frames of these rising indices, cropped, in uint8: [len(wanted), 3, height, width]."""
+def cover_of(mask: Tensor, taken: Taken, size: Size, name: object) -> Tensor:
+    """As `read_cover`, of a mask [N, H, W] in 0..1 that is at hand, N = 1 for one that holds for all frames."""
+    if len(mask) not in (1, taken.count):
+        raise ValueError(f"The mask {name} has {len(mask)} frames and its clip {taken.count}: give as many, or one.")
+    check_mask_shape(mask, taken.size, name, "clip")
+    frames = mask.expand(taken.count, -1, -1)[taken.numbers.to(mask.device)].float().cpu()  # [F, H, W]
+    return cover_crop(frames[:, None], *size)[:, 0] > 0.5
+
+
+def _pixels_at(reader: Frames, wanted: Tensor, size: Size) -> tuple[Tensor, Size]:
+    """The good frames of these rising indices, cropped, in uint8: [len(wanted), 3, height, width]; their full size."""
     good = (frame for frame, _ in reader if frame is not None)
     pixels = torch.empty(len(wanted), 3, *size, dtype=torch.uint8)
-    before = -1
+    before, full = -1, size
     for place, index in enumerate(wanted.tolist()):
-        pixels[place] = cover_crop(next(islice(good, index - before - 1, None))(), *size)
+        frame = next(islice(good, index - before - 1, None))()
+        pixels[place], full = cover_crop(frame, *size), (frame.shape[-2], frame.shape[-1])
         before = index
     reader.close()
-    return pixels
+    return pixels, full
 
 
 def _reading_note(name: str, frames: int, damaged: bool, cut: bool) -> str:

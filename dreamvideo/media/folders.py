@@ -128,13 +128,62 @@ def _photograph_beside(mask: Path) -> Path | None:
 def clip_files(source: PathLike | Sequence[PathLike], say: Say = quiet) -> list[Path]:
     """The clips of a folder, or of the files given, in order; a folder among them holds numbered frames of one clip.
 
-    Without the twins that have the sound of a clip besides. Raises ValueError where there are none.
+    Without their masks and the twins that have the sound of a clip besides. Raises ValueError where there are none.
     """
     frames = _frame_folders(source)
     if frames:
-        return [path if path.name.strip(".") else path.resolve() for path in frames]
-    paths = _listed(source, VIDEO_SUFFIXES, "videos", say)
-    return [path for path in paths if not _is_twin(path, paths, say)]
+        found = [path if path.name.strip(".") else path.resolve() for path in frames]
+    else:
+        listed = _listed(source, VIDEO_SUFFIXES, "videos", say)
+        found = [path for path in listed if not _is_twin(path, listed, say)]
+    clips = [path for path in found if not _clip_beside(path)]
+    if not clips:
+        raise ValueError(f"There are only masks in {found[0].parent}, and no clips.")
+    return clips
+
+
+def clip_masks(clips: Sequence[Path]) -> dict[Path, Path | None]:
+    """The mask of each clip, where there is one: a clip of its name in `masks/`, or beside it with an ending such as
+    `_mask`; of a folder of frames also the numbered pictures in its own `masks/`.
+
+    Raises ValueError where masks of a folder fit no clip and clips are left without.
+    """
+    named: dict[Path, Path] = {}
+    unfit: list[Path] = []
+    for folder in sorted({path.parent for path in clips}):
+        beside = {_clip_name(path): path for path in reversed(_clips_in(folder)) if not _clip_beside(path)}
+        for mask in (mask for masks in _mask_folders(folder) for mask in _clips_in(masks)):
+            fits = [beside[stem] for stem in [_clip_name(mask), *_without_mark(_clip_name(mask))] if stem in beside]
+            unfit += [] if fits else [mask]
+            named.update({clip: mask for clip in fits[:1] if clip not in named})
+        for mask in _clips_in(folder):
+            clip = _clip_beside(mask)
+            if clip:
+                named.setdefault(clip, mask)
+    inside = {clip: list(filter(frame_files, _mask_folders(clip))) for clip in clips}
+    masks = {clip: named.get(clip) or next(iter(inside[clip]), None) for clip in clips}
+    without = [path for path, mask in masks.items() if mask is None]
+    if unfit and without:
+        raise ValueError(
+            f"No mask in {unfit[0].parent} is named like the clip {without[0].name}, and no clip like the mask "
+            f"{unfit[0].name}; name both alike, or leave the masks away with --no-masks."
+        )
+    return masks
+
+
+def _clips_in(folder: Path) -> list[Path]:
+    """Videos of a folder, and its folders of frames."""
+    return [*_files_in(folder, VIDEO_SUFFIXES), *filter(frame_files, _subfolders(folder) if folder.is_dir() else [])]
+
+
+def _clip_name(path: Path) -> str:
+    return (path.name if path.is_dir() else path.stem).casefold()
+
+
+def _clip_beside(mask: Path) -> Path | None:
+    """The clip that a video or a folder of frames is the mask of, by their names; None for a clip."""
+    stems = _without_mark(_clip_name(mask))
+    return next((path for path in _clips_in(mask.parent) if stems and _clip_name(path) in stems), None)
 
 
 def frame_files(folder: Path) -> list[Path]:

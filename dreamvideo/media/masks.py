@@ -35,13 +35,18 @@ def fit_mask(mask: Tensor, size: tuple[int, int], name: object) -> Tensor:
         raise ValueError(f"The mask {name} is all black; paint the subject white.")
     if mask.shape[-2:] == size:
         return mask
+    check_mask_shape(mask, size, name, "photograph")
+    return F.interpolate(mask[None], size=size, mode="nearest-exact")[0]
+
+
+def check_mask_shape(mask: Tensor, size: tuple[int, int], name: object, of: str) -> None:
+    """Raise ValueError for a mask [..., H, W] of another shape than what it is of, "photograph" or "clip"."""
     (height, width), (mask_height, mask_width) = size, mask.shape[-2:]
     if abs(mask_width * height - mask_height * width) > max(height, mask_height, width, mask_width):
         raise ValueError(
-            f"The mask {name} is {mask_width}x{mask_height} pixels, its photograph {width}x{height}: "
-            "make the mask the size of the photograph."
+            f"The mask {name} is {mask_width}x{mask_height} pixels, its {of} {width}x{height}: "
+            f"make the mask the size of the {of}."
         )
-    return F.interpolate(mask[None], size=size, mode="nearest-exact")[0]
 
 
 def crop_subject(image: Tensor, mask: Tensor, size: tuple[int, int], name: object) -> tuple[Tensor, Tensor, float]:
@@ -120,3 +125,14 @@ def mask_to_latent(mask: Tensor, height: int, width: int) -> Tensor:
             "crop the photograph closer to the subject, or train without masks."
         )
     return small.reshape(*mask.shape[:-2], height, width)
+
+
+def uncovered(cover: Tensor, height: int, width: int, name: object) -> Tensor:
+    """What a clip's mask [N, H, W] leaves to be learned from, at latent resolution: [1, N, height, width] of 0 and 1.
+
+    A cell that the mask touches is left out whole. Raises ValueError when nothing is left.
+    """
+    covered = F.adaptive_max_pool2d(cover.float()[None], (height, width))  # [1, N, height, width]
+    if covered.all():
+        raise ValueError(f"The mask {name} covers all of its clip; leave black what is to be learned from.")
+    return 1.0 - covered

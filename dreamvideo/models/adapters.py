@@ -9,31 +9,37 @@ each with its strength, its region and its part of the trajectory. Their files a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..safety.limits import MOST_CHANNELS, short, whole
-from .config import Stored, UNetConfig, transformer_sites
+from ..safety.limits import LIMITS, MOST_CHANNELS, short, whole
+from .config import Stored, UNetConfig, temporal_convolutions, transformer_sites
 from .deltas import DeltaConfig, WeightDelta, attach
+from .over_time import ConvResidual, FrameVectors
 
 # Sublayer of a transformer block -> name of its adapter in the authors' files.
 ADAPTER_NAMES = {"attn1": "attn_adapter", "attn2": "cross_attn_adapter", "ff": "ff_adapter"}
 TRANSFORMER_KINDS = {"identity": "spatial", "motion": "temporal"}
 PLACEMENTS = ("parallel", "serial")
+LATER = ("frames", "conv_rank")  # fields that the second version of the files added
+FRAME_VECTORS, CONV_RESIDUAL = "frame_vectors", "adapter"  # what these modules are called below their sites
 
 
 @dataclass(frozen=True)
 class AdapterConfig(Stored):
     """What an adapter consists of. The kind decides the transformers: identity spatial, motion temporal.
 
-    sublayers: any of attn1, attn2, ff (in a temporal transformer attn2 is a second self-attention).
+    sublayers: any of attn1, attn2, ff (in a temporal transformer attn2 is a second self-attention); none of them, where
+    there are frames or a conv_rank.
     hidden: width of the bottleneck, None for half of each transformer's width.
     placement: "parallel" reads the stream entering the sublayer, "serial" the one leaving it.
     condition_dim: width of the image feature, None for an adapter without appearance guidance.
+    frames: for how many frames a motion adapter has a vector each at every transformer, None for one that has none.
+    conv_rank: of a motion adapter's residuals at the temporal convolutions, None for one that has none.
     """
 
     kind: str
@@ -41,19 +47,40 @@ class AdapterConfig(Stored):
     hidden: int | None = None
     placement: str = "parallel"
     condition_dim: int | None = None
+    frames: int | None = None
+    conv_rank: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in TRANSFORMER_KINDS:
             raise ValueError(f"An adapter is of kind {' or '.join(TRANSFORMER_KINDS)}, not {short(self.kind)}.")
         named = isinstance(self.sublayers, tuple) and all(isinstance(name, str) for name in self.sublayers)
         known = [name for name in ADAPTER_NAMES if named and name in self.sublayers]
-        if not known or len(known) != len(self.sublayers):
+        if not named or len(known) != len(self.sublayers) or not (known or self.frames or self.conv_rank):
             raise ValueError(f"Adapter sublayers are any of {', '.join(ADAPTER_NAMES)}, not {_names(self.sublayers)}.")
         if self.placement not in PLACEMENTS:
             raise ValueError(f"Adapter placement is {' or '.join(PLACEMENTS)}, not {short(self.placement)}.")
-        for name in ("hidden", "condition_dim"):
-            if getattr(self, name) is not None:
-                whole(f"Adapter {name}, where there is one,", getattr(self, name), MOST_CHANNELS)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        numbers = ("hidden", "condition_dim", "frames", "conv_rank")
+        for name in (name for name in numbers if getattr(self, name) is not None):
+            most = int(LIMITS["frames"].most) if name == "frames" else MOST_CHANNELS
+            whole(f"Adapter {name}, where there is one,", getattr(self, name), most)
+        if self.kind != "motion" and (self.frames or self.conv_rank):
+            raise ValueError(
+                f"Adapter frames and conv_rank are for a motion, not for kind {self.kind}: leave them out."
+            )
+        if not self.sublayers and self.condition_dim:
+            raise ValueError("An adapter without sublayers has no use for a condition_dim: leave it out.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Stored`'s; without what the first version of the files did not know, where there is none of it."""
+        return {key: value for key, value in super().to_dict().items() if value is not None or key not in LATER}
+
+    @property
+    def format_version(self) -> int:
+        """Which version of the files holds such an adapter."""
+        return 1 if self.frames is None and self.conv_rank is None else 2
 
     @classmethod
     def identity(cls, **overrides: Any) -> AdapterConfig:
@@ -140,25 +167,54 @@ class Adapter(nn.Module):
         generator = generator or torch.Generator().manual_seed(0)
         factory = {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
         for site in transformer_sites(unet_config):
-            if site.kind != TRANSFORMER_KINDS[config.kind]:
-                continue
-            for sublayer in sorted(config.sublayers):
-                hidden = config.hidden or site.width // 2
-                bottleneck = Bottleneck(site.width, hidden, config.condition_dim, factory)
-                if not bottleneck.up_linear.weight.is_meta:
-                    bottleneck.initialise(generator)
-                block = f"{site.name}.transformer_blocks.0"
-                self.modules_at[f"{block}.{sublayer}"] = f"{block}.{ADAPTER_NAMES[sublayer]}"
-                attach(self, f"{block}.{ADAPTER_NAMES[sublayer]}", bottleneck)
+            if site.kind == TRANSFORMER_KINDS[config.kind]:
+                self._add_to(f"{site.name}.transformer_blocks.0", site.width, generator, factory)
+        if config.conv_rank is not None:
+            for conv in temporal_convolutions(unet_config):
+                residual = ConvResidual(conv.channels, config.conv_rank, factory)
+                self._attach(conv.name, f"{conv.name}.{CONV_RESIDUAL}", residual, generator)
+
+    def _add_to(self, block: str, width: int, generator: torch.Generator, factory: dict) -> None:
+        config = self.config
+        for sublayer in sorted(config.sublayers):
+            bottleneck = Bottleneck(width, config.hidden or width // 2, config.condition_dim, factory)
+            self._attach(f"{block}.{sublayer}", f"{block}.{ADAPTER_NAMES[sublayer]}", bottleneck, generator)
+        if config.frames is not None:
+            self.modules_at[block] = f"{block}.{FRAME_VECTORS}"
+            attach(self, f"{block}.{FRAME_VECTORS}", FrameVectors(config.frames, width, factory))
+
+    def _attach(self, site: str, path: str, part: Bottleneck | ConvResidual, generator: torch.Generator) -> None:
+        if not next(part.parameters()).is_meta:
+            part.initialise(generator)
+        self.modules_at[site] = path
+        attach(self, path, part)
 
     def at(self, site: str) -> Bottleneck | None:
         """The bottleneck of a sublayer such as "input_blocks.1.1.transformer_blocks.0.attn2", if there is one."""
+        return cast("Bottleneck | None", self._module_at(site))
+
+    def frame_vectors(self, block: str) -> FrameVectors | None:
+        """The frame vectors of a block such as "input_blocks.1.2.transformer_blocks.0", if there are any."""
+        return cast("FrameVectors | None", self._module_at(block))
+
+    def conv_residual(self, site: str) -> ConvResidual | None:
+        """The residual of a temporal convolution such as "input_blocks.1.0.temopral_conv.conv1", if there is one."""
+        return cast("ConvResidual | None", self._module_at(site))
+
+    def _module_at(self, site: str) -> nn.Module | None:
         path = self.modules_at.get(site)
-        return None if path is None else cast(Bottleneck, self.get_submodule(path))
+        return None if path is None else self.get_submodule(path)
 
 
 AnyConfig = AdapterConfig | DeltaConfig
 AnyAdapter = Adapter | WeightDelta
+
+
+def narrowed(config: AnyConfig, unet_config: UNetConfig) -> AnyConfig:
+    """The config with widths and ranks that are given in numbers scaled to a base narrower than the full-size one."""
+    share = min(1.0, unet_config.dim / UNetConfig().dim)
+    numbers = {name: number for name in ("hidden", "conv_rank", "rank") if (number := getattr(config, name, None))}
+    return replace(config, **{name: max(1, round(number * share)) for name, number in numbers.items()})
 
 
 def build_adapter(

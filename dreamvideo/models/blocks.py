@@ -21,7 +21,14 @@ TOKENS_IN_CACHE = 1024  # a CPU's; what a layer makes of more is written to main
 
 
 class BoundAdapters(Protocol):
-    """Adapters ready for one forward. `add` must be pure: gradient checkpointing calls it again."""
+    """Adapters ready for one forward. All must be pure: gradient checkpointing calls them again."""
+
+    def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The residual stream that enters a temporal block: `x` plus what adapters tell it of its frames.
+
+        block: e.g. "input_blocks.1.2.transformer_blocks.0"; x [B, N, F, C] as for `add`.
+        """
+        ...
 
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
         """The residual stream behind a sublayer: `after` plus whatever adapters sit at `site`.
@@ -29,6 +36,21 @@ class BoundAdapters(Protocol):
         site: e.g. "input_blocks.1.1.transformer_blocks.0.attn2"; sublayers are attn1, attn2 and ff.
         before: the stream entering the sublayer (not normalised); after: before + sublayer(norm(before)).
         Both are [B, F, N, C], or [B, N, F, C] where `temporal`, with N = h*w of this level, row-major; size: (h, w).
+        """
+        ...
+
+    def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
+        """What a spatial block's cross-attention reads [B, F, N, C], where parts of the video read texts of their own.
+
+        text: what it read in the prompt; attend: what all of it would read in other text states [B, T, D].
+        """
+        ...
+
+    def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
+        """What leaves a temporal convolution: `after` plus whatever adapters sit at `site`.
+
+        site: e.g. "input_blocks.1.0.temopral_conv.conv1"; before: what the convolution takes, normalised and activated.
+        Both are [B, C, F, h, w].
         """
         ...
 
@@ -63,6 +85,8 @@ def fold_frames(x: Tensor) -> Tensor:
 class TemporalConv(nn.Module):
     """Four convolutions over time behind every residual block, zero-padded: the only source of temporal order."""
 
+    site = ""  # its full module name; the UNet fills it in
+
     def __init__(self, config: UNetConfig, channels: int, ops, factory: dict) -> None:
         super().__init__()
 
@@ -81,7 +105,13 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         h = unfold_frames(x, call.frames)  # [B, C, F, H, W]: statistics go across frames
-        return x + fold_frames(self.conv4(self.conv3(self.conv2(self.conv1(h)))))
+        for name, stage in self.named_children():
+            *first, conv = cast(nn.Sequential, stage)
+            for layer in first:
+                h = layer(h)
+            after = conv(h)
+            h = after if call.adapters is None else call.adapters.add_over_time(f"{self.site}.{name}", h, after)
+        return x + fold_frames(h)
 
 
 class ResBlock(nn.Module):
@@ -197,9 +227,16 @@ class TransformerBlock(nn.Module):
                 return after
             return call.adapters.add(f"{self.site}.{sublayer}", before, after, size, temporal=self.temporal)
 
-        context = None if self.temporal else call.context
+        def read(x: Tensor) -> Tensor:
+            text = self.attn2(x, call.context)
+            if call.adapters is None:
+                return text
+            return call.adapters.read(lambda context: self.attn2(x, context), text, size)
+
+        if self.temporal and call.adapters is not None:
+            x = call.adapters.enter(self.site, x, size)
         x = adapted("attn1", x, self.attn1(self.norm1(x)))
-        x = adapted("attn2", x, self.attn2(self.norm2(x), context))
+        x = adapted("attn2", x, self.attn2(self.norm2(x)) if self.temporal else read(self.norm2(x)))
         return adapted("ff", x, self.ff(self.norm3(x)))
 
 

@@ -103,6 +103,17 @@ class TransformerSite:
     width: int
 
 
+def level_of(site: str, config: UNetConfig) -> float:
+    """How deep in the UNet a module lies, by its name: 0 at the outermost level, 1 in the middle block."""
+    part, _, rest = site.partition(".")
+    if part == "middle_block":
+        return 1.0
+    levels, index = len(config.dim_mult), int(rest.partition(".")[0])
+    # A level has one block more than residual ones: on the way in its downsampling, behind the first block of all.
+    level = (max(index - 1, 0) if part == "input_blocks" else index) // (config.res_blocks + 1)
+    return (level if part == "input_blocks" else levels - 1 - level) / levels
+
+
 def transformer_sites(config: UNetConfig) -> list[TransformerSite]:
     """Every transformer of the UNet, in the order in which data meets them."""
 
@@ -120,3 +131,32 @@ def transformer_sites(config: UNetConfig) -> list[TransformerSite]:
         for index in range(blocks if attends else 0):
             sites += pair(f"output_blocks.{level * blocks + index}", channels)
     return sites
+
+
+@dataclass(frozen=True)
+class ConvSite:
+    """A temporal convolution: its module name, of its norm, activation and convolution together, and its channels."""
+
+    name: str
+    channels: int
+
+
+def temporal_convolutions(config: UNetConfig) -> list[ConvSite]:
+    """Every temporal convolution of the UNet, four behind each residual block, in the order of the data."""
+    levels, blocks = list(enumerate(config.channels)), config.res_blocks + 1
+    found = [
+        (f"input_blocks.{level * blocks + index + 1}.0", channels)
+        for level, channels in levels
+        for index in range(config.res_blocks)
+    ]
+    found += [(f"middle_block.{index}", config.channels[-1]) for index in (0, 3)]
+    found += [
+        (f"output_blocks.{place * blocks + index}.0", channels)
+        for place, (_, channels) in enumerate(reversed(levels))
+        for index in range(blocks)
+    ]
+    return [
+        ConvSite(f"{block}.temopral_conv.conv{number}", channels)
+        for block, channels in found
+        for number in (1, 2, 3, 4)
+    ]

@@ -86,6 +86,24 @@ def diffusion_loss(
     return (errors.flatten(1).sum(1) / area.clamp(min=1.0)).mean()
 
 
+def against_a_frame(
+    prediction: Tensor, noise: Tensor, mask: Tensor | None, anchors: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Prediction, noise and mask of a loss that looks weigh less in: sqrt(2) times each frame's less one frame's.
+
+    What all frames have in common, as looks are, falls out of the difference (MotionDirector, Zhao et al.,
+    arXiv 2310.08465, section 3.3, beta = 1). anchors [B]: that frame of each video. Shapes as for `diffusion_loss`;
+    of a mask remains where both frames have it.
+    """
+
+    def anchor(x: Tensor) -> Tensor:
+        return x[torch.arange(len(x), device=x.device), :, anchors.to(x.device)].unsqueeze(2)  # [B, C, 1, h, w]
+
+    exact = torch.promote_types(prediction.dtype, torch.float32)
+    prediction, noise = (2**0.5 * x - anchor(x) for x in (prediction.to(exact), noise.to(exact)))
+    return prediction, noise, None if mask is None else mask * anchor(mask)
+
+
 def ddim_timesteps(n: int, schedule: Schedule = SCHEDULE) -> list[int]:
     """The authors' descending timesteps 1 + k * (steps // n): 981, 961, ..., 1 for n = 50.
 

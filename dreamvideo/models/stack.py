@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from .adapters import Adapter, AnyAdapter, Bottleneck
+from .config import level_of
 from .deltas import WeightDelta, merge
-from .resizing import area_average
+from .regions import BoundRegions, Region, check_mask, mask_at
 from .unet import UNet
 
 LAST_TIMESTEP = 999  # the noisiest
+# How a mask [B, F, H, W] lies beside what it weighs: tokens of pictures or, True, of places over time; videos.
+TOKENS = {False: "b f (h w) 1", True: "b (h w) f 1"}
+VIDEO = "b 1 f h w"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,28 +31,36 @@ class StackEntry:
     mask: where it acts, [H, W] or [F, H, W] in 0..1 at any resolution; averaged down to each level of the UNet. Weight
     deltas take none: a weight serves the whole picture.
     window: part of the sampling trajectory where it acts, 0 the noisiest step, 1 the last.
-    schedule: further factor, a function of positions on the trajectory, [B] in 0..1 -> [B].
+    ramp: further factors at the window's start and at its end; between them evenly.
+    depth: further factors at the UNet's outermost level and at its middle; between them evenly, level by level. Weight
+    deltas take none.
     """
 
     adapter: AnyAdapter
     strength: float = 1.0
     mask: Tensor | None = None
     window: tuple[float, float] = (0.0, 1.0)
-    schedule: Callable[[Tensor], Tensor] | None = None
+    ramp: tuple[float, float] = (1.0, 1.0)
+    depth: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         start, end = self.window
-        if not math.isfinite(self.strength):
-            raise ValueError(f"Adapter strength is a finite number, not {self.strength}.")
+        for factor in (self.strength, *self.ramp, *self.depth):
+            if not math.isfinite(factor):
+                raise ValueError(f"Adapter strength is a finite number, not {factor}.")
         if not 0 <= start < end <= 1:
             raise ValueError(f"An adapter's window goes from a start to a later end within 0..1, not {start} to {end}.")
-        if self.mask is not None and (self.mask.ndim not in (2, 3) or not ((self.mask >= 0) & (self.mask <= 1)).all()):
+        if self.mask is not None:
+            check_mask("An adapter", self.mask)
+        if isinstance(self.adapter, WeightDelta) and (self.mask is not None or self.depth != (1.0, 1.0)):
             raise ValueError(
-                f"An adapter's mask is [H, W] or [F, H, W] with values in 0..1, not {list(self.mask.shape)} "
-                f"in {float(self.mask.min()):g}..{float(self.mask.max()):g}."
+                "Weight deltas act on the whole picture and at every depth; take mask and depth off or use an adapter."
             )
-        if self.mask is not None and isinstance(self.adapter, WeightDelta):
-            raise ValueError("Weight deltas act on the whole picture; take the mask off or use an adapter.")
+
+    @property
+    def steady(self) -> bool:
+        """Whether it acts alike at every timestep."""
+        return self.window == (0.0, 1.0) and self.ramp == (1.0, 1.0)
 
     def factors(self, timesteps: Tensor) -> Tensor | None:
         """Strength at each of the timesteps [B]: [B], or None where it is 0 for all of them."""
@@ -57,16 +68,16 @@ class StackEntry:
             return None
         position = 1 - timesteps.float() / LAST_TIMESTEP
         factors = torch.full_like(position, self.strength)
-        if self.window != (0.0, 1.0):
-            factors = factors * ((position >= self.window[0]) & (position <= self.window[1]))
-        if self.schedule is not None:
-            factors = factors * self.schedule(position)
-        unlimited = self.window == (0.0, 1.0) and self.schedule is None  # asking the tensor would wait for the device
-        return factors if unlimited or factors.any() else None
+        if self.steady:  # asking the tensor would wait for the device
+            return factors
+        (start, end), (first, last) = self.window, self.ramp
+        factors = factors * ((position >= start) & (position <= end))
+        factors = factors * (first + (last - first) * (position - start) / (end - start))
+        return factors if factors.any() else None
 
     def factor(self, timesteps: Tensor) -> float:
         """The one factor of all the timesteps [B]. Raises ValueError where they differ: a batch shares its weights."""
-        if self.window == (0.0, 1.0) and self.schedule is None:
+        if self.steady:
             return self.strength
         factors = self.factors(timesteps)
         different = [0.0] if factors is None else factors.unique().tolist()
@@ -76,6 +87,11 @@ class StackEntry:
             )
         return different[0]
 
+    def at_depth(self, site: str) -> float:
+        """The further factor at a site such as "input_blocks.1.1.transformer_blocks.0.attn2"."""
+        outer, middle = self.depth
+        return outer if outer == middle else outer + (middle - outer) * level_of(site, self.adapter.unet_config)
+
 
 class AdapterStack:
     """Several adapters acting together; their residuals add up. The `Adapters` that a UNet's forward takes.
@@ -84,6 +100,8 @@ class AdapterStack:
     feature_strength: factor (lam) on its projection, a number or [B]. Three states stay distinct for every sample:
     an image (lam * (W e + b)), a zero image (e = 0 leaves lam * b), and none (feature None, or lam = 0: not even b).
     Per-sample features and strengths let classifier-free guidance run as one batch.
+    regions: parts of the video that read prompts of their own; region_shares: how much each sample heeds them, a
+    number or [B].
     """
 
     def __init__(
@@ -91,8 +109,12 @@ class AdapterStack:
         entries: Iterable[StackEntry],
         feature: Tensor | None = None,
         feature_strength: Tensor | float = 1.0,
+        regions: Sequence[Region] = (),
+        region_shares: Tensor | float = 1.0,
     ) -> None:
         self.entries = tuple(entries)
+        self.regions = tuple(regions)
+        self.region_shares = torch.as_tensor(region_shares, dtype=torch.float32)
         self._merged: tuple[Any, UNet] | None = None  # of what, and the result
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
@@ -109,8 +131,12 @@ class AdapterStack:
                 )
 
     def with_condition(self, feature: Tensor | None, strength: Tensor | float = 1.0) -> AdapterStack:
-        """The same adapters under another image feature."""
-        return AdapterStack(self.entries, feature, strength)
+        """The same adapters and regions under another image feature."""
+        return AdapterStack(self.entries, feature, strength, self.regions, self.region_shares)
+
+    def heeding_regions(self, shares: Tensor | float) -> AdapterStack:
+        """The same with another share of its regions for each sample."""
+        return AdapterStack(self.entries, self.feature, self.feature_strength, self.regions, shares)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AdapterStack:
         """A stack that lies there, `dtype` for its adapters. One that has to change is copied: others may use it."""
@@ -123,7 +149,9 @@ class AdapterStack:
             for entry in self.entries
         ]
         feature = None if self.feature is None else self.feature.to(device=device)
-        return AdapterStack(entries, feature, self.feature_strength.to(device=device))
+        regions = [region.to(device) for region in self.regions]
+        shares = self.region_shares.to(device=device)
+        return AdapterStack(entries, feature, self.feature_strength.to(device=device), regions, shares)
 
     def network(self, unet: UNet, timesteps: Tensor) -> UNet:
         """The UNet with the weight deltas of this stack merged in; `unet` itself where there are none.
@@ -144,7 +172,12 @@ class AdapterStack:
 
     def bind(self, timesteps: Tensor, size: tuple[int, int]) -> BoundStack:
         """Ready for one forward with timesteps [B] of latents (h, w). Raises ValueError when the batch does not fit."""
-        for name, rows in (("image features", self.feature), ("feature strengths", self.feature_strength)):
+        per_sample = {
+            "image features": self.feature,
+            "feature strengths": self.feature_strength,
+            "shares of regions": self.region_shares,
+        }
+        for name, rows in per_sample.items():
             if rows is not None and rows.ndim and rows.shape[0] not in (1, len(timesteps)):
                 raise ValueError(f"Got {rows.shape[0]} {name} for {len(timesteps)} samples; give one, or one a sample.")
         acting = [(entry, entry.factors(timesteps)) for entry in self.entries]
@@ -153,6 +186,7 @@ class AdapterStack:
             None if self.feature is None else self.feature.reshape(len(self.feature), -1, self.feature.shape[-1]),
             self.feature_strength.reshape(-1, 1, 1),
             self.conditions,
+            BoundRegions(self.regions, self.region_shares.reshape(-1)) if self.regions else None,
         )
 
 
@@ -177,12 +211,26 @@ class BoundStack:
         feature: Tensor | None,
         strength: Tensor,
         conditions: dict[Bottleneck, Tensor],
+        regions: BoundRegions | None = None,
     ) -> None:
         self.acting = acting  # with factors [B]
+        self.regions = regions
         self.feature = feature  # [B or 1, F or 1, D]
         self.strength = strength  # [B or 1, 1, 1]
         self.conditions = conditions
-        self.weights: dict[tuple[int, tuple[int, int]], Tensor] = {}  # of each entry at each level, float32
+        self.weights: dict[tuple[int, tuple[int, int], str], Tensor] = {}  # of each entry at each level, float32
+
+    def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """`x` plus the frame vectors of all adapters at a temporal block; see `unet.BoundAdapters`."""
+        for index, (entry, factors) in enumerate(self.acting):
+            adapter = entry.adapter
+            if isinstance(adapter, WeightDelta) or (vectors := adapter.frame_vectors(block)) is None:
+                continue
+            _check_width(adapter, vectors.weight.shape[1], block, x.shape[-1])
+            weight = self._weight(index, factors, x.shape[2], size, TOKENS[True])  # [B, N or 1, F or 1, 1]
+            weight = weight * entry.at_depth(block)
+            x = x + weight.to(x) * vectors(x.shape[2]).to(x)
+        return x
 
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
         """`after` plus the residuals of all adapters at `site`; see `unet.BoundAdapters` for the shapes."""
@@ -192,20 +240,35 @@ class BoundStack:
             if isinstance(adapter, WeightDelta) or (bottleneck := adapter.at(site)) is None:
                 continue
             source = before if adapter.config.placement == "parallel" else after
-            _check_width(adapter, bottleneck, site, source)
+            _check_width(adapter, bottleneck.down_linear.in_features, site, source.shape[-1])
             residual = bottleneck(source, self._condition(bottleneck, source, temporal))
-            residual, weight = residual.to(x), self._weight(index, factors, x, size, temporal).to(x)
-            place = None if torch.is_grad_enabled() else residual  # which nobody else has
-            x = torch.addcmul(x, residual, weight, out=place)
+            weight = self._weight(index, factors, source.shape[2 if temporal else 1], size, TOKENS[temporal])
+            x = _plus(x, residual, weight * entry.at_depth(site))
         return x
 
-    def _weight(self, index: int, factors: Tensor, x: Tensor, size: tuple[int, int], temporal: bool) -> Tensor:
-        key = (index, size)
+    def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
+        """What cross-attention reads, place by place; see `unet.BoundAdapters`."""
+        return text if self.regions is None else self.regions.read(attend, text, size)
+
+    def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
+        """`after` plus the residuals of all adapters at a temporal convolution; see `unet.BoundAdapters`."""
+        x = after
+        for index, (entry, factors) in enumerate(self.acting):
+            adapter = entry.adapter
+            if isinstance(adapter, WeightDelta) or (residual := adapter.conv_residual(site)) is None:
+                continue
+            _check_width(adapter, residual.down.shape[1], site, before.shape[1])
+            weight = self._weight(index, factors, before.shape[2], (before.shape[3], before.shape[4]), VIDEO)
+            x = _plus(x, residual(before), weight * entry.at_depth(site))
+        return x
+
+    def _weight(self, index: int, factors: Tensor, frames: int, size: tuple[int, int], layout: str) -> Tensor:
+        key = (index, size, layout)
         if key not in self.weights:
             mask = self.acting[index][0].mask
-            weight = factors[:, None, None, None]  # [B, 1, 1, 1]
+            weight = factors.reshape(-1, *[1] * (4 if layout == VIDEO else 3))  # [B, 1, 1, 1]
             if mask is not None:
-                weight = weight * _mask_at(mask.to(x.device), x.shape[2 if temporal else 1], size, temporal)
+                weight = weight * mask_at(mask.to(factors.device), frames, size, layout)
             self.weights[key] = weight
         return self.weights[key]
 
@@ -222,19 +285,15 @@ class BoundStack:
         return condition.unsqueeze(1 if temporal else 2)
 
 
-def _check_width(adapter: Adapter, bottleneck: Bottleneck, site: str, x: Tensor) -> None:
-    width = bottleneck.down_linear.in_features
-    if x.shape[-1] != width:
+def _plus(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    """x + weight * residual, in the place of the residual where nobody else has it."""
+    residual = residual.to(x)
+    return torch.addcmul(x, residual, weight.to(x), out=None if torch.is_grad_enabled() else residual)
+
+
+def _check_width(adapter: Adapter, width: int, site: str, found: int) -> None:
+    if found != width:
         raise ValueError(
             f"This {adapter.config.kind} adapter is for another UNet: at {site} it is made for width {width}, "
-            f"but the UNet has {x.shape[-1]}."
+            f"but the UNet has {found}."
         )
-
-
-def _mask_at(mask: Tensor, frames: int, size: tuple[int, int], temporal: bool) -> Tensor:
-    """A mask [H, W] or [F, H, W] averaged down to one level: [1, F or 1, N, 1], or [1, N, F or 1, 1] if temporal."""
-    mask = mask.float().reshape(1, -1, *mask.shape[-2:])  # [1, F or 1, H, W]
-    if mask.shape[1] not in (1, frames):
-        raise ValueError(f"An adapter's mask has {mask.shape[1]} frames, but the video has {frames}.")
-    level = area_average(mask, size)
-    return rearrange(level, "b f h w -> b (h w) f 1" if temporal else "b f h w -> b f (h w) 1")

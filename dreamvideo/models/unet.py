@@ -2,7 +2,8 @@
 
 Frames are folded into the batch, [B*F, C, H, W]; temporal modules unfold them. Module names are the key names of the
 original checkpoint (`temopral_conv` is spelt so there), so its state dict loads as it is. Adapters are an argument of
-`forward`: the UNet offers them every sublayer of every transformer block and owns none of them.
+`forward`: the UNet offers them every sublayer of every transformer block and every temporal convolution, and
+owns none of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .blocks import (
     Downsample,
     ResBlock,
     SpatialTransformer,
+    TemporalConv,
     TemporalTransformer,
     TransformerBlock,
     Upsample,
@@ -115,7 +117,7 @@ class UNet(nn.Module):
         )
         self._zero_residuals()
         for name, module in self.named_modules():
-            if isinstance(module, TransformerBlock):
+            if isinstance(module, TransformerBlock | TemporalConv):
                 module.site = name
 
     def _zero_residuals(self) -> None:

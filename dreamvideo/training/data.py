@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..encoders.protocols import Encoders, TextEncoder, at_once, release
-from ..media.masks import mask_to_latent
+from ..media.masks import mask_to_latent, uncovered
 from .cache import read_cached, write_cached
 
 Report = Callable[[int, int], None]
@@ -93,12 +93,14 @@ def encode_photos(
     is none. cache: a folder to keep what is encoded in and to find what was; the data are the same without.
     Raises ValueError for sizes that differ and for a mask that is black.
     """
+    _check_counts(len(photos), captions, masks)
     clips = [photo[None] for photo in photos]  # [1, 3, H, W]
-    return _encode(clips, captions, _Encoding(encoders, report, cache), masks, frames=1)
+    pairs = list(zip(clips, masks or [None] * len(clips), strict=True))
+    return _encode(pairs, captions, _Encoding(encoders, report, cache), _latent_mask, frames=1)
 
 
 def encode_clips(
-    clips: Iterable[Tensor],
+    clips: Iterable[Tensor | tuple[Tensor, Tensor | None]],
     captions: str | Sequence[str],
     encoders: Encoders,
     frames: int = 32,
@@ -108,11 +110,13 @@ def encode_clips(
 ) -> TrainingData:
     """Clips, each [N, 3, H, W] in 0..1 at the frame rate to be learned, with one caption for all or one each.
 
-    A clip is asked for when the one before it is encoded and let go, so that a generator holds one in memory.
-    `frames` make one sample; of a longer clip every step takes another stretch. cache: as in encode_photos.
-    Raises ValueError for a shorter one.
+    A clip may come with its mask [N, H, W], above 0.5 on what is not to be learned from: faces, a logo. A clip is asked
+    for when the one before it is encoded and let go, so that a generator holds one in memory. `frames` make one sample;
+    of a longer clip every step takes another stretch, but for methods that know frames by number. cache: as in
+    encode_photos.
+    Raises ValueError for a shorter one, and for a mask of another size or length or one that leaves nothing.
     """
-    return _encode(clips, captions, _Encoding(encoders, report, cache), None, frames)
+    return _encode(clips, captions, _Encoding(encoders, report, cache), _latent_uncovered, frames)
 
 
 def with_text(data: TrainingData, text: TextEncoder, tokens: Mapping[str, Tensor] | None = None) -> TrainingData:
@@ -168,35 +172,36 @@ def _check(item: TrainingItem, index: int, first: TrainingItem, least: int) -> N
 
 
 def _encode(
-    clips: Iterable[Tensor],
+    clips: Iterable[Tensor | tuple[Tensor, Tensor | None]],
     captions: str | Sequence[str],
     encoding: _Encoding,
-    masks: Sequence[Tensor | None] | None,
+    to_latent: Callable[[Tensor, Tensor, Tensor, int], Tensor],
     frames: int,
 ) -> TrainingData:
+    """Clips, or pairs of a clip and its mask. to_latent: (mask, clip, mean, number) -> what weighs [1, N, h, w]."""
     expected = length_hint(clips, 0 if isinstance(captions, str) else len(captions))
-    _check_counts(expected, captions, masks)
+    _check_counts(expected, captions)
     items: list[TrainingItem] = []
     found = _new_digest()
     _digest_part(found, str(frames))
-    for clip in clips:  # not zipped: that would keep a clip alive while the next is read
+    for each in clips:  # not zipped: that would keep a clip alive while the next is read
+        clip, mask = each if isinstance(each, tuple) else (each, None)
         index = len(items)
-        _check_counts(max(expected, index + 1), captions, masks)
+        _check_counts(max(expected, index + 1), captions)
         caption = captions if isinstance(captions, str) else captions[index]
-        mask = None if masks is None else masks[index]
         mean, std, features = encoding.moments_and_features(clip, max(expected - index - 1, 0))
-        latent_mask = None if mask is None else _latent_mask(mask, clip, mean, index + 1)
+        latent_mask = None if mask is None else to_latent(mask, clip, mean, index + 1)
         item = TrainingItem(mean, std, caption, latent_mask, features)
         _check(item, index + 1, items[0] if items else item, frames)
         items.append(item)
         _digest_pixels(found, clip, caption, mask)
-        del clip
-    _check_counts(len(items), captions, masks)
+        del clip, each
+    _check_counts(len(items), captions)
     release(encoding.encoders.vae, encoding.encoders.image)  # until a preview
     return TrainingData(tuple(items), frames, digest=found.hexdigest())
 
 
-def _check_counts(count: int, captions: str | Sequence[str], masks: Sequence[Tensor | None] | None) -> None:
+def _check_counts(count: int, captions: str | Sequence[str], masks: Sequence[Tensor | None] | None = None) -> None:
     for name, entries in (("captions", captions), ("masks", masks)):
         if entries is not None and not isinstance(entries, str) and len(entries) != count:
             raise ValueError(f"Got {len(entries)} {name} for {count} photographs or clips; give one each.")
@@ -255,6 +260,15 @@ def _latent_mask(mask: Tensor, photo: Tensor, mean: Tensor, index: int) -> Tenso
             f"Mask {index} has {sizes[0]} pixels and its photograph {sizes[1]}; crop and scale them alike."
         )
     return mask_to_latent(mask.reshape(1, 1, *mask.shape[-2:]).cpu(), *mean.shape[-2:])  # [1, 1, h, w]
+
+
+def _latent_uncovered(mask: Tensor, clip: Tensor, mean: Tensor, index: int) -> Tensor:
+    if mask.shape != (len(clip), *clip.shape[-2:]):
+        sizes = [f"{len(each)} frames of {each.shape[-1]} x {each.shape[-2]}" for each in (mask, clip)]
+        raise ValueError(
+            f"Mask {index} has {sizes[0]} pixels and its clip {sizes[1]}; crop, scale and thin them alike."
+        )
+    return uncovered(mask.cpu() > 0.5, mean.shape[-2], mean.shape[-1], f"of clip {index}")
 
 
 def _digest_pixels(found: hashlib.blake2b, clip: Tensor, caption: str, mask: Tensor | None) -> None:

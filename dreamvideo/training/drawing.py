@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models.diffusion import offset_noise
-from .data import TrainingData, TrainingItem
+from .data import EMPTY_PROMPT, TrainingData, TrainingItem
 from .methods import Method
 from .settings import TrainingSettings
 
@@ -18,7 +18,8 @@ class Batch:
     """One step's draw, on the CPU, float32.
 
     latents, noise [B, 4, F, h, w]; timesteps [B]; states [B, 77, D] or None; dropped [B], where the empty prompt
-    replaces the caption; features [B, D], zeros where dropped, or None; mask [B, 1, F, h, w] or None.
+    replaces the caption; features [B, D], zeros where dropped, or None; mask [B, 1, F, h, w] or None; anchors [B], the
+    frame that the others are compared with in a debiased loss, or None.
     """
 
     latents: Tensor
@@ -29,6 +30,7 @@ class Batch:
     dropped: Tensor
     features: Tensor | None
     mask: Tensor | None
+    anchors: Tensor | None = None
 
 
 def draw_batch(
@@ -46,21 +48,24 @@ def draw_batch(
     latents, masks, features = zip(*samples, strict=True)
     dropped = torch.rand(size, generator=generator) < settings.p_text_drop  # [B]
     blind = torch.rand(size, generator=generator) < settings.p_image_drop  # [B]
-    masked = settings.masked and any(item.mask is not None for item in items)
+    weighed = settings.masked or method.data == "clips"  # whose masks are given to be used
+    masked = weighed and any(item.mask is not None for item in items)
     states = torch.stack([data.states[item.caption] for item in items]) if data.states else None
     timesteps = method.timesteps(size, generator)
     if settings.noisier:
         timesteps = timesteps.maximum(method.timesteps(size, generator))
     shape = (size, *latents[0].shape)
+    noise = offset_noise(shape, generator, settings.offset_noise)
     batch = Batch(
         latents=torch.stack(latents),  # [B, 4, F, h, w]
-        noise=offset_noise(shape, generator, settings.offset_noise),
+        noise=noise,
         timesteps=timesteps,
         captions=[item.caption for item in items],
         states=states,
         dropped=dropped,
         features=torch.stack(features) * ~blind[:, None] if method.appearance_guidance else None,
         mask=torch.stack(masks) if masked else None,
+        anchors=torch.randint(data.frames, (size,), generator=generator) if settings.debias else None,
     )
     return batch, queue[size:]
 
@@ -68,8 +73,12 @@ def draw_batch(
 def _draw_sample(
     item: TrainingItem, frames: int, method: Method, shift: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Latents [4, F, h, w] of a random stretch, its mask [1, F, h, w], and the feature [D] of a random frame of it."""
-    start = int(torch.randint(item.mean.shape[1] - frames + 1, (), generator=generator))
+    """Latents [4, F, h, w] of a random stretch, its mask [1, F, h, w], and the feature [D] of a random frame of it.
+
+    A method that tells frames apart takes the first stretch always: its vectors are of moments of the motion.
+    """
+    starts = 1 if method.tells_frames else item.mean.shape[1] - frames + 1
+    start = int(torch.randint(starts, (), generator=generator))
     guide = start + int(torch.randint(frames, (), generator=generator))
     stretch = slice(start, start + frames)
     mean, std = item.mean[:, stretch], item.std[:, stretch]
@@ -88,3 +97,32 @@ def _moved(picture: Tensor, down: int, right: int) -> Tensor:
     rows = (torch.arange(height) - down).clamp(0, height - 1)
     columns = (torch.arange(width) - right).clamp(0, width - 1)
     return picture[..., rows[:, None], columns]
+
+
+def check_drawable(data: TrainingData, method: Method, settings: TrainingSettings) -> None:
+    """Raise ValueError for data that lack what a method's steps draw from them."""
+    if method.data == "images" and data.frames != 1:
+        raise ValueError(f"The method {method.name} trains on photographs, and these data have {data.frames} frames.")
+    if method.appearance_guidance and any(item.features is None for item in data.items):
+        raise ValueError(f"The method {method.name} needs an image feature of every frame, and these data lack some.")
+    if (settings.debias or settings.absorber) and method.data == "images":
+        raise ValueError(f"The method {method.name} trains on photographs: debias and absorber are for clips.")
+    if settings.debias and data.frames < 2:
+        raise ValueError("A debiased loss compares frames, and these data have one a sample: ask for 2 frames or more.")
+    if settings.p_text_drop and EMPTY_PROMPT not in data.states:
+        raise ValueError("Captions can be dropped only where the empty prompt's text state is cached; see `with_text`.")
+    missing = [caption for caption in data.captions if data.states and caption not in data.states]
+    if missing:
+        raise ValueError(f"There is no text state of the caption {missing[0]!r} in these data; see `with_text`.")
+
+
+def notes_on(data: TrainingData, method: Method, settings: TrainingSettings) -> list[str]:
+    """Sentences about what of the data a method leaves out."""
+    notes = []
+    if method.masked and not settings.masked and any(item.mask is not None for item in data.items):
+        notes.append("The masks are not used: with these settings whole photographs are learned from.")
+    if method.tells_frames and any(item.mean.shape[1] > data.frames for item in data.items):
+        notes.append(
+            f"Only the first {data.frames} frames of each clip are learned from: the method knows frames by number."
+        )
+    return notes

@@ -24,11 +24,11 @@ from torch import Tensor
 from ..devices import choose_checkpointing, free_bytes
 from ..files.fingerprint import fingerprint
 from ..files.tensors import write_safetensors
-from ..models.diffusion import SCHEDULE
+from ..models.diffusion import SCHEDULE, against_a_frame
 from ..models.threads import threads_for
 from ..models.unet import UNet
 from .data import EMPTY_PROMPT, TrainingData, digest
-from .drawing import Batch, draw_batch
+from .drawing import Batch, check_drawable, draw_batch, notes_on
 from .methods import Learner, Method
 from .precision import LossScale, adamw, all_finite, total_norm
 from .settings import TrainingSettings
@@ -97,9 +97,9 @@ def train(
     good state as it was; ValueError for a state of other data or settings and for data that do not fit the method.
     """
     callbacks = callbacks or Callbacks()
-    _check(data, method, settings)
-    if method.masked and not settings.masked and any(item.mask is not None for item in data.items):
-        callbacks.say("The masks are not used: with these settings whole photographs are learned from.")
+    check_drawable(data, method, settings)
+    for note in notes_on(data, method, settings):
+        callbacks.say(note)
     unet.eval().requires_grad_(False)
     run = _Run(unet, data, method, settings, learner, None if state_path is None else Path(state_path))
     if resume and run.path is not None and run.path.exists():
@@ -163,7 +163,8 @@ class _Run:
         self.tensors = learner.tensors()
         self.device = next(unet.parameters()).device
         # The authors' optimiser: no weight decay, no clipping, no averaging.
-        self.optimizer = adamw(list(self.tensors.values()), settings.learning_rate)
+        own = learner.rates()
+        self.optimizer = adamw((each, own.get(name, settings.learning_rate)) for name, each in self.tensors.items())
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.rng = self.generator.get_state()  # as it was before the step in progress
         self.queue = torch.empty(0, dtype=torch.int64)
@@ -193,7 +194,8 @@ class _Run:
         if self.scale.active:
             torch._foreach_div_(gradients, self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]  # all at once
         warm = min(1.0, (self.step + 1) / max(self.settings.warmup, 1))
-        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * warm
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * warm
 
         self.torn = True
         if finite:
@@ -216,7 +218,11 @@ class _Run:
         x = SCHEDULE.add_noise(batch.latents, batch.noise, batch.timesteps).to(device, dtype)
         prediction = self.unet(x, batch.timesteps.to(device), context.to(dtype), adapters=adapters)
         mask = None if batch.mask is None else batch.mask.to(device)
-        return self.method.loss(prediction, batch.noise.to(device), mask, self.settings.normalize_mask)
+        noise, normalize = batch.noise.to(device), self.settings.normalize_mask
+        loss = self.method.loss(prediction, noise, mask, normalize)
+        if batch.anchors is None:
+            return loss
+        return loss + self.method.loss(*against_a_frame(prediction, noise, mask, batch.anchors), normalize)
 
     def _failure(self, what: str) -> TrainingError:
         if not all_finite(self.unet.parameters()):
@@ -333,15 +339,3 @@ def _checkpointing(unet: UNet, on: bool) -> Iterator[None]:
         yield
     finally:
         unet.gradient_checkpointing = before
-
-
-def _check(data: TrainingData, method: Method, settings: TrainingSettings) -> None:
-    if method.data == "images" and data.frames != 1:
-        raise ValueError(f"The method {method.name} trains on photographs, and these data have {data.frames} frames.")
-    if method.appearance_guidance and any(item.features is None for item in data.items):
-        raise ValueError(f"The method {method.name} needs an image feature of every frame, and these data lack some.")
-    if settings.p_text_drop and EMPTY_PROMPT not in data.states:
-        raise ValueError("Captions can be dropped only where the empty prompt's text state is cached; see `with_text`.")
-    missing = [caption for caption in data.captions if data.states and caption not in data.states]
-    if missing:
-        raise ValueError(f"There is no text state of the caption {missing[0]!r} in these data; see `with_text`.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..encoders.protocols import TextEncoder
-from ..models.adapters import AdapterConfig, AnyAdapter, AnyConfig
+from ..models.adapters import FRAME_VECTORS, AdapterConfig, AnyAdapter, AnyConfig
 from ..models.deltas import DeltaConfig
 from ..models.diffusion import SCHEDULE, diffusion_loss
 from ..models.stack import AdapterStack, StackEntry
@@ -61,6 +61,7 @@ class Method:
     appearance_guidance: whether the learner gets the image feature of a random frame of each sample.
     p_text_drop: how often, sample by sample, the empty prompt takes the caption's place.
     p_image_drop: how often a zero image takes the feature's place.
+    debias, absorber: as in `TrainingSettings`, whose defaults they are.
     """
 
     name: str
@@ -76,6 +77,8 @@ class Method:
     appearance_guidance: bool = False
     p_text_drop: float = 0.0
     p_image_drop: float = 0.0
+    debias: bool = False
+    absorber: bool = False
     timesteps: DrawTimesteps = uniform_timesteps
     loss: LossFunction = diffusion_loss
 
@@ -85,6 +88,11 @@ class Method:
         if self.trains == "token":
             return "token"
         return "identity" if self.data == "images" else "motion"
+
+    @property
+    def tells_frames(self) -> bool:
+        """Whether what is trained knows a frame by its number, so that samples must begin where the motion does."""
+        return isinstance(self.config, AdapterConfig) and self.config.frames is not None
 
 
 # DreamVideo. Steps, learning rates and batch sizes are the paper's (section 4.1); masks and dropping are the released
@@ -145,6 +153,29 @@ MOTION_ABLATIONS = (
     _shaped(MOTION, "motion_hidden_32", hidden=32),
 )
 
+# Beyond the paper. A vector a frame at every temporal transformer: the idea of Wang et al. 2024 (arXiv 2403.20193), who
+# learn such vectors alone. `stages` makes as many as a sample has frames.
+MOTION_FRAMES = 32
+FRAME_AWARE = _shaped(MOTION, "frame_aware", frames=MOTION_FRAMES)
+# Of these vectors, whatever the rest's: at the paper's 1e-5 they would stay next to nothing. (Wang et al.: 2e-2.)
+FRAME_RATE = 1e-2
+# Residuals of low rank (Hu et al. 2021, arXiv 2106.09685) at the temporal convolutions; no paper tries them for motion.
+CONV_RANK = 16
+TEMPORAL_CONVOLUTIONS = replace(
+    MOTION,
+    name="temporal_convolutions",
+    config=AdapterConfig.motion(sublayers=(), condition_dim=None, conv_rank=CONV_RANK),
+    appearance_guidance=False,
+    p_image_drop=0.0,
+)
+FRAME_AWARE_CONVOLUTIONS = _shaped(FRAME_AWARE, "frame_aware_convolutions", conv_rank=CONV_RANK)
+# What is best of it together: this one place says what that is.
+MOTION_PLUS = replace(FRAME_AWARE_CONVOLUTIONS, name="motion_plus", debias=True)
+MOTION_BEYOND = (FRAME_AWARE, TEMPORAL_CONVOLUTIONS, FRAME_AWARE_CONVOLUTIONS, MOTION_PLUS)
+# Trained beside a motion for the looks of its clips and thrown away: at all sublayers of the spatial transformers, of
+# low rank (Zhao et al. 2023, arXiv 2310.08465, and Ren et al. 2024, arXiv 2402.14780, have LoRA there).
+ABSORBER = AdapterConfig.identity(sublayers=ALL_SUBLAYERS, hidden=32)
+
 # What the paper compares with. Where a paper names no number it has DreamVideo's for the same data.
 _SUBJECT = replace(IDENTITY, trains="weights", token="rare")
 _MOTION = replace(
@@ -187,6 +218,7 @@ METHODS: Mapping[str, Method] = {
         MOTION_SEVERAL,
         *IDENTITY_ABLATIONS,
         *MOTION_ABLATIONS,
+        *MOTION_BEYOND,
         DREAMIX,
         CUSTOM_DIFFUSION,
         FINE_TUNING_SUBJECT,
@@ -208,6 +240,8 @@ SUBJECT_METHODS: Mapping[str, Method] = {
 }
 MOTION_METHODS: Mapping[str, Method] = {
     "dreamvideo": MOTION,
+    "dreamvideo_plus": MOTION_PLUS,
+    **{method.name: method for method in (FRAME_AWARE, TEMPORAL_CONVOLUTIONS, FRAME_AWARE_CONVOLUTIONS)},
     **{method.name.removeprefix("motion_"): method for method in MOTION_ABLATIONS},
     "fine_tuning": FINE_TUNING_MOTION,
     "lora": LORA_MOTION,
@@ -220,6 +254,10 @@ class Learner(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """The trained tensors by name: float32 leaves that require gradients."""
+        ...
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates of those tensors that have one of their own."""
         ...
 
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
@@ -241,6 +279,9 @@ class TokenLearner:
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.tokens)
 
+    def rates(self) -> dict[str, float]:
+        return {}
+
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
         different = list(dict.fromkeys(captions))  # a caption that several samples share is encoded once
         encoded = self.text.encode(different, self.tokens)  # [captions, 77, D]
@@ -251,13 +292,21 @@ class TokenLearner:
 
 
 class AdapterLearner:
-    """An adapter (Wei et al. 2024, section 3.2) or weight deltas under cached text states."""
+    """An adapter (Wei et al. 2024, section 3.2) or weight deltas under cached text states.
 
-    def __init__(self, adapter: AnyAdapter) -> None:
+    absorber: an adapter that is trained beside and belongs to the training alone.
+    """
+
+    def __init__(self, adapter: AnyAdapter, absorber: AnyAdapter | None = None) -> None:
         self.adapter = adapter.float().requires_grad_()
+        self.absorber = None if absorber is None else absorber.float().requires_grad_()
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self.adapter.named_parameters())
+        beside = {} if self.absorber is None else dict(self.absorber.named_parameters())
+        return {**dict(self.adapter.named_parameters()), **{f"absorber.{name}": each for name, each in beside.items()}}
+
+    def rates(self) -> dict[str, float]:
+        return {name: FRAME_RATE for name, _ in self.adapter.named_parameters() if FRAME_VECTORS in name}
 
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
         if states is None:
@@ -265,7 +314,8 @@ class AdapterLearner:
         return states
 
     def adapters(self, features: Tensor | None) -> AdapterStack:
-        return AdapterStack([StackEntry(self.adapter)], features)
+        acting = [self.adapter] if self.absorber is None else [self.adapter, self.absorber]
+        return AdapterStack([StackEntry(each) for each in acting], features)
 
 
 class JointLearner:
@@ -276,6 +326,9 @@ class JointLearner:
 
     def tensors(self) -> dict[str, Tensor]:
         return self.token.tensors() | self.adapter.tensors()
+
+    def rates(self) -> dict[str, float]:
+        return self.adapter.rates()
 
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
         return self.token.context(captions, states)

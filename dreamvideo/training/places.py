@@ -24,6 +24,7 @@ from ..files.fingerprint import same_base
 from ..safety.limits import parsed
 from ..safety.locks import Locked, locked, reserved
 from ..safety.paths import check_writable, read_small, write_json
+from .settings import LATER_SETTINGS
 from .state import BEGIN_ANEW
 from .state_folder import RECORD, longer_than, move_states, remove_states, state_file, states_in
 
@@ -286,7 +287,8 @@ def _read_record(folder: Path, run: Run) -> _Record | None:
 
 def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """In what two trainings differ; empty where they are the same."""
-    for key, value in json.loads(json.dumps(ours)).items():
+    theirs = {**LATER_SETTINGS, **theirs}
+    for key, value in {**LATER_SETTINGS, **json.loads(json.dumps(ours))}.items():
         there = theirs.get(key)
         if there != value and not (key == "base" and same_base(str(there), value)):
             return DIFFERENT.get(key, f"{key} {there} instead of {value}")

@@ -45,12 +45,18 @@ class LossScale:
             self.factor, self.good = factor, int(good)
 
 
-def adamw(tensors: list[Tensor], learning_rate: float) -> torch.optim.AdamW:
-    """In one kernel where device and PyTorch have it."""
+def adamw(rates: Iterable[tuple[Tensor, float]]) -> torch.optim.AdamW:
+    """Of tensors with a learning rate each; in one kernel where device and PyTorch have it."""
+    groups: dict[float, list[Tensor]] = {}
+    for tensor, rate in rates:
+        groups.setdefault(rate, []).append(tensor)
+    named = [
+        {"params": tensors, "lr": rate, "rate": rate} for rate, tensors in groups.items()
+    ]  # "rate": once it is warm
     try:
-        return torch.optim.AdamW(tensors, lr=learning_rate, weight_decay=0.0, fused=True)
+        return torch.optim.AdamW(named, weight_decay=0.0, fused=True)
     except RuntimeError:
-        return torch.optim.AdamW(tensors, lr=learning_rate, weight_decay=0.0)
+        return torch.optim.AdamW(named, weight_decay=0.0)
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from ..files.toml import toml_text
 from .data import TrainingData
 from .methods import MOTION_METHODS, SUBJECT_METHODS, Method
-from .settings import IDLE_SETTINGS, TrainingSettings
+from .settings import IDLE_SETTINGS, LATER_SETTINGS, TrainingSettings
 
 
 def recipe(
@@ -32,7 +32,8 @@ def recipe(
         same = len(set(data.captions)) == 1
         given |= {"caption": data.captions[0] if same else None, "frames": data.frames}
     idle = IDLE_SETTINGS[row.data]
-    given |= {name: value for name, value in settings.deciding().items() if name not in idle}
+    told = {name: getattr(settings, name) for name in LATER_SETTINGS} | settings.deciding()
+    given |= {name: value for name, value in told.items() if name not in idle}
     given["steps"] = settings.steps
     if len(stages) > 1:
         token = stages[0][1]

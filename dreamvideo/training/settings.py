@@ -10,8 +10,14 @@ from .methods import Method
 
 # What a resumed run may change: these decide where training ends and what it costs, not what a step computes.
 FREE_SETTINGS = ("steps", "save_every", "preview_every", "snapshot_every", "gradient_checkpointing", "memory")
-# What does nothing for a method that learns from such data: clips have no masks, subjects need their name.
-IDLE_SETTINGS = {"images": ("p_text_drop", "p_image_drop"), "clips": ("masked", "normalize_mask")}
+# What came after the first version, and what a state or an adapter is of that does not tell it.
+LATER_SETTINGS = {"debias": False, "absorber": False}
+# What does nothing for a method that learns from such data: subjects need their name, and photographs do not move;
+# clips' masks always count.
+IDLE_SETTINGS = {
+    "images": ("p_text_drop", "p_image_drop", *LATER_SETTINGS),
+    "clips": ("masked", "normalize_mask"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class TrainingSettings:
     p_text_drop: how often an empty caption takes the caption's place. Released: 0 for subjects, 0.5 for motions.
     p_image_drop: how often a zero image takes the frame's place. Released: 0.5 for a motion from one clip, 0 from
     several. A motion trained with 0 is sampled with unconditional feature strength 0.
+    debias: add the loss of every frame's difference to a random one, in which looks weigh less (MotionDirector).
+    absorber: train a spatial adapter beside for the clip's looks and throw it away (MotionDirector, Customize-A-Video).
     save_every: steps from one saved state to the next, 0 for one at the end alone.
     preview_every: steps from one sampled preview to the next. 0 for none.
     snapshot_every: steps from one kept adapter to the next, with a sheet of all. 0 for none.
@@ -54,6 +62,8 @@ class TrainingSettings:
     shift: int = 0
     p_text_drop: float = 0.0
     p_image_drop: float = 0.0
+    debias: bool = False
+    absorber: bool = False
     save_every: int = 100
     preview_every: int = 0
     snapshot_every: int = 0
@@ -74,9 +84,13 @@ class TrainingSettings:
     @classmethod
     def for_method(cls, method: Method, **overrides: Any) -> TrainingSettings:
         """A method's own settings, with overrides."""
-        names = ("steps", "learning_rate", "batch_size", "masked", "p_text_drop", "p_image_drop")
+        names = ("steps", "learning_rate", "batch_size", "masked", "p_text_drop", "p_image_drop", *LATER_SETTINGS)
         return cls(**{**{name: getattr(method, name) for name in names}, **overrides})
 
     def deciding(self) -> dict[str, Any]:
-        """Those that decide what every step computes: a resumed run must have them, an adapter file tells them."""
-        return {name: value for name, value in asdict(self).items() if name not in FREE_SETTINGS}
+        """Those that decide what every step computes: a resumed run must have them, an adapter file tells them.
+
+        Without the later ones where they are off: states and names of before stay good.
+        """
+        off = {name for name, value in LATER_SETTINGS.items() if getattr(self, name) == value}
+        return {name: value for name, value in asdict(self).items() if name not in {*FREE_SETTINGS, *off}}

@@ -16,12 +16,13 @@ from ..encoders.loading import check_matches
 from ..encoders.protocols import TextEncoder
 from ..files.adapter_info import AdapterInfo, TrainedAdapter
 from ..files.fingerprint import fingerprint
-from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter
+from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter, narrowed
 from ..models.unet import UNet
 from ..safety.texts import quoted
 from .data import TrainingData, with_text
 from .loop import TrainingResult, train
 from .methods import (
+    ABSORBER,
     IDENTITY,
     TEXTUAL_INVERSION,
     AdapterLearner,
@@ -121,7 +122,9 @@ def train_method(
     tokens = _tokens(method, text, data, placeholder, class_word, tokens or {}, vectors)
     settings = settings or TrainingSettings.for_method(method)
     with torch.inference_mode(False):  # weights are made outside a host's
-        adapter = _fresh(method, unet, data, settings.seed)
+        generator = torch.Generator().manual_seed(settings.seed)
+        adapter = _fresh(method, unet, data, generator)
+        absorber = _absorber(unet, generator) if settings.absorber else None
         learned = None
         if method.token == "learned":  # where the adapter lies too: one optimiser updates both
             place = next(unet.parameters()).device
@@ -137,7 +140,8 @@ def train_method(
         config = None if adapter is None else adapter.config
         return TrainedAdapter(adapter, replace(about, adapter_config=config, steps=step), kept, features)
 
-    result = train(unet, data, method, settings, _learner(adapter, learned), package=package, **hooks)
+    learner = _learner(adapter, learned, absorber)
+    result = train(unet, data, method, settings, learner, package=package, **hooks)
     if adapter is not None:
         adapter.requires_grad_(False)
     return result
@@ -165,14 +169,19 @@ def _tokens(
     return {placeholder: rows[torch.arange(vectors) % len(rows)] if method.token == "learned" else rows}
 
 
-def _fresh(method: Method, unet: UNet, data: TrainingData, seed: int) -> AnyAdapter | None:
+def _fresh(method: Method, unet: UNet, data: TrainingData, generator: torch.Generator) -> AnyAdapter | None:
     """What a row trains beside its token, in float32 whatever the base's precision."""
     config = method.config
     if config is None:
         return None
     if isinstance(config, AdapterConfig):
-        config = replace(config, condition_dim=_feature_width(method, data))
-    generator = torch.Generator().manual_seed(seed)
+        frames = None if config.frames is None else data.frames
+        config = replace(config, condition_dim=_feature_width(method, data), frames=frames)
+    return build_adapter(config, unet.config, next(unet.parameters()).device, torch.float32, generator)
+
+
+def _absorber(unet: UNet, generator: torch.Generator) -> AnyAdapter:
+    config = narrowed(ABSORBER, unet.config)
     return build_adapter(config, unet.config, next(unet.parameters()).device, torch.float32, generator)
 
 
@@ -184,12 +193,13 @@ def _feature_width(method: Method, data: TrainingData) -> int | None:
     return data.features.shape[1]
 
 
-def _learner(adapter: AnyAdapter | None, token: TokenLearner | None) -> Learner:
+def _learner(adapter: AnyAdapter | None, token: TokenLearner | None, absorber: AnyAdapter | None) -> Learner:
     if adapter is None:
         if token is None:
             raise ValueError("A method trains an adapter, weights or a token; this one trains none of them.")
         return token
-    return AdapterLearner(adapter) if token is None else JointLearner(token, AdapterLearner(adapter))
+    learner = AdapterLearner(adapter, absorber)
+    return learner if token is None else JointLearner(token, learner)
 
 
 def _about(

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..files.fingerprint import same_base
 from ..files.tensors import open_file
 from ..safety.limits import LIMITS, bare, json_object, parsed, whole
+from .settings import LATER_SETTINGS
 
 STATE_FORMAT = "dreamvideo-training"
 
@@ -49,7 +50,8 @@ def check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any
         "data": "other data",
         "start": "another starting point (class word, adapter shape)",
     }
-    for key, value in ours.items():
+    theirs = {**LATER_SETTINGS, **theirs}
+    for key, value in {**LATER_SETTINGS, **ours}.items():
         there = theirs.get(key)
         if there == value or (key == "base" and same_base(str(there), value)):
             continue

@@ -1,7 +1,7 @@
 """The only package that touches ComfyUI's internals, by topic; what the nodes need of the host stands here."""
 
 from .about import about
-from .adapters import same_weights, with_adapter, with_appearance
+from .adapters import same_weights, with_adapter, with_appearance, with_region
 from .encoders import HostImage, HostText, HostVAE, encoders_of, networks_of, with_tokens
 from .folders import (
     ADAPTERS_FOLDER,
@@ -61,5 +61,6 @@ __all__ = [
     "unet_of",
     "with_adapter",
     "with_appearance",
+    "with_region",
     "with_tokens",
 ]

@@ -16,10 +16,11 @@ from ...dreamvideo.files.adapter_info import TrainedAdapter, check_fits
 from ...dreamvideo.files.fingerprint import same_base
 from ...dreamvideo.models.adapters import Adapter, AnyAdapter
 from ...dreamvideo.models.deltas import WeightDelta
+from ...dreamvideo.models.regions import Region
 from ...dreamvideo.models.stack import StackEntry
 from ...dreamvideo.sampling import saw_blank_images
 from .deltas import take_off_deltas, with_deltas
-from .model import APPEARANCE, APPEARANCE_STRENGTH, BLANKS, KEY, model_of
+from .model import APPEARANCE, APPEARANCE_STRENGTH, BLANKS, KEY, REGIONS, model_of
 
 
 def with_adapter(
@@ -82,6 +83,12 @@ def without_adapters(model: Any) -> Any:
 def with_appearance(conditioning: Any, feature: Tensor, strength: float) -> Any:
     """CONDITIONING that carries an image feature [1, D] for motion adapters; a strength below 0 follows them."""
     return node_helpers.conditioning_set_values(conditioning, {APPEARANCE: feature, APPEARANCE_STRENGTH: strength})
+
+
+def with_region(conditioning: Any, own: Any, mask: Tensor) -> Any:
+    """CONDITIONING of whose video a part, mask [H, W] or [F, H, W], reads another CONDITIONING's first text."""
+    region = Region(own[0][0], mask)
+    return [[text, {**values, REGIONS: (*values.get(REGIONS, ()), region)}] for text, values in conditioning]
 
 
 def same_weights(model: Any, loaded: TrainedAdapter) -> TrainedAdapter:

@@ -7,7 +7,7 @@ In the host the frames of a video are the batch: latents are [F, 4, h, w], and a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.conds
@@ -25,6 +25,7 @@ from ...dreamvideo.files.fingerprint import fingerprint
 from ...dreamvideo.files.layouts import infer_config, original_shapes
 from ...dreamvideo.models.config import UNetConfig
 from ...dreamvideo.models.layers import economical
+from ...dreamvideo.models.regions import Region
 from ...dreamvideo.models.stack import AdapterStack
 from ...dreamvideo.models.unet import UNet
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 KEY = "dreamvideo"  # of what we put into the host's dictionaries
 ANCHORS = ("input_blocks.0.1.transformer_blocks.0.attn1.to_q.weight", "input_blocks.1.0.temopral_conv.conv1.0.weight")
 APPEARANCE, APPEARANCE_STRENGTH = "dreamvideo_appearance", "dreamvideo_appearance_strength"
+REGIONS = "dreamvideo_regions"  # of a prompt: parts of the video that read others
 BLANKS = "dreamvideo_blanks"  # of each motion that is guided: whether it was trained with blank images
 
 
@@ -80,13 +82,14 @@ class HostUNet(UNet):
         video = rearrange(x, "(chunks f) c h w -> chunks c f h w", chunks=chunks)
         entries = transformer_options.get(KEY, ())
         feature, strength = conditions.get(APPEARANCE), conditions.get(APPEARANCE_STRENGTH)
+        regions = conditions.get(REGIONS, ())
         adapters = None
-        if entries:
+        if entries or regions:
             given = () if feature is None else (feature[::frames], strength[::frames, 0])
             if given:
                 blanks = transformer_options.get(BLANKS, ())
                 given = given[0], torch.where(given[1] < 0, float(bool(blanks) and all(blanks)), given[1])
-            adapters = AdapterStack(entries, *given)
+            adapters = AdapterStack(entries, *given, regions=_checked(regions, self.config.context_dim))
         noise = super().forward(video, timesteps[::frames], context[::frames], adapters)
         return rearrange(noise, "chunks c f h w -> (chunks f) c h w")
 
@@ -110,6 +113,12 @@ def _check_text(context: Tensor | None, width: int) -> None:
         )
 
 
+def _checked(regions: Sequence[Region], width: int) -> Sequence[Region]:
+    for region in regions:
+        _check_text(region.context, width)
+    return regions
+
+
 class T2VModel(comfy.model_base.BaseModel):
     """ModelScope text-to-video among the host's models. fingerprint: of its weights as they are in the file."""
 
@@ -128,6 +137,8 @@ class T2VModel(comfy.model_base.BaseModel):
             strength = torch.full((1, 1), float(conditions.get(APPEARANCE_STRENGTH, 1.0)))
             found[APPEARANCE] = comfy.conds.CONDRegular(feature)
             found[APPEARANCE_STRENGTH] = comfy.conds.CONDRegular(strength)
+        if REGIONS in conditions:  # the same for every sample that has them; those without go into a batch of their own
+            found[REGIONS] = comfy.conds.CONDConstant(conditions[REGIONS])
         return found
 
 

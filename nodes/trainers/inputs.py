@@ -10,7 +10,7 @@ from ...dreamvideo.defaults import FULL_SIZE
 from ...dreamvideo.training.methods import Method
 from ..fields import MAX_STEPS, Adapter, most, seed_input
 
-CHECKPOINTING = {"automatic": None, "on": True, "off": False}
+SWITCH = {"automatic": None, "on": True, "off": False}
 
 
 def steps_input(stage: str, name: str = "steps", what: str = "") -> io.Int.Input:
@@ -41,7 +41,7 @@ def method_input(methods: Mapping[str, Method]) -> io.Combo.Input:
         "method",
         options=list(methods),
         default="dreamvideo",
-        tooltip="How to learn: DreamVideo itself, one of its ablations, or a method that the paper compares it with.",
+        tooltip="How to learn: DreamVideo itself, with a part changed or more parts, or by another paper's method.",
     )
 
 
@@ -64,7 +64,7 @@ def run_inputs() -> list:
         ),
         io.Combo.Input(
             "gradient_checkpointing",
-            options=list(CHECKPOINTING),
+            options=list(SWITCH),
             default="automatic",
             tooltip=(
                 "Compute twice instead of keeping activations: a fraction of the memory, about a third more time. "
@@ -132,6 +132,34 @@ def file_inputs(prefix: str) -> list:
             max=MAX_STEPS,
             optional=True,
             tooltip="Keep the adapter every so many steps, with a sheet that compares them; 0 for never.",
+        ),
+    ]
+
+
+def motion_inputs() -> list:
+    return [
+        io.Mask.Input(
+            "masks", optional=True, tooltip="The masks of Motion Clips: what they mark white is not learned from."
+        ),
+        io.Combo.Input(
+            "debias",
+            options=list(SWITCH),
+            default="automatic",
+            optional=True,
+            tooltip=(
+                "Add the loss of every frame's difference to a random one, in which looks weigh less (MotionDirector); "
+                "automatic is as the method has it."
+            ),
+        ),
+        io.Combo.Input(
+            "absorber",
+            options=list(SWITCH),
+            default="automatic",
+            optional=True,
+            tooltip=(
+                "Train a spatial adapter beside for the clips' looks and throw it away (MotionDirector, "
+                "Customize-A-Video); automatic is as the method has it."
+            ),
         ),
     ]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ...dreamvideo.plans import motion_plan
 from ...dreamvideo.sampling import missing_placeholders, notes_on_motion
 from ...dreamvideo.training.data import encode_clips
 from ...dreamvideo.training.methods import MOTION_METHODS, MOTION_WORD, Method, for_clips
 from ..fields import TRAINING, check_images, check_size, clip_input, engine_images, model_input, one, vae_input
-from .inputs import file_inputs, method_input, outputs, rate_input, run_inputs, steps_input
+from .inputs import SWITCH, file_inputs, method_input, motion_inputs, outputs, rate_input, run_inputs, steps_input
 from .run import Job
 
 
@@ -54,6 +55,7 @@ class TrainMotion(io.ComfyNode):
                 ),
                 method_input(MOTION_METHODS),
                 *file_inputs("motion"),
+                *motion_inputs(),
             ],
             outputs=outputs(clip=False),
             hidden=[io.Hidden.unique_id],
@@ -61,29 +63,38 @@ class TrainMotion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, clip_vision, clips, captions, frames, **lists) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, clip_vision, clips, captions, frames, masks=None, **lists) -> io.NodeOutput:
         model, clip, vae, clip_vision, frames = (one(each) for each in (model, clip, vae, clip_vision, frames))
         run = {name: one(values) for name, values in lists.items()}
         job = Job.of(cls, model, clip, vae, clip_vision)
         if len(captions) != len(clips):
             raise ValueError(f"Got {len(captions)} captions for {len(clips)} clips: connect both of Motion Clips.")
+        if masks and len(masks) != len(clips):
+            raise ValueError(f"Got {len(masks)} masks for {len(clips)} clips: connect both of Motion Clips.")
         for each in clips:
             check_images(each)
             check_size(job.config, each.shape[2], each.shape[1])
         placeholder = _placeholder_in(captions, MOTION_METHODS[run["method"]])
         for note in notes_on_motion(captions, frames, known=[placeholder]):
             job.say(note)
-        data = encode_clips((engine_images(each) for each in clips), captions, job.encoders, frames)
+        pairs = ((engine_images(each), cover) for each, cover in zip(clips, _covers(masks, len(clips)), strict=True))
+        data = encode_clips(pairs, captions, job.encoders, frames)
         row = for_clips(MOTION_METHODS[run["method"]], len(clips))
-        drops = {
+        chosen = {
+            **{name: SWITCH[run.get(name) or "automatic"] for name in ("debias", "absorber")},
             "p_text_drop": run["text_drop"] if row.p_text_drop else None,
             "p_image_drop": {"automatic": None, "half": 0.5, "never": 0.0}[run["image_drop"]],
         }
         plan = motion_plan(
             job.defaults, job.config, MOTION_METHODS[run["method"]], len(clips), placeholder=placeholder,
-            class_word=MOTION_WORD, settings=job.settings(run) | drops,
+            class_word=MOTION_WORD, settings=job.settings(run) | chosen,
         )  # fmt: skip
         return job.run("motion", plan, data, ["motion", run["method"], data.digest], run)
+
+
+def _covers(masks: Sequence[Tensor] | None, clips: int) -> list[Tensor | None]:
+    """A mask [N, H, W] for each clip; None for one without white."""
+    return [each.float().cpu() if each.any() else None for each in masks] if masks else [None] * clips
 
 
 def _placeholder_in(captions: Sequence[str], method: Method) -> str:

@@ -29,7 +29,7 @@ from ...dreamvideo.training.places import Place, shelved
 from .. import host
 from ..adapters import ADAPTERS, SUFFIX, apply, told
 from ..fields import check_size, engine_images, host_images, subject_masks
-from .inputs import CHECKPOINTING
+from .inputs import SWITCH
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Job:
         """Of `TrainingSettings`; widgets at 0 stand for the base's own."""
         own = ("steps", "learning_rate", "batch_size", "preview_every", "snapshot_every")
         chosen: dict[str, Any] = {name: run.get(name) or None for name in own}
-        checkpointing = CHECKPOINTING[run.get("gradient_checkpointing", "automatic")]
+        checkpointing = SWITCH[run.get("gradient_checkpointing", "automatic")]
         return chosen | {"seed": run.get("seed", 0), "gradient_checkpointing": checkpointing}
 
     def photos(self, images, masks, captions: str, placeholder: str, class_word: str) -> TrainingData:

@@ -125,6 +125,43 @@ def test_window_and_mask(host, start):
     assert not torch.allclose(plain, early, atol=1e-3)
 
 
+def test_ramp_and_depth(host, start):
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    adapter = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
+    common = {"model": [loader, 0], "adapter": adapter, "start_percent": 0.0, "end_percent": 1.0}
+    models = [
+        graph.add("DreamVideoApplyAdapter", strength=0.5, **common),
+        graph.add("DreamVideoApplyAdapter", strength=1.0, ramp_start=0.5, ramp_end=0.5, **common),
+        graph.add("DreamVideoApplyAdapter", strength=1.0, depth_outer=0.5, depth_middle=0.5, **common),
+        graph.add("DreamVideoApplyAdapter", strength=1.0, ramp_end=0.0, **common),
+        graph.add("DreamVideoApplyAdapter", strength=1.0, depth_outer=0.0, **common),
+    ]
+    got = host.run_with_probe(graph, *(stock_sample(graph, [model, 0], positive, negative) for model in models))
+    half, by_ramp, by_depth, *others = (each["samples"] for each in got)
+    torch.testing.assert_close(half, by_ramp, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(half, by_depth, atol=1e-4, rtol=1e-4)
+    assert not any(torch.allclose(half, other, atol=1e-3) for other in others)
+
+
+@pytest.mark.parametrize("sample", [stock_sample, our_sample])
+def test_a_region_reads_a_prompt_of_its_own(host, start, sample):
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    other = [graph.add("CLIPTextEncode", clip=[loader, 1], text="a cat swims"), 0]
+    whole = graph.add("DreamVideoPartOfVideo", frames=4, left=0.0, right=1.0, top=0.0, bottom=1.0, start=0.0, end=1.0)
+    left = graph.add("DreamVideoPartOfVideo", frames=4, left=0.0, right=0.5, top=0.0, bottom=1.0, start=0.0, end=1.0)
+    everywhere, half = (
+        graph.add("DreamVideoPromptRegion", positive=positive, region_prompt=other, mask=[part, 0])
+        for part in (whole, left)
+    )
+    prompts = (positive, other, [everywhere, 0], [half, 0])
+    got = host.run_with_probe(graph, *(sample(graph, [loader, 0], each, negative) for each in prompts))
+    own, others, whole, half = (each["samples"] for each in got)
+    torch.testing.assert_close(whole, others, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(half, own, atol=1e-2) and not torch.allclose(half, others, atol=1e-2)
+
+
 def test_lora_works_beside_adapters_in_both_orders(host, start):
     need_weight_patches(host)
     graph, loader, positive, negative = start

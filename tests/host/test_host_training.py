@@ -24,9 +24,12 @@ def train_token(host, graph, common, steps=3, **options):
 
 
 def train_motion(host, graph, common, loader, steps=3, caption="a ball rolls", **options):
-    clip = give(host, graph, "IMAGE", CLIP)
+    clip, covered = give(host, graph, "IMAGE", CLIP), options.pop("covered", None)
+    masked = {} if covered is None else {"masks": give(host, graph, "MASK", covered)}
     words = graph.add("DreamVideoMotionClips", images=clip, caption=caption, frames=4, fps=8.0, images_fps=8.0,
-                      width=64, height=64)  # fmt: skip
+                      width=64, height=64, **masked)  # fmt: skip
+    if masked:
+        options["masks"] = [words, 4]
     settings = {
         **RUN,
         "batch_size": 1,
@@ -117,6 +120,29 @@ def test_a_motion_with_a_word_of_its_own(host):
     node = train_motion(host, graph, common, loader, 2, method="customizing_motion")
     with pytest.raises(HostError, match="name it in the caption, as <my-motion>"):
         host.run_with_probe(graph, [node, 0])
+
+
+def test_a_motion_beyond_the_paper_is_masked_trained_and_applied(host):
+    covered = torch.zeros(6, 64, 64)
+    covered[:, :32] = 1
+    made = []
+    for more in ({"debias": "on", "absorber": "on", "covered": covered}, {"covered": covered}, {}):
+        graph, loader, common = start(host)
+        node = train_motion(host, graph, common, loader, 2, method="dreamvideo_plus", **more)
+        positive, negative = prompts(graph, [loader, 1], "a ball rolls")
+        region = graph.add("DreamVideoApplyAdapter", model=[loader, 0], adapter=[node, 0], strength=1.0,
+                           start_percent=0.0, end_percent=0.6, mask=give(host, graph, "MASK", covered[:1]))  # fmt: skip
+        whole, part, plain = (
+            stock_sample(graph, model, positive, negative) for model in ([node, 2], [region, 0], [loader, 0])
+        )
+        trained, *videos = host.run_with_probe(graph, [node, 0], whole, part, plain)
+        whole, part, plain = (video["samples"] for video in videos)
+        assert not torch.equal(whole, plain) and not torch.equal(part, plain) and not torch.equal(whole, part)
+        config = trained.adapter.config
+        assert (config.frames, config.conv_rank is not None) == (4, True)
+        assert not any("absorber" in name for name in trained.adapter.state_dict())
+        made.append(trained)
+    assert not same(made[0], made[1]) and not same(made[1], made[2])
 
 
 def test_motion_with_preview_leaves_the_base_alone(host):
