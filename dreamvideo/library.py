@@ -2,6 +2,7 @@
 
 from .base import Base as Base
 from .base import open_base as open_base
+from .customizing import RegionPrompt as RegionPrompt
 from .encoders.loading import load_encoders as load_encoders
 from .encoders.protocols import Encoders as Encoders
 from .files.adapter_info import AdapterInfo as AdapterInfo
@@ -28,4 +29,3 @@ from .runs import Reports as Reports
 from .runs import sample as sample
 from .runs import train_motion as train_motion
 from .runs import train_subject as train_subject
-from .sampling import RegionPrompt as RegionPrompt

@@ -9,12 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from .base import Base
+from .customizing import customize
 from .encoders.protocols import release
 from .evaluation.pictures import contact_sheet, few_frames
 from .files.adapter_info import AdapterInfo, TrainedAdapter
 from .files.adapters import load_adapter
 from .models.diffusion import Callback
-from .sampling import customize, generate, plain_prompt
+from .sampling import generate, plain_prompt
 from .training.data import TrainingData
 from .training.places import snapshots_of
 from .training.settings import TrainingSettings

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .base import Base
+from .customizing import RegionPrompt, customize
 from .encoders.protocols import release
 from .evaluation.plots import loss_plot
 from .files.adapter_info import TrainedAdapter, check_fits
@@ -27,7 +28,7 @@ from .models.diffusion import Callback
 from .plans import Plan, digest_of, motion_plan, subject_plan
 from .previews import preview_video, snapshot_sheet
 from .safety.paths import write_text
-from .sampling import RegionPrompt, customize, generate, notes_on_motion
+from .sampling import generate, notes_on_motion
 from .training.data import TrainingData, digest, encode_clips, encode_photos
 from .training.loop import Callbacks, TrainingResult
 from .training.losses import LossLog, write_losses
@@ -205,7 +206,7 @@ def sample(
     """A video [F, 3, H, W] in 0..1 of a prompt under adapters, each at its strength (1 by default).
 
     limits, regions: where and when adapters act, and parts of the video with prompts of their own, as
-    `sampling.customize` takes them. settings: of `SamplingSettings`, where they differ from the base's own, and what
+    `customizing.customize` takes them. settings: of `SamplingSettings`, where they differ from the base's own, and what
     else `sampling.generate` takes: guidance_image, prior_clip, callback. Raises ValueError for adapters of another
     base, and what `generate` raises.
     """

@@ -167,9 +167,7 @@ class ApplyAdapter(io.ComfyNode):
                     tooltip="Where in the picture it acts, white; one mask for all frames, or one a frame.",
                 ),
                 other_base_input(),
-                _factor(
-                    "ramp_start", "Factor on the strength where it begins to act; evenly from there to ramp_end."
-                ),
+                _factor("ramp_start", "Factor on the strength where it begins to act; evenly from there to ramp_end."),
                 _factor("ramp_end", "Factor on the strength where it ceases to act."),
                 _factor("depth_outer", "Factor at the network's outermost level, where details are; inwards evenly."),
                 _factor("depth_middle", "Factor in the network's middle, where the composition is."),

@@ -6,10 +6,11 @@ import torch
 from comfy_api.latest import io
 from einops import rearrange
 
+from ..dreamvideo.customizing import customize
 from ..dreamvideo.evaluation.pictures import contact_sheet, few_frames
 from ..dreamvideo.files.adapter_info import TrainedAdapter
 from ..dreamvideo.models.diffusion import mix_noise_prior, offset_noise
-from ..dreamvideo.sampling import customize, missing_placeholders
+from ..dreamvideo.sampling import missing_placeholders
 from . import host
 from .adapters import apply
 from .fields import (

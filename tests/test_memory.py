@@ -17,6 +17,7 @@ from dreamvideo import devices as memory
 from dreamvideo.base import EMBEDDED_FOLDER, open_base
 from dreamvideo.commands.arguments import build_parser
 from dreamvideo.commands.cli import explain
+from dreamvideo.customizing import customize
 from dreamvideo.devices import GIB, KEPT, choose_checkpointing, explain_shortage, free_bytes
 from dreamvideo.encoders.loading import load_encoders
 from dreamvideo.encoders.parking import park
@@ -30,7 +31,7 @@ from dreamvideo.models.layers import economical
 from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
 from dreamvideo.placing import place
-from dreamvideo.sampling import SamplingSettings, customize, generate
+from dreamvideo.sampling import SamplingSettings, generate
 from dreamvideo.training import loop as training
 from dreamvideo.training.data import encode_clips, encode_photos
 from dreamvideo.training.loop import Callbacks

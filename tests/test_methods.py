@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dreamvideo.base import Base
+from dreamvideo.customizing import customize
 from dreamvideo.defaults import EMBEDDED, FULL_SIZE, fitted
 from dreamvideo.files.adapter_info import AdapterInfo, TrainedAdapter, check_fits
 from dreamvideo.files.adapters import load_adapter, save_trained
@@ -23,7 +24,7 @@ from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
 from dreamvideo.plans import subject_plan
 from dreamvideo.runs import Reports, train_stages
-from dreamvideo.sampling import SamplingSettings, customize, generate, sample_latents
+from dreamvideo.sampling import SamplingSettings, generate, sample_latents
 from dreamvideo.training.data import TrainingData, encode_clips, encode_photos
 from dreamvideo.training.loop import Callbacks, TrainingResult
 from dreamvideo.training.methods import (

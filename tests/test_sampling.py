@@ -9,18 +9,16 @@ import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, WIDTH, fake_encoders, pictures, tiny_unet
 
+from dreamvideo.customizing import NOTHING, Customization, customize
 from dreamvideo.files.adapter_info import AdapterInfo, TrainedAdapter
 from dreamvideo.models.adapters import Adapter, AdapterConfig
 from dreamvideo.models.diffusion import ddim_sample
 from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
 from dreamvideo.sampling import (
-    NOTHING,
-    Customization,
     SamplingSettings,
     choose_device,
     choose_dtype,
-    customize,
     generate,
     invert,
     latent_size,

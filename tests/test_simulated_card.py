@@ -13,6 +13,7 @@ from test_methods import ROWS, TOKENS, data_of, each_row
 from tiny_base import CLIP, VAE, randomised
 from torch import Tensor, nn
 
+from dreamvideo.customizing import Customization
 from dreamvideo.encoders.autoencoder import KLAutoencoder
 from dreamvideo.encoders.clip import OpenClipImage, OpenClipText
 from dreamvideo.encoders.parking import park
@@ -22,7 +23,7 @@ from dreamvideo.models.adapters import AdapterConfig, build_adapter
 from dreamvideo.models.deltas import DeltaConfig
 from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
-from dreamvideo.sampling import Customization, SamplingSettings, generate, sample_latents
+from dreamvideo.sampling import SamplingSettings, generate, sample_latents
 from dreamvideo.training.loop import TrainingResult
 from dreamvideo.training.methods import Method
 from dreamvideo.training.settings import TrainingSettings

@@ -13,9 +13,10 @@ import pytest
 import torch
 from fakes import CONFIG, FEATURE_WIDTH, FakeText, fake_encoders, pictures, tiny_unet
 
+from dreamvideo.customizing import customize
 from dreamvideo.files.adapters import load_adapter, save_trained
 from dreamvideo.models.adapters import Adapter, AdapterConfig
-from dreamvideo.sampling import SamplingSettings, customize, generate
+from dreamvideo.sampling import SamplingSettings, generate
 from dreamvideo.training import loop, precision
 from dreamvideo.training.data import TrainingData, TrainingItem, digest, encode_clips, encode_photos, with_text
 from dreamvideo.training.drawing import draw_batch

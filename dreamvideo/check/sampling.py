@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..sampling import SamplingSettings, customize, generate
+from ..customizing import customize
+from ..sampling import SamplingSettings, generate
 from .measure import dtype_name, forget_peak, pace, peak
 from .networks import Session
 from .report import Finding

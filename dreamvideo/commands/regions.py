@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..customizing import RegionPrompt
 from ..media.clips import read_clip
 from ..media.folders import VIDEO_SUFFIXES
 from ..media.photographs import load_mask
 from ..models.regions import part_of_video
 from ..safety.texts import quoted
-from ..sampling import RegionPrompt, SamplingSettings
+from ..sampling import SamplingSettings
 
 HALVES = {
     "all": {},

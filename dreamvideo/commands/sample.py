@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..base import FoundBase
+from ..customizing import Customization, customize
 from ..files.adapter_info import check_fits
 from ..files.adapters import load_adapter
 from ..files.fingerprint import fingerprint, same_base
@@ -22,7 +23,7 @@ from ..media.times import choose_frames
 from ..media.writing import write_animation, write_video
 from ..safety.locks import reserved
 from ..safety.paths import check_writable, keep_apart
-from ..sampling import Customization, SamplingSettings, check_prompts, customize, generate, latent_size
+from ..sampling import SamplingSettings, check_prompts, generate, latent_size
 from .common import OUTPUT, base_files, check_suffix, file_name, found_for, open_for
 from .regions import given_adapter, limits_of, region_prompt
 from .terminal import Terminal

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..base import Base
+from ..customizing import NOTHING, customize
 from ..defaults import Defaults
 from ..evaluation.pictures import contact_sheet, few_frames
 from ..evaluation.plots import loss_plot
@@ -26,7 +27,7 @@ from ..media.writing import write_animation, write_png, write_video
 from ..plans import Plan
 from ..runs import Outcome, Reports, save, train_stages
 from ..safety.paths import write_json
-from ..sampling import NOTHING, customize, generate
+from ..sampling import generate
 from ..training.data import encode_clips, encode_photos
 from ..training.methods import IDENTITY, TEXTUAL_INVERSION, motion_method
 from ..training.settings import TrainingSettings

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..base import Base
+from ..customizing import customize
 from ..defaults import fitted
 from ..files.adapter_info import TrainedAdapter, check_fits
 from ..files.adapters import load_adapter, save_trained
@@ -28,7 +29,7 @@ from ..media.writing import write_png
 from ..models.diffusion import Callback
 from ..safety.limits import json_object, parsed
 from ..safety.paths import read_small, write_json
-from ..sampling import customize, generate
+from ..sampling import generate
 from ..training.data import TrainingData, encode_clips, encode_photos
 from ..training.loop import Callbacks
 from ..training.methods import MOTION_WORD, TEXTUAL_INVERSION, Method

@@ -51,7 +51,7 @@ class Callbacks:
 
     progress: (steps done, loss, steps per second, seconds left), after every step.
     preview: what is being trained, every `preview_every` steps: what `train` was told to package (a TrainedAdapter from
-    the three stages below, ready for `sampling.customize`).
+    the three stages below, ready for `customizing.customize`).
     should_stop: asked before every step; True saves the state and ends the run.
     say: sentences, such as what was chosen and why.
     snapshot: what is being trained, as for a preview, every `snapshot_every` steps but for the last one.

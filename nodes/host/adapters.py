@@ -12,13 +12,13 @@ import node_helpers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...dreamvideo.customizing import saw_blank_images
 from ...dreamvideo.files.adapter_info import TrainedAdapter, check_fits
 from ...dreamvideo.files.fingerprint import same_base
 from ...dreamvideo.models.adapters import Adapter, AnyAdapter
 from ...dreamvideo.models.deltas import WeightDelta
 from ...dreamvideo.models.regions import Region
 from ...dreamvideo.models.stack import StackEntry
-from ...dreamvideo.sampling import saw_blank_images
 from .deltas import take_off_deltas, with_deltas
 from .model import APPEARANCE, APPEARANCE_STRENGTH, BLANKS, KEY, REGIONS, model_of
 

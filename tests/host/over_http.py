@@ -15,6 +15,7 @@ from typing import Any
 
 from harness import PACK, Graph
 from make_workflows import on_embedded
+
 from subgraphs import to_api
 
 FEW = {"steps": 2, "token_steps": 2, "preview_every": 0}
