@@ -7,37 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import world
+from . import scenes, world
+from .muon import Muon
 from .progress import Loop
 
 CONFIG = {
-    "block_out_channels": (24, 32, 64, 96),
+    "block_out_channels": (64, 64, 128, 192),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 1,
     "latent_channels": 4,
-    # Groups of many channels: with few, normalisation would erase the brightness of a plain ground.
-    "norm_num_groups": 2,
+    "norm_num_groups": 32,
     "sample_size": world.SIZE,
 }
 SCALE = 0.18215
-NOISE = 0.08  # of the latents' own spread, so that neighbouring latents decode alike
+NOISE = 0.05  # of the latents' own spread, so that neighbouring latents decode alike
+
+# Of every norm while it trains, for activations of about 1: where a picture is flat, a norm with the usual 1e-6 would
+# blow up nothing to noise. `finish` brings it to the usual one.
+EPSILON = 1.0
+USUAL_EPSILON = 1e-6
+VARIANCE = 0.3  # of a picture's colours, about
+CUTTING = 64  # pixels a side that it learns on
+WARM_UP = 200  # steps
 
 
-ANCHOR = 4.0
-WHOLE = 1300  # steps on whole frames before close-ups
-PLAIN = 0.4  # share of the toys without a pattern that the decoder still sees when it is refined
-
-
-def build() -> Any:
+def build(epsilon: float = USUAL_EPSILON) -> Any:
     """The untrained autoencoder. It begins as plain down- and upsampling of colours and learns details from there.
 
-    Every residual branch starts at zero. Channels 0..2 of the trunk carry the picture's colours, 3..5 their negatives,
-    6 and 7 a large constant and its negative, which make normalisation nearly the identity; the difference of SiLU on
-    a channel and on its negative is linear.
+    Every residual branch starts at zero. Channels 0..5 of the trunk carry the picture's three colours, each beside its
+    negative: the mean of a norm's group is then nothing, and the difference of SiLU on a channel and on its negative is
+    linear.
     """
     from diffusers.models.attention_processor import Attention
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -48,7 +50,10 @@ def build() -> Any:
     model: Any = AutoencoderKL(**CONFIG)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, ResnetBlock2D):
+            if isinstance(module, nn.GroupNorm):
+                module.eps = epsilon
+            elif isinstance(module, ResnetBlock2D):
+                nn.init.kaiming_normal_(module.conv1.weight)
                 _zero(module.conv2)
                 if module.conv_shortcut is not None:
                     _carry(module.conv_shortcut)
@@ -60,7 +65,7 @@ def build() -> Any:
                 _carry(module.conv)
         for half in (model.encoder, model.decoder):
             _enter(half.conv_in)
-            _leave(half.conv_out)
+            _leave(half.conv_out, epsilon)
         for mix in (model.quant_conv, model.post_quant_conv):
             _zero(mix)
             mix.weight[:, :, 0, 0] = torch.eye(len(mix.weight))
@@ -73,131 +78,67 @@ def _zero(layer) -> None:
 
 
 def _carry(conv, taps: slice | None = None, value: float = 1.0) -> None:
-    """Let a convolution pass channels 0..7 on; `taps` of its kernel with `value`, the middle one by default."""
+    """Let a convolution pass channels 0..5 on; `taps` of its kernel with `value`, the middle one by default."""
     middle = conv.weight.shape[-1] // 2
     taps = taps or slice(middle, middle + 1)
-    conv.weight[:8], conv.bias[:8] = 0, 0
-    for channel in range(8):
+    conv.weight[:6], conv.bias[:6] = 0, 0
+    for channel in range(6):
         conv.weight[channel, channel, taps, taps] = value
 
 
 def _enter(conv) -> None:
-    """Put three inputs, their negatives and the constants into channels 0..7."""
-    conv.weight[:8], conv.bias[:8] = 0, 0
+    """Put three inputs and their negatives into channels 0..5."""
+    conv.weight[:6], conv.bias[:6] = 0, 0
     for channel in range(3):
-        conv.weight[channel, channel, 1, 1], conv.weight[channel + 3, channel, 1, 1] = 1, -1
-    conv.bias[6], conv.bias[7] = ANCHOR, -ANCHOR
+        conv.weight[2 * channel, channel, 1, 1], conv.weight[2 * channel + 1, channel, 1, 1] = 1, -1
 
 
-def _leave(conv) -> None:
+def _leave(conv, epsilon: float) -> None:
     """Take three outputs from channels 0..5, behind the last normalisation and SiLU."""
-    spread = ANCHOR * math.sqrt(2 * CONFIG["norm_num_groups"] / conv.weight.shape[1])
-    conv.weight[:3], conv.bias[:3] = 0, 0
+    _zero(conv)
+    spread = math.sqrt(VARIANCE + epsilon)  # what the norm divided by
     for channel in range(3):
-        conv.weight[channel, channel, 1, 1], conv.weight[channel, channel + 3, 1, 1] = spread, -spread
+        conv.weight[channel, 2 * channel, 1, 1], conv.weight[channel, 2 * channel + 1, 1, 1] = spread, -spread
 
 
-def dead_leaves(count: int, generator: torch.Generator, size: int = world.SIZE, leaves: int = 24) -> Tensor:
-    """Overlapping discs of random colours, [count, 3, size, size]: they have the statistics of photographs."""
-    axis = torch.linspace(-1, 1, size)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    images = torch.rand(count, 3, 1, 1, generator=generator).expand(-1, -1, size, size).clone()
-    for _ in range(leaves):
-        cx, cy, u = (torch.rand(3, count, 1, 1, generator=generator) * 2 - 1).unbind(0)
-        radius = 0.05 + 0.6 * ((u + 1) / 2) ** 3
-        inside = ((radius - torch.sqrt((x - cx) ** 2 + (y - cy) ** 2)) * size / 2).clamp(0, 1)[:, None]
-        colour = torch.rand(count, 3, 1, 1, generator=generator)
-        images = images * (1 - inside) + colour * inside
-    return images
+def optimizer_of(model, rate: float = 5e-3, adam_rate: float = 3e-4) -> Muon:
+    """Muon for what lies between convolutions, Adam for the rest."""
+    ends = ("conv_in", "conv_out", "quant_conv")
+    matrices, others = [], []
+    for name, weight in model.named_parameters():
+        inside = weight.ndim > 1 and not any(end in name for end in ends)
+        (matrices if inside else others).append(weight)
+    return Muon(matrices, others, rate, adam_rate)
 
 
-def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Three in ten images with their channels exchanged and their contrast changed, so that no colour is unknown."""
-    changed = images[:, torch.randperm(3, generator=generator)]
-    low, high = torch.rand(2, len(images), 3, 1, 1, generator=generator).sort(0).values.unbind(0)
-    changed = low * 0.4 + changed * (0.6 + 0.4 * high - low * 0.4)
-    keep = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.7
-    return torch.where(keep, images, changed.clamp(0, 1))
-
-
-def _scenes(generator: torch.Generator, count: int, plain: float) -> list[world.Canvas]:
-    """`count` scenes; of those without a pattern only the share `plain` is taken."""
-    canvases: list[world.Canvas] = []
-    while len(canvases) < count:
-        scene = world.training_scene(generator)
-        if scene.subject.pattern != "plain" or plain == 1 or torch.rand((), generator=generator) < plain:
-            canvases.append(world.render(scene))
-    return canvases
-
-
-def _frames(generator: torch.Generator, count: int, plain: float = 1.0) -> Tensor:
-    """Whole frames of toys and, one in eight, dead leaves: [count, 3, 64, 64] in 0..1."""
-    toys = count * 7 // 8
-    picks = torch.randint(world.FRAMES, (toys,), generator=generator).tolist()
-    frames = [canvas.frames[pick] for canvas, pick in zip(_scenes(generator, toys, plain), picks, strict=True)]
-    return torch.cat([_recoloured(torch.stack(frames), generator), dead_leaves(count - toys, generator)])
-
-
-def _close_ups(generator: torch.Generator, count: int, plain: float = 1.0, size: int = 32) -> Tensor:
-    """Cuttings of toys and, one in eight, dead leaves: [count, 3, 32, 32] in 0..1. Details are learnt on these."""
-    toys, cuttings = count * 7 // 8, []
-    for canvas in _scenes(generator, (toys + 3) // 4, plain):
-        for frame in torch.randint(world.FRAMES, (4,), generator=generator).tolist():
-            seen = canvas.mask[frame].nonzero()
-            centre = seen[int(torch.randint(len(seen), (1,), generator=generator))]
-            top, left = (centre - size // 2).clamp(0, world.SIZE - size).tolist()
-            cuttings.append(canvas.frames[frame, :, top : top + size, left : left + size])
-    leaves = dead_leaves(count - toys, generator)[..., :size, :size]
-    return torch.cat([_recoloured(torch.stack(cuttings[:toys]), generator), leaves])
-
-
-def train(folder: Path, steps: int, batch: int = 8, learning_rate: float = 1e-3) -> None:
+def train(folder: Path, steps: int, batch: int = 8, device: torch.device | str = "cpu") -> None:
     """Train to `folder`/autoencoder.pt, resuming what is there."""
     torch.manual_seed(0)
-    model = build()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0)
+    device = torch.device(device)
+    model = build(EPSILON).to(device)
+    optimizer = optimizer_of(model)
     loop = Loop(folder / "autoencoder.pt", model, optimizer, steps)
     for step in loop:
-        generator = torch.Generator().manual_seed(step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / WHOLE) * (0.02 + 0.98 * _cosine(step / steps))
-        whole = step < WHOLE or step % 5 == 0
-        images = (_frames(generator, batch) if whole else _close_ups(generator, 3 * batch)) * 2 - 1
-        loop.update(_loss(model, model.encode(images).latent_dist.mean, images, generator))
+        generator = torch.Generator(device).manual_seed(step)
+        optimizer.at(min(1, (step + 1) / WARM_UP) * _decayed(step / steps))
+        images = scenes.draw(batch, generator, CUTTING) * 2 - 1
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = _loss(model, images, generator)
+        loop.update(loss)
 
 
-def refine(folder: Path, state: dict[str, Tensor], steps: int, learning_rate: float = 5e-4) -> None:
-    """Let a trained autoencoder's decoder alone learn on, to `folder`/decoder.pt, resuming what is there.
-
-    state: of the autoencoder. Its latents, and what was trained on them, stay as they are.
-    """
-    model = build()
-    model.load_state_dict(state)
-    model.requires_grad_(False)
-    decoder = nn.ModuleDict({name: getattr(model, name) for name in ("decoder", "post_quant_conv")})
-    decoder.requires_grad_(True)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0)
-    loop = Loop(folder / "decoder.pt", decoder, optimizer, steps)
-    for step in loop:
-        generator = torch.Generator().manual_seed(1_000_000 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.02 + 0.98 * _cosine(step / steps))
-        images = (_close_ups(generator, 24, PLAIN) if step % 4 else _frames(generator, 8, PLAIN)) * 2 - 1
-        with torch.no_grad():
-            mean = model.encode(images).latent_dist.mean
-        loop.update(_loss(model, mean, images, generator))
+def _decayed(part: float) -> float:
+    """Full for the first half of the training, then evenly down to almost nothing."""
+    return min(1.0, 2 * (1 - part) + 0.01)
 
 
-def _loss(model, mean: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Of decoding latents [B, 4, h, w], with a little noise on them, to images [B, 3, 8h, 8w] in -1..1."""
-    noise = torch.randn(mean.shape, generator=generator) * NOISE * mean.detach().std((0, 2, 3), keepdim=True)
-    error = model.decode(mean + noise).sample - images
-    return error.abs().mean() + 4 * _regions(error) + 0.25 * _edges(error)
-
-
-def _regions(error: Tensor) -> Tensor:
-    """Squared error of the mean colour of each latent's region: colours are learnt before details."""
-    return F.avg_pool2d(error, 8).square().mean()
+def _loss(model, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Of images [B, 3, 8h, 8w] in -1..1, encoded, with a little noise on the latents, and decoded."""
+    mean = model.encode(images).latent_dist.mean.float()  # [B, 4, h, w]
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    spread = mean.detach().std((0, 2, 3), keepdim=True)
+    error = model.decode(mean + NOISE * spread * noise).sample.float() - images
+    return error.abs().mean() + 0.25 * _edges(error)
 
 
 def _edges(error: Tensor) -> Tensor:
@@ -206,8 +147,41 @@ def _edges(error: Tensor) -> Tensor:
     return across.abs().mean() + down.abs().mean()
 
 
-def _cosine(part: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * part))
+# -------------------------------------------------------------------------------------------------- finishing
+
+
+@torch.no_grad()
+def finish(model, epsilon: float = EPSILON) -> None:
+    """Bring a model trained with this epsilon of its norms to the usual one, which every loader takes for granted.
+
+    Exact: a norm of k x with epsilon k^2 e is the norm of x with e. So whatever adds to what a norm reads is multiplied
+    by k.
+    """
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.upsampling import Upsample2D
+
+    k = math.sqrt(USUAL_EPSILON / epsilon)
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.eps = USUAL_EPSILON
+        elif isinstance(module, ResnetBlock2D):
+            for conv in (module.conv1, module.conv2):
+                _multiply(conv, k)
+            if module.conv_shortcut is not None:
+                module.conv_shortcut.bias *= k
+        elif isinstance(module, Attention):
+            _multiply(module.get_submodule("to_out.0"), k)
+        elif isinstance(module, (Downsample2D, Upsample2D)):
+            module.conv.bias *= k  # type: ignore[operator]
+    for half in (model.encoder, model.decoder):
+        _multiply(half.conv_in, k)
+
+
+def _multiply(layer, factor: float) -> None:
+    layer.weight *= factor
+    layer.bias *= factor
 
 
 @torch.no_grad()
@@ -230,4 +204,4 @@ def normalise(model, images: Tensor) -> None:
     quant.bias[channels:] = 2 * math.log(NOISE / SCALE)
 
 
-__all__ = ["CONFIG", "SCALE", "build", "dead_leaves", "normalise", "refine", "train"]
+__all__ = ["CONFIG", "SCALE", "build", "finish", "normalise", "train"]

@@ -150,7 +150,7 @@ def _centred(subject: world.Subject, track: Tensor, angles: Tensor, size: int) -
     _, coverage = world.portraits(subject, rest, rest, unit, angles, size)
     own = rules.track_of(coverage > 0.5)  # [P, 3]
     zoom = (track[2].clamp(min=1e-4) / own[:, 2]).sqrt()
-    x, y = (((track[axis] - 0.5) - (own[:, axis] - 0.5) * zoom) * world.SIZE for axis in (0, 1))
+    x, y = (((track[axis] - 0.5) - (own[:, axis] - 0.5) * zoom) * world.SPAN for axis in (0, 1))
     return Poses(x, y, unit * zoom, angles)
 
 

@@ -18,14 +18,15 @@ FOLDER = Path(__file__).parent / "weights"
 
 def average(folder: Path, part: str) -> dict[str, Tensor]:
     """The averaged weights of a part in training, e.g. "unet" (with its text blocks): the name of its file."""
-    return torch.load(folder / f"{part}.pt", weights_only=True)["average"]
+    return torch.load(folder / f"{part}.pt", map_location="cpu", weights_only=True)["average"]
 
 
 @torch.no_grad()
 def write_autoencoder(folder: Path, target: Path = FOLDER) -> None:
     """The trained autoencoder, its latents brought to unit variance, as vae.safetensors."""
-    model = autoencoder.build().eval()
-    model.load_state_dict(average(folder, "autoencoder") | average(folder, "decoder"))
+    model = autoencoder.build(autoencoder.EPSILON).eval()
+    model.load_state_dict(average(folder, "autoencoder"))
+    autoencoder.finish(model)
     scenes = [world.training_scene(torch.Generator().manual_seed(seed)) for seed in range(128)]
     autoencoder.normalise(model, torch.cat([world.render(scene).frames[::4] for scene in scenes]))
     _write(target / "vae.safetensors", model.state_dict(), "vae_config", autoencoder.CONFIG)
@@ -62,10 +63,10 @@ def _write(path: Path, state: dict[str, Tensor], key: str, config: dict) -> None
     write_safetensors(path, {name: value.contiguous() for name, value in halves.items()}, {key: json.dumps(config)})
 
 
-def measure_autoencoder(vae: Autoencoder, count: int = 100) -> dict[str, float]:
-    """The rules' agreement with reconstructions of held-out scenes."""
+def measure_autoencoder(vae: Autoencoder, count: int = 100, size: int = world.SIZE) -> dict[str, float]:
+    """The rules' agreement with reconstructions of held-out scenes at `size` pixels a side."""
     scenes = world.held_out_scenes(count)
-    decoded = [vae.decode(vae.encode(world.render(scene).frames).mean) for scene in scenes]
+    decoded = [vae.decode(vae.encode(world.render(scene, size=size).frames).mean) for scene in scenes]
     return rules.accuracy(torch.stack(decoded), scenes)
 
 

@@ -27,7 +27,7 @@ class Loop:
         self.path, self.model, self.optimizer, self.steps, self.decay = path, model, optimizer, steps, decay
         self.step, self.loss = 0, 0.0
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             self.step, self.loss = state["step"], state["loss"]

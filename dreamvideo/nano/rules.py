@@ -119,7 +119,7 @@ def _outlines(shape: str, tilt: float, track: Tensor, size: int) -> Tensor:
     middle, unit = torch.zeros(1), torch.full((1,), 16.0)
     own = track_of(filled(world.outlines(shape, middle, middle, unit, tilt, size)[0] > 0.5)[None])[0]
     zoom = (track[:, 2] / own[2]).sqrt()
-    x, y = (((track[:, axis] - 0.5) - (own[axis] - 0.5) * zoom) * world.SIZE for axis in (0, 1))
+    x, y = (((track[:, axis] - 0.5) - (own[axis] - 0.5) * zoom) * world.SPAN for axis in (0, 1))
     drawn = world.outlines(shape, x, y, 16.0 * zoom, tilt, size) > 0.5
     return torch.stack([filled(frame) for frame in drawn])
 

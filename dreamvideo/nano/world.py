@@ -18,6 +18,7 @@ from .shapes import SHAPES as SHAPES
 from .shapes import signed_distance
 
 SIZE = 64  # pixels a side
+SPAN = 64  # in whose parts of a picture places and sizes are given, however many pixels it has
 FRAMES = 8
 
 COLOURS = {
@@ -93,7 +94,7 @@ class Scene:
     subject: Subject
     motion: str
     place: str
-    size: float = 14.5  # radius in pixels
+    size: float = 14.5  # radius in 64ths of the picture, as the offset is
     offset: tuple[float, float] = (0.0, 0.0)
     tilt: float = 0.0  # radians
     texture: int = 0
@@ -108,7 +109,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Path:
-    """Where a subject is in each frame: x, y in pixels from the middle, scale (1 = its own size), angle in radians."""
+    """Where a subject is in each frame: x, y in 64ths of the picture from the middle, scale (1 = its own size), angle in radians."""
 
     x: Tensor  # [F]
     y: Tensor  # [F]
@@ -152,8 +153,8 @@ def path_of(motion: str, frames: int = FRAMES) -> Path:
 class Canvas:
     """A render: frames and, for measuring and masked training, where the subject is."""
 
-    frames: Tensor  # [F, 3, 64, 64] in 0..1
-    mask: Tensor  # [F, 64, 64] in 0..1
+    frames: Tensor  # [F, 3, H, W] in 0..1
+    mask: Tensor  # [F, H, W] in 0..1
     caption: str
 
 
@@ -177,7 +178,7 @@ def portraits(
     """
     u, v = _local(x, y, radius, angle, size)
     coverage = _outline(subject.shape, u, v, radius, size)
-    return _paint(subject, u, v, radius[:, None, None] * size / SIZE), coverage
+    return _paint(subject, u, v, radius[:, None, None] * size / SPAN), coverage
 
 
 def outlines(shape: str, x: Tensor, y: Tensor, radius: Tensor, tilt: float, size: int = SIZE) -> Tensor:
@@ -188,7 +189,7 @@ def outlines(shape: str, x: Tensor, y: Tensor, radius: Tensor, tilt: float, size
 
 def _local(x: Tensor, y: Tensor, radius: Tensor, angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Each pixel in the subject's own coordinates u, v [F, size, size]: 1 is its radius."""
-    axis = (torch.arange(size) + 0.5) * SIZE / size - SIZE / 2
+    axis = (torch.arange(size) + 0.5) * SPAN / size - SPAN / 2
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")
     dx, dy = columns - x[:, None, None], rows - y[:, None, None]
     cos, sin, unit = (part[:, None, None] for part in (angle.cos(), angle.sin(), radius))
@@ -196,7 +197,7 @@ def _local(x: Tensor, y: Tensor, radius: Tensor, angle: Tensor, size: int) -> tu
 
 
 def _outline(shape: str, u: Tensor, v: Tensor, radius: Tensor, size: int) -> Tensor:
-    return _coverage(signed_distance(shape, u, v) * radius[:, None, None] * size / SIZE)
+    return _coverage(signed_distance(shape, u, v) * radius[:, None, None] * size / SPAN)
 
 
 def _coverage(distance_in_pixels: Tensor) -> Tensor:
