@@ -282,7 +282,7 @@ def test_wrong_arguments_name_the_help(capsys):
 
 
 @pytest.mark.parametrize("command", ["", "demo", "train subject", "train motion", "sample", "inspect", "convert",
-                                     "nano train", "nano evaluate", "check"])  # fmt: skip
+                                     "nano train", "nano gate", "nano evaluate", "check"])  # fmt: skip
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])

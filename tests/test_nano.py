@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from dreamvideo.encoders.loading import load_encoders
 from dreamvideo.files.base import find_base
 from dreamvideo.files.unet import load_unet
 from dreamvideo.nano import autoencoder, denoiser, package, rules, world
-from dreamvideo.nano.command import sampler
+from dreamvideo.nano.command import autoencoder_of, sampler
 
 WEIGHTS = package.FOLDER
 
@@ -64,9 +63,11 @@ def test_an_unknown_name_is_told():
 
 def test_normalising_the_autoencoder_changes_no_picture():
     torch.manual_seed(0)
-    model = autoencoder.build().eval()
+    model = autoencoder.build(autoencoder.EPSILON).eval()
     pictures = torch.rand(4, 3, 64, 64)
     with torch.no_grad():
+        for parameter in model.parameters():  # a fresh one leaves a latent's channel empty
+            parameter.add_(0.02 * torch.randn_like(parameter))
         before = model.decode(model.encode(pictures * 2 - 1).latent_dist.mean).sample
         autoencoder.normalise(model, pictures)
         latents = model.encode(pictures * 2 - 1).latent_dist.mean
@@ -96,16 +97,42 @@ def test_the_blocks_that_the_unet_reads_train_along(tmp_path):
     assert changed and all(name.startswith(read) for name in changed)
 
 
-def test_refining_the_decoder_leaves_the_latents_alone(tmp_path):
-    autoencoder.train(tmp_path, steps=1)
-    before = package.average(tmp_path, "autoencoder")
-    autoencoder.refine(tmp_path, before, steps=1)
-    changed = package.average(tmp_path, "decoder")
-    assert any(not torch.equal(before[name], value) for name, value in changed.items())
-    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
-    package.write_autoencoder(tmp_path, tmp_path)
-    written = load_file(tmp_path / "vae.safetensors")["decoder.conv_out.weight"]
-    assert torch.equal(written, changed["decoder.conv_out.weight"].half())
+def test_finishing_the_autoencoder_changes_no_picture():
+    model = autoencoder.build(autoencoder.EPSILON).eval()
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    with torch.no_grad():
+        for parameter in model.parameters():  # no branch at zero
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        before = model.decode(model.encode(pictures).latent_dist.mean).sample
+        autoencoder.finish(model)
+        usual = autoencoder.build().eval()
+        usual.load_state_dict(model.state_dict())
+        after = usual.decode(usual.encode(pictures).latent_dist.mean).sample
+    torch.testing.assert_close(before, after, atol=1e-3, rtol=1e-3)
+
+
+def test_an_untrained_autoencoder_keeps_colours():
+    flat = torch.tensor([[0.9, 0.1, 0.2], [0.1, 0.3, 0.8]])[..., None, None].expand(-1, -1, 32, 32) * 2 - 1
+    model = autoencoder.build(autoencoder.EPSILON).eval()
+    with torch.no_grad():
+        kept = model.decode(model.encode(flat).latent_dist.mean).sample
+    assert kept.std((2, 3)).max() < 0.1
+    assert torch.equal(kept.mean((2, 3)).argsort(1), flat.mean((2, 3)).argsort(1))
+
+
+def test_training_the_autoencoder_resumes_to_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "CUTTING", 16)
+    for folder, parts in (("whole", (3,)), ("stopped", (1, 3))):
+        (tmp_path / folder).mkdir()
+        for until in parts:
+            monkeypatch.setattr(autoencoder, "_decayed", lambda part: 1.0)
+            autoencoder.train(tmp_path / folder, until, batch=2)
+    whole, stopped = (package.average(tmp_path / folder, "autoencoder") for folder in ("whole", "stopped"))
+    assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
+    package.write_autoencoder(tmp_path / "whole", tmp_path)
+    kept = autoencoder_of(tmp_path)
+    assert kept.decode(kept.encode(torch.rand(1, 3, 16, 16)).mean).isfinite().all()
 
 
 def test_the_weights_fit_into_twenty_megabytes():

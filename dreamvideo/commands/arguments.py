@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _analyze(_add(group, "analyze", analyze.analyze, "show which layers fine-tuning changes", texts.ANALYZE))
     kinds = _group(group, "nano", "train or measure the embedded base")
     _nano_train(_add(kinds, "train", embedded.nano_train, "as it was trained", texts.NANO_TRAIN))
+    _nano_gate(_add(kinds, "gate", embedded.nano_gate, "what its autoencoder keeps", texts.NANO_GATE))
     _nano_evaluate(_add(kinds, "evaluate", embedded.nano_evaluate, "how well it follows captions", texts.NANO_EVALUATE))
     return parser
 
@@ -229,6 +230,12 @@ def _evaluate(parser: Parser) -> None:
 def _nano_train(parser: Parser) -> None:
     folder = "for the training states, and the base in its folder weights (default: output/nano)"
     _option(parser, "--out", "DIR", folder, Path, default=Path("output/nano"))
+    _option(parser, "--device", "NAME", "cuda or cpu (default: cpu)", default="cpu")
+
+
+def _nano_gate(parser: Parser) -> None:
+    _option(parser, "--out", "DIR", "of nano train (default: output/nano)", Path, default=Path("output/nano"))
+    parser.add_argument("--size", type=int, metavar="PIXELS", default=64, help="of the pictures (default: 64)")
 
 
 def _nano_evaluate(parser: Parser) -> None:

@@ -110,6 +110,10 @@ NANO_TRAIN = """\
 Trains the embedded base again from nothing: autoencoder, text and image encoder, UNet. Hours on a CPU. Stopped or
 killed, the same command goes on where it was.
 """
+NANO_GATE = """\
+Tells what the autoencoder that nano train has so far keeps of subjects and motions that no part of the base ever sees,
+and writes a sheet of them beside their truth. What it loses no method can show.
+"""
 NANO_EVALUATE = """\
 Samples captions that were held out of training and tells how often colour, shape, motion and place are right.
 """

@@ -72,8 +72,14 @@ def nano_train(args: Namespace, terminal: Terminal) -> None:
     from ..nano import command
 
     weights = args.out / "weights"
-    command.train(args.out, weights)
+    command.train(args.out, weights, device=args.device)
     terminal.say(f"Wrote the base {weights}; try it with --base {weights}")
+
+
+def nano_gate(args: Namespace, terminal: Terminal) -> None:
+    from ..nano import command
+
+    command.gate(args.out, args.size, report=terminal.say)
 
 
 def nano_evaluate(args: Namespace, terminal: Terminal) -> None:

@@ -170,11 +170,11 @@ def finish(model, epsilon: float = EPSILON) -> None:
             for conv in (module.conv1, module.conv2):
                 _multiply(conv, k)
             if module.conv_shortcut is not None:
-                module.conv_shortcut.bias *= k
+                module.get_parameter("conv_shortcut.bias").mul_(k)
         elif isinstance(module, Attention):
             _multiply(module.get_submodule("to_out.0"), k)
         elif isinstance(module, (Downsample2D, Upsample2D)):
-            module.conv.bias *= k  # type: ignore[operator]
+            module.get_parameter("conv.bias").mul_(k)
     for half in (model.encoder, model.decoder):
         _multiply(half.conv_in, k)
 
@@ -191,7 +191,7 @@ def normalise(model, images: Tensor) -> None:
     Exact: what the encoder's last layer is multiplied by, the decoder's first layer is divided by.
     """
     mean = model.encode(images * 2 - 1).latent_dist.mean  # [N, 4, h, w]
-    centre, spread = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
+    centre, spread = mean.mean((0, 2, 3)), mean.std((0, 2, 3)).clamp(min=1e-3)  # early a channel may carry nothing
     gain = 1 / (spread * SCALE)
     quant, post = model.quant_conv, model.post_quant_conv
     channels = len(gain)

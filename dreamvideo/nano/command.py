@@ -6,38 +6,44 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from ..defaults import EMBEDDED
+from ..encoders.autoencoder import KLAutoencoder
 from ..encoders.loading import load_encoders
-from ..encoders.protocols import Encoders
+from ..encoders.protocols import Autoencoder, Encoders
 from ..files.base import find_base
 from ..files.unet import load_unet
+from ..media.writing import write_png
 from ..models.diffusion import offset_noise
 from ..models.unet import UNet
 from ..sampling import sample_latents
-from . import autoencoder, denoiser, package, vision_language, world
+from . import autoencoder, denoiser, package, reconstruction, vision_language, world
 
 STEPS = {"autoencoder": 6000, "clip": 700, "unet": 10600, "settling": 200}
 
 
-def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2) -> None:
+def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2, device: torch.device | str = "cpu") -> None:
     """Train all three parts, one after the other, into `weights`; what `folder` holds of an earlier run goes on.
 
-    processes: that train the UNet side by side, each on samples of its own.
+    processes: that train the UNet side by side on a CPU, each on samples of its own; elsewhere one does their work.
     """
-    steps = STEPS
+    steps, device = STEPS, torch.device(device)
     folder.mkdir(parents=True, exist_ok=True)
-    autoencoder.train(folder, steps["autoencoder"])
-    autoencoder.refine(folder, package.average(folder, "autoencoder"), steps["decoder"])
+    autoencoder.train(folder, steps["autoencoder"], device=device)
     package.write_autoencoder(folder, weights)
-    vision_language.train(folder, steps["clip"])
+    vision_language.train(folder, steps["clip"], device)
     package.write_clip(folder, weights)
-    (folder / "processes").unlink(missing_ok=True)  # by which they find each other: one of a killed run misleads them
-    spawn(_train_unet, (processes, folder, weights, steps["unet"]), processes)
+    if device.type == "cpu":
+        (folder / "processes").unlink(missing_ok=True)  # by which they find each other: a killed run's misleads them
+        spawn(_train_unet, (processes, folder, weights, steps["unet"]), processes)
+    else:
+        encoders = training_encoders(weights, device)
+        denoiser.train(folder, encoders, steps["unet"], device=device, share=processes)
     package.write_unet(folder, weights)
-    vision_language.settle(folder, package.joined_clip(folder), steps["settling"])
+    vision_language.settle(folder, package.joined_clip(folder), steps["settling"], device)
     package.write_clip(folder, weights, "settled")
 
 
@@ -48,9 +54,32 @@ def _train_unet(rank: int, processes: int, folder: Path, weights: Path, steps: i
     denoiser.train(folder, training_encoders(weights), steps)
 
 
-def training_encoders(weights: Path) -> Encoders:
+def training_encoders(weights: Path, device: torch.device | str = "cpu") -> Encoders:
     """The encoders as they are stored, so that the UNet learns on what it will be used with."""
-    return load_encoders(find_base(weights, partial=True))
+    return load_encoders(find_base(weights, partial=True), device=device)
+
+
+def gate(folder: Path, size: int = world.SIZE, report: Callable[[str], None] = print) -> bool:
+    """Measure what the autoencoder in training in `folder`, its averaged weights, keeps of held-out things.
+
+    Writes vae.safetensors and the sheet gate.png beside its state. size: of the pictures, in pixels a side. Returns
+    whether it passes; raises ValueError where none was trained.
+    """
+    if not (folder / "autoencoder.pt").is_file():
+        raise ValueError(f"There is no autoencoder in training in {folder}: begin with dreamvideo nano train --out.")
+    package.write_autoencoder(folder, folder)
+    kept, sheet = reconstruction.measure(autoencoder_of(folder), size, report=report)
+    for line in kept.lines():
+        report(line)
+    write_png(folder / "gate.png", sheet)
+    return kept.passes
+
+
+def autoencoder_of(folder: Path) -> Autoencoder:
+    """The autoencoder of vae.safetensors in `folder`."""
+    model = autoencoder.build().eval().requires_grad_(False)
+    model.load_state_dict(load_file(folder / "vae.safetensors"))
+    return KLAutoencoder(model.float())
 
 
 def evaluate(

@@ -45,7 +45,7 @@ def bank(folder: Path, autoencoder, count: int = BANK) -> dict[str, Tensor]:
     means = []
     for first in range(0, count, 16):
         frames = torch.cat([world.render(_scene(index)).frames for index in range(first, min(first + 16, count))])
-        means.append(autoencoder.encode(frames).mean.half())
+        means.append(autoencoder.encode(frames).mean.half().cpu())
     latents = {"latents": torch.cat(means).unflatten(0, (count, world.FRAMES))}
     with atomic_path(path) as temporary:
         torch.save(latents, temporary)
@@ -64,10 +64,17 @@ def trained_parts(unet: UNet, clip: Any) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet, "blocks": clip.transformer.resblocks[:-1], "norm": clip.ln_final})
 
 
-def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> None:
-    """Train to `folder`/unet.pt, resuming what is there."""
+def train(
+    folder: Path,
+    encoders,
+    steps: int,
+    learning_rate: float = 1e-3,
+    device: torch.device | str = "cpu",
+    share: int = 1,
+) -> None:
+    """Train to `folder`/unet.pt, resuming what is there. share: of how many processes this one does the work."""
     torch.manual_seed(0)
-    unet = UNet(CONFIG)
+    unet = UNet(CONFIG).to(device)
     model = trained_parts(unet, encoders.text.clip).requires_grad_(True)
     latents = bank(folder, encoders.vae)["latents"]
     scenes = [_scene(index) for index in range(len(latents))]
@@ -80,7 +87,7 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 200) * (0.03 + 0.97 * _cosine(step / steps))
         pictures = step % 8 == 7
-        count = PICTURES if pictures else VIDEOS
+        count = share * (PICTURES if pictures else VIDEOS)
         chosen = weights.multinomial(count, replacement=True, generator=generator)
         clean = latents[chosen].float().transpose(1, 2)  # [B, 4, F, 8, 8]
         if pictures:
@@ -92,12 +99,13 @@ def train(folder: Path, encoders, steps: int, learning_rate: float = 1e-3) -> No
         drawn = timesteps(count, generator, noisy=step < NOISY * steps)
         noise = offset_noise(clean.shape, generator)
         context = encoders.text.encode(prompts)
-        prediction = unet(schedule.add_noise(clean, noise, drawn), drawn, context)
-        error = (prediction - noise).square().mean((1, 2, 3, 4))
+        blurred = schedule.add_noise(clean, noise, drawn).to(device)
+        prediction = unet(blurred, drawn.to(device), context.to(device))
+        error = (prediction - noise.to(device)).square().mean((1, 2, 3, 4))
         kept = schedule.alphas_cumprod[drawn]
         snr = kept / (1 - kept)
         # The velocity's weights: they let the noisiest latents count, where shape and motion are decided.
-        loop.update((error * ((snr.clamp(max=SNR_CAP) + 1) / snr).float()).mean())
+        loop.update((error * ((snr.clamp(max=SNR_CAP) + 1) / snr).float().to(device)).mean())
 
 
 def timesteps(count: int, generator: torch.Generator, noisy: bool = True) -> Tensor:

@@ -1,7 +1,7 @@
 """Muon (Jordan et al., 2024): momentum whose update has all its singular values brought to one.
 
-It trains convolutions in about half the steps of Adam; PyTorch's own takes matrices only. What is no matrix (biases, norms),
-and the layers that touch pixels or latents, are trained by Adam in the same optimiser.
+PyTorch's own takes matrices only, and an autoencoder has convolutions. What is no matrix (biases, norms), and the
+layers that touch pixels or latents, are trained by Adam in the same optimiser.
 """
 
 from __future__ import annotations

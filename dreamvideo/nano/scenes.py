@@ -1,7 +1,7 @@
 """Scenes of things that nobody named: what the embedded base's autoencoder learns to draw.
 
-Outlines of every kind, in any colour and pattern, over plain and textured grounds. Nothing of the toy world is in them, so
-what it holds out stays unseen. Many pictures are drawn at once, on whatever device.
+Outlines of every kind, in any colour and pattern, over plain and textured grounds. Nothing of the toy world is in them,
+so what it holds out stays unseen. Many pictures are drawn at once, on whatever device.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def _colour(random: Draw) -> Tensor:
 
 def _ink(random: Draw) -> Tensor:
     """The colour of eyes and mouths, [N, 3, 1, 1]: dark as a rule."""
-    return torch.where(random.chance(0.75)[:, None], random.uniform(0, 0.2)[:, None].expand(-1, 3, 1, 1), _colour(random))
+    return torch.where(
+        random.chance(0.75)[:, None], random.uniform(0, 0.2)[:, None].expand(-1, 3, 1, 1), _colour(random)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- outlines

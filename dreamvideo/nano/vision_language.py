@@ -44,13 +44,13 @@ def _batch(generator: torch.Generator, count: int) -> tuple[Tensor, list[str]]:
     return frames, [scene.caption for scene in scenes]
 
 
-def train(folder: Path, steps: int) -> None:
+def train(folder: Path, steps: int, device: torch.device | str = "cpu") -> None:
     """Train to `folder`/clip.pt, resuming what is there."""
     torch.manual_seed(0)
-    _contrast(folder / "clip.pt", build(), steps)
+    _contrast(folder / "clip.pt", build().to(device), steps)
 
 
-def settle(folder: Path, state: dict[str, Tensor], steps: int) -> None:
+def settle(folder: Path, state: dict[str, Tensor], steps: int, device: torch.device | str = "cpu") -> None:
     """Bring the text tower's last block and projection back to the pictures, to `folder`/settled.pt, from a start.
 
     state: of a CLIP whose text blocks before the last were trained on with the UNet. Those and the image tower stay.
@@ -61,7 +61,7 @@ def settle(folder: Path, state: dict[str, Tensor], steps: int) -> None:
     model.requires_grad_(False)
     model.transformer.resblocks[-1].requires_grad_(True)
     model.text_projection.requires_grad_(True)
-    _contrast(folder / "settled.pt", model, steps)
+    _contrast(folder / "settled.pt", model.to(device), steps)
 
 
 def _contrast(path: Path, model, steps: int, batch: int = 64, learning_rate: float = 1e-3) -> None:
@@ -76,9 +76,10 @@ def _contrast(path: Path, model, steps: int, batch: int = 64, learning_rate: flo
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 50, (steps - step) / (0.5 * steps))
         frames, captions = _batch(generator, batch)
-        tokens = torch.tensor([text.tokenize(caption)[0] for caption in captions])
-        images = F.normalize(model.encode_image(clip_pixels(frames, world.SIZE)), dim=-1)
+        device = model.logit_scale.device
+        tokens = torch.tensor([text.tokenize(caption)[0] for caption in captions], device=device)
+        images = F.normalize(model.encode_image(clip_pixels(frames.to(device), world.SIZE)), dim=-1)
         texts = F.normalize(model.encode_text(tokens), dim=-1)
         logits = model.logit_scale.exp().clamp(max=50) * images @ texts.T  # [N, N]
-        target = torch.arange(batch)
+        target = torch.arange(batch, device=device)
         loop.update((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)

@@ -109,7 +109,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Path:
-    """Where a subject is in each frame: x, y in 64ths of the picture from the middle, scale (1 = its own size), angle in radians."""
+    """Where a subject is in each frame.
+
+    x, y in 64ths of the picture from the middle, scale (1 = its own size), angle in radians.
+    """
 
     x: Tensor  # [F]
     y: Tensor  # [F]
