@@ -41,7 +41,7 @@ def loss_plot(losses: Mapping[str, Sequence[float]], width: int = 960, height: i
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
         axes.plot(steps, trend, color=colour, linewidth=2.5, marker=dot, label=f"{name}, smoothed", zorder=3)
         spans += [*np.quantile(values, (0.05, 0.95)), trend.min(), trend.max()]
-    axes.plot([], [], color=GREY, alpha=0.6, linewidth=0.6, label="every step")
+    axes.plot([], [], color=GREY, alpha=0.6, label="every step")
     axes.set_xlim(0.5, max(map(len, losses.values())) + 0.5)
     axes.set_ylim(min(spans) / 1.2, max(spans) * 1.2)
     axes.set_xlabel("step", color=INK)

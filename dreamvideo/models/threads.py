@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 # Parameters of a network from which on it computes with all threads; those of the embedded base have fewer, those of
-# the full-size one more (autoencoder 84, CLIP 986, UNet 1,411 millions). On two quiet cores a UNet's forward over 8
-# frames of 8 x 8 cells is 1.3 times as fast with two threads at 2 millions (1 G multiply-adds), 1.5 times at 7 (3 G),
-# 1.7 times at 28 (11 G); beside one busy process two threads cost a small network more than that, and small ones train
-# for minutes rather than hours, beside whatever else the user does. `python -m benchmarks --figures 9` measures it.
+# the full-size one more (autoencoder 84, CLIP 986, UNet 1,411 millions). On two cores, almost free, a UNet's forward
+# over 8 frames of 8 x 8 cells is 1.3 times as fast with two threads at 2 millions (1 G multiply-adds), 1.5 times at 7
+# (3 G), 1.7 times at 28 (11 G); beside one busy process two threads cost a small network more than that, and small ones
+# train for minutes, beside whatever else the user does. `python -m benchmarks --figures 9` measures it.
 SMALL = 20_000_000
 OWN_CHOICE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # environment variables in which a user has said how many
 

@@ -19,7 +19,7 @@ from blueprints import PICTURE, blueprints, compose, learn_motion, learn_subject
 from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
 
-VIDEO = 360  # pixels that a preview needs
+VIDEO = 340  # pixels that a preview needs
 BELOW_TEXT = 190  # a preview below a text box, which gives some of its own
 TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"
@@ -129,7 +129,7 @@ def quickstart(flow: Workflow) -> None:
                   "the toy does the motion. Nothing to download; some minutes on two CPU cores. Cancel whenever you "
                   "like: the next Run goes on from there.", 130)  # fmt: skip
         base = flow.add("DreamVideoLoadModelScope", base="embedded")
-        media = flow.add("DreamVideoToyMedia", room=210)
+        media = flow.add("DreamVideoToyMedia", room=230)
         flow.note("Then your own", "For your own dog and dance open the templates **2** to **4**: they use the real "
                   "ModelScope weights and say where to get them. The three large nodes are **blueprints**: you find "
                   "them in the node library, and the arrow in their corner opens them.", 130)  # fmt: skip
@@ -150,7 +150,7 @@ def quickstart(flow: Workflow) -> None:
         video = flow.place(both, **sockets, subject=(learned, 0), motion=(moved, 0), clip_latents=(moved, 1),
                            title="Put them together", wide=400)  # fmt: skip
         flow.add(
-            "SaveVideo", video=(video, 0), filename_prefix="video/dreamvideo-quickstart", wide=400, room=VIDEO + 20
+            "SaveVideo", video=(video, 0), filename_prefix="video/dreamvideo-quickstart", wide=400, room=VIDEO + 40
         )
 
 
