@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .models.adapters import narrowed
+from .models.adapters import CONV_RESIDUAL, FRAME_VECTORS, narrowed
 from .models.config import UNetConfig
 from .sampling import SamplingSettings
 from .training.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
@@ -21,6 +21,7 @@ class Defaults:
     """Size in pixels, length in frames, guidance, and what a stage's training changes of its method's settings.
 
     rates: name of a row -> its learning rate against what `settings_for`'s rule gives, where another suits it better.
+    part_rates: part of an adapter -> its learning rate against the rest's, where it is another than the row says.
     adapter_dtype: of the weights in an adapter's file; None for the float32 that they are trained in.
     """
 
@@ -31,6 +32,7 @@ class Defaults:
     guidance: float = 9.0
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
+    part_rates: dict[str, float] = field(default_factory=dict)
     adapter_dtype: torch.dtype | None = None
 
     def settings(self, stage: str, clips: int = 1, **overrides: Any) -> TrainingSettings:
@@ -59,8 +61,12 @@ class Defaults:
 
 
 def fitted(method: Method, config: UNetConfig) -> Method:
-    """The row with widths and ranks that are given in numbers scaled to a base narrower than the paper's."""
-    return method if method.config is None else replace(method, config=narrowed(method.config, config))
+    """The row with what suits a base: widths and ranks scaled where it is narrower, and rates of an adapter's parts."""
+    if method.config is None:
+        return method
+    own = defaults_for(config).part_rates
+    rates = tuple((part, own.get(part, rate)) for part, rate in method.part_rates)
+    return replace(method, config=narrowed(method.config, config), part_rates=rates)
 
 
 FULL_SIZE = Defaults(adapter_dtype=torch.float16)  # a motion adapter has 312 MB in float32
@@ -77,6 +83,7 @@ EMBEDDED = Defaults(
     },
     # Found by factors of 4 on a toy and a motion outside of the comparison: see docs/methods.md.
     rates={"dreamix": 0.25, "custom_diffusion": 0.25, "fine_tuning_subject": 0.25, "lora_motion": 4},
+    part_rates={FRAME_VECTORS: 10, CONV_RESIDUAL: 4},
 )
 
 

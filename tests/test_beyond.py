@@ -32,7 +32,6 @@ from dreamvideo.training.loop import Callbacks, TrainingResult
 from dreamvideo.training.methods import (
     FRAME_AWARE,
     FRAME_AWARE_CONVOLUTIONS,
-    FRAME_RATE,
     IDENTITY,
     MOTION,
     MOTION_METHODS,
@@ -384,14 +383,16 @@ def run(unet: UNet, row: Method, **more) -> TrainingResult:
     return train_method(unet, FakeText(), data, row, settings=settings, **named, **hooks)
 
 
-def test_vectors_have_a_learning_rate_of_their_own(unet):
+def test_parts_have_learning_rates_of_their_own(unet):
     """Adam's first step is its rate, whatever the gradient."""
-    learned = run(unet, FRAME_AWARE, steps=1, learning_rate=1e-4).trained.adapter
+    row = fitted(FRAME_AWARE_CONVOLUTIONS, CONFIG)
+    learned = run(unet, row, steps=1, learning_rate=1e-4).trained.adapter
     start = Adapter(learned.config, CONFIG, generator=torch.Generator().manual_seed(0)).state_dict()
     moved = {name: (value - start[name]).abs().max().item() for name, value in learned.named_parameters()}
-    vectors = {name for name in moved if "frame_vectors" in name}
-    assert max(moved[name] for name in vectors) == pytest.approx(FRAME_RATE, rel=0.01)
-    assert max(moved[name] for name in moved.keys() - vectors) == pytest.approx(1e-4, rel=0.01)
+    for part, rate in (("frame_vectors.weight", 10e-4), ("conv1.adapter.up", 4e-4), ("up_linear.weight", 1e-4)):
+        assert max(most for name, most in moved.items() if name.endswith(part)) == pytest.approx(rate, rel=0.01)
+    full = dict(FRAME_AWARE_CONVOLUTIONS.part_rates)
+    assert {part: rate * 1e-5 for part, rate in full.items()} == pytest.approx({"frame_vectors": 1e-2, "adapter": 5e-4})
 
 
 def test_vectors_are_of_as_many_frames_as_a_sample_has(unet):

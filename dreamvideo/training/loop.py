@@ -163,8 +163,8 @@ class _Run:
         self.tensors = learner.tensors()
         self.device = next(unet.parameters()).device
         # The authors' optimiser: no weight decay, no clipping, no averaging.
-        own = learner.rates()
-        self.optimizer = adamw((each, own.get(name, settings.learning_rate)) for name, each in self.tensors.items())
+        own, rate = learner.rates(), settings.learning_rate
+        self.optimizer = adamw((each, rate * own.get(name, 1.0)) for name, each in self.tensors.items())
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.rng = self.generator.get_state()  # as it was before the step in progress
         self.queue = torch.empty(0, dtype=torch.int64)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..encoders.protocols import TextEncoder
-from ..models.adapters import FRAME_VECTORS, AdapterConfig, AnyAdapter, AnyConfig
+from ..models.adapters import CONV_RESIDUAL, FRAME_VECTORS, AdapterConfig, AnyAdapter, AnyConfig
 from ..models.deltas import DeltaConfig
 from ..models.diffusion import SCHEDULE, diffusion_loss
 from ..models.stack import AdapterStack, StackEntry
@@ -62,6 +62,7 @@ class Method:
     p_text_drop: how often, sample by sample, the empty prompt takes the caption's place.
     p_image_drop: how often a zero image takes the feature's place.
     debias, absorber: as in `TrainingSettings`, whose defaults they are.
+    part_rates: (part of an adapter, its learning rate against the rest's), as on the full-size base.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Method:
     p_image_drop: float = 0.0
     debias: bool = False
     absorber: bool = False
+    part_rates: tuple[tuple[str, float], ...] = ()
     timesteps: DrawTimesteps = uniform_timesteps
     loss: LossFunction = diffusion_loss
 
@@ -156,9 +158,10 @@ MOTION_ABLATIONS = (
 # Beyond the paper. A vector a frame at every temporal transformer: the idea of Wang et al. 2024 (arXiv 2403.20193), who
 # learn such vectors alone. `stages` makes as many as a sample has frames.
 MOTION_FRAMES = 32
-FRAME_AWARE = _shaped(MOTION, "frame_aware", frames=MOTION_FRAMES)
-# Of these vectors, whatever the rest's: at the paper's 1e-5 they would stay next to nothing. (Wang et al.: 2e-2.)
-FRAME_RATE = 1e-2
+# At the paper's 1e-5 these parts would stay next to nothing: 1e-2 for vectors (Wang et al.: 2e-2), 5e-4 for residuals,
+# as Zhao et al. 2023 (arXiv 2310.08465) have it for LoRA of temporal layers.
+PART_RATES = ((FRAME_VECTORS, 1000.0), (CONV_RESIDUAL, 50.0))
+FRAME_AWARE = replace(_shaped(MOTION, "frame_aware", frames=MOTION_FRAMES), part_rates=PART_RATES)
 # Residuals of low rank (Hu et al. 2021, arXiv 2106.09685) at the temporal convolutions; no paper tries them for motion.
 CONV_RANK = 16
 TEMPORAL_CONVOLUTIONS = replace(
@@ -167,6 +170,7 @@ TEMPORAL_CONVOLUTIONS = replace(
     config=AdapterConfig.motion(sublayers=(), condition_dim=None, conv_rank=CONV_RANK),
     appearance_guidance=False,
     p_image_drop=0.0,
+    part_rates=PART_RATES,
 )
 FRAME_AWARE_CONVOLUTIONS = _shaped(FRAME_AWARE, "frame_aware_convolutions", conv_rank=CONV_RANK)
 # What is best of it together: this one place says what that is.
@@ -257,7 +261,7 @@ class Learner(Protocol):
         ...
 
     def rates(self) -> dict[str, float]:
-        """Learning rates of those tensors that have one of their own."""
+        """Of those tensors that have a learning rate of their own, what it is against the others'."""
         ...
 
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
@@ -294,19 +298,23 @@ class TokenLearner:
 class AdapterLearner:
     """An adapter (Wei et al. 2024, section 3.2) or weight deltas under cached text states.
 
-    absorber: an adapter that is trained beside and belongs to the training alone.
+    absorber: an adapter that is trained beside and belongs to the training alone. part_rates: as a `Method` has them.
     """
 
-    def __init__(self, adapter: AnyAdapter, absorber: AnyAdapter | None = None) -> None:
+    def __init__(
+        self, adapter: AnyAdapter, absorber: AnyAdapter | None = None, part_rates: tuple[tuple[str, float], ...] = ()
+    ) -> None:
         self.adapter = adapter.float().requires_grad_()
         self.absorber = None if absorber is None else absorber.float().requires_grad_()
+        self.part_rates = part_rates
 
     def tensors(self) -> dict[str, Tensor]:
         beside = {} if self.absorber is None else dict(self.absorber.named_parameters())
         return {**dict(self.adapter.named_parameters()), **{f"absorber.{name}": each for name, each in beside.items()}}
 
     def rates(self) -> dict[str, float]:
-        return {name: FRAME_RATE for name, _ in self.adapter.named_parameters() if FRAME_VECTORS in name}
+        names = [name for name, _ in self.adapter.named_parameters()]
+        return {name: rate for part, rate in self.part_rates for name in names if f".{part}." in name}
 
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
         if states is None:

@@ -140,7 +140,7 @@ def train_method(
         config = None if adapter is None else adapter.config
         return TrainedAdapter(adapter, replace(about, adapter_config=config, steps=step), kept, features)
 
-    learner = _learner(adapter, learned, absorber)
+    learner = _learner(method, adapter, learned, absorber)
     result = train(unet, data, method, settings, learner, package=package, **hooks)
     if adapter is not None:
         adapter.requires_grad_(False)
@@ -193,12 +193,14 @@ def _feature_width(method: Method, data: TrainingData) -> int | None:
     return data.features.shape[1]
 
 
-def _learner(adapter: AnyAdapter | None, token: TokenLearner | None, absorber: AnyAdapter | None) -> Learner:
+def _learner(
+    method: Method, adapter: AnyAdapter | None, token: TokenLearner | None, absorber: AnyAdapter | None
+) -> Learner:
     if adapter is None:
         if token is None:
             raise ValueError("A method trains an adapter, weights or a token; this one trains none of them.")
         return token
-    learner = AdapterLearner(adapter, absorber)
+    learner = AdapterLearner(adapter, absorber, method.part_rates)
     return learner if token is None else JointLearner(token, learner)
 
 

@@ -47,6 +47,8 @@ def train_motion(host, graph, common, loader, steps=3, caption="a ball rolls", *
 
 PHOTOS = pictures(2)
 CLIP = pictures(6, seed=1)
+COVERED = torch.zeros(6, 64, 64)
+COVERED[:, :32] = 1  # the upper half
 STATES = "dreamvideo_training"
 
 
@@ -123,15 +125,13 @@ def test_a_motion_with_a_word_of_its_own(host):
 
 
 def test_a_motion_beyond_the_paper_is_masked_trained_and_applied(host):
-    covered = torch.zeros(6, 64, 64)
-    covered[:, :32] = 1
     made = []
-    for more in ({"debias": "on", "absorber": "on", "covered": covered}, {"covered": covered}, {}):
+    for more in ({"debias": "on", "absorber": "on", "covered": COVERED}, {"covered": COVERED}, {}):
         graph, loader, common = start(host)
         node = train_motion(host, graph, common, loader, 2, method="dreamvideo_plus", **more)
         positive, negative = prompts(graph, [loader, 1], "a ball rolls")
         region = graph.add("DreamVideoApplyAdapter", model=[loader, 0], adapter=[node, 0], strength=1.0,
-                           start_percent=0.0, end_percent=0.6, mask=give(host, graph, "MASK", covered[:1]))  # fmt: skip
+                           start_percent=0.0, end_percent=0.6, mask=give(host, graph, "MASK", COVERED[:1]))  # fmt: skip
         whole, part, plain = (
             stock_sample(graph, model, positive, negative) for model in ([node, 2], [region, 0], [loader, 0])
         )
@@ -254,7 +254,7 @@ def TOKEN_FILE(host):
 
 
 @pytest.mark.parametrize("host", ["static"], indirect=True)
-@pytest.mark.parametrize("kind", ["subject", "motion"])
+@pytest.mark.parametrize("kind", ["subject", "motion", "motion beyond"])
 def test_same_bytes_from_both_faces(host, monkeypatch, tmp_path, kind):
     """What the node hands to the runner gives, claimed as the command line claims its place, the very file."""
     run, runs = host.module("nodes.trainers.run"), host.module("dreamvideo.runs")
@@ -267,8 +267,9 @@ def test_same_bytes_from_both_faces(host, monkeypatch, tmp_path, kind):
 
     monkeypatch.setattr(run, "train", twice)
     graph, loader, common = start(host)
-    if kind == "motion":
-        node = train_motion(host, graph, common, loader, 2, seed=101, filename_prefix="twice", resume=False)
+    if kind != "subject":
+        more = {} if kind == "motion" else {"method": "dreamvideo_plus", "absorber": "on", "covered": COVERED}
+        node = train_motion(host, graph, common, loader, 2, seed=101, filename_prefix="twice", resume=False, **more)
     else:
         node = graph.add("DreamVideoTrainSubject", images=give(host, graph, "IMAGE", PHOTOS), token_steps=2,
                          token_learning_rate=0.01, steps=2, learning_rate=0.01, method="dreamvideo", **common, **TOKEN,
@@ -279,19 +280,21 @@ def test_same_bytes_from_both_faces(host, monkeypatch, tmp_path, kind):
     assert written.with_suffix(".losses.csv").read_bytes() == other.with_suffix(".losses.csv").read_bytes()
 
 
-def test_same_adapter_as_the_command_line_trains(host):
+@pytest.mark.parametrize("method", ["dreamvideo", "dreamvideo_plus"])
+def test_same_adapter_as_the_command_line_trains(host, method):
     """The engine with its own encoders and the node, same data and seed: equal up to the encoders' rounding."""
     graph, loader, common = start(host)
-    motion = train_motion(host, graph, common, loader, 3, seed=31, learning_rate=0.001)
+    motion = train_motion(host, graph, common, loader, 3, seed=31, learning_rate=0.001, method=method)
     got = host.run_with_probe(graph, [motion, 0])[0]
     dv = host.module("dreamvideo")
     stages, data = host.module("dreamvideo.training.stages"), host.module("dreamvideo.training.data")
     files = dv.find_base(host.base / "models" / "dreamvideo" / "tiny")
     unet, own = dv.load_unet(files.unet), dv.load_encoders(files)
-    settings = host.module("dreamvideo.defaults").EMBEDDED.settings(
-        "motion", 1, steps=3, seed=31, learning_rate=0.001, p_text_drop=0.5
-    )
+    defaults, rows = host.module("dreamvideo.defaults"), host.module("dreamvideo.training.methods").MOTION_METHODS
+    row = defaults.fitted(rows[method], unet.config)
+    settings = defaults.EMBEDDED.settings_for(row, steps=3, seed=31, learning_rate=0.001, p_text_drop=0.5)
     clip = (CLIP * 255).round().to(torch.uint8).movedim(-1, 1).float() / 255
-    trained = stages.train_motion(unet, own.text, data.encode_clips([clip], "a ball rolls", own, 4), settings=settings)
+    encoded = data.encode_clips([clip], "a ball rolls", own, 4)
+    trained = stages.train_method(unet, own.text, encoded, row, settings=settings)
     for key, tensor in trained.trained.adapter.state_dict().items():
         torch.testing.assert_close(got.adapter.state_dict()[key], tensor, atol=2e-4, rtol=1e-3)
