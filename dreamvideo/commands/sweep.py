@@ -19,6 +19,9 @@ from .terminal import Terminal
 
 def sweep(args: Namespace, terminal: Terminal) -> None:
     plan = reading.read_plan(args.plan)
+    if args.out:
+        from dataclasses import replace
+        plan = replace(plan, out=args.out)
     whole = expand(plan, run_file, terminal.say)
     terminal.say(f"{len(whole.jobs)} jobs")
     from .cli import explain
@@ -34,4 +37,7 @@ def sweep(args: Namespace, terminal: Terminal) -> None:
             def ended(self, job, ended): terminal.say(f"end {job.name} {ended.error} {ended.seconds:.1f}")
             def impossible(self, job, because): terminal.say(f"impossible {job.name} {because.name}")
             def waited(self): pass
-        schedule.run(missing, LocalExecutor(worker, explain), L())
+        from ..sweep.on_ray import RayExecutor
+        ex = LocalExecutor(worker, explain) if not args.ray else RayExecutor(plan.out, explain, args.ray, cpus=int(args.cpus), gpus=args.gpus)
+        schedule.run(missing, ex, L())
+        ex.close()

@@ -181,7 +181,7 @@ def _training(
     out = f"adapters/{place}-{id[:8]}.safetensors"
     work = replace(work, out=out, run_file=run_file)
     states = out.removesuffix(".safetensors") + ".state"
-    return Job(f"training/{place}", id, work, (), source.reads, _result(id), states)
+    return Job(f"training/{place}", id, work, reads=source.reads, result=_result(id), states=states)
 
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +253,8 @@ def _video(
     names = "-".join(filter(None, (subject and subject.name, motion and motion.name))) or "nothing"
     place = f"{base.spec.name}/{method.name}/{names}/prompt-{number}-seed-{seed}"
     work = Video(base.spec, prompt, adapters, settings, f"videos/{place}-{id[:8]}.mp4")
-    return Job(f"video/{place}", id, work, tuple(job.id for job in learned), (), _result(id))
+    uses = tuple(name for name, _ in adapters)
+    return Job(f"video/{place}", id, work, tuple(job.id for job in learned), uses=uses, result=_result(id))
 
 
 def _measures(measuring: Measuring, base: _Base, video: Job, words: str, source: _Source | None) -> Job:
@@ -263,7 +264,8 @@ def _measures(measuring: Measuring, base: _Base, video: Job, words: str, source:
     id = _digest("measures", video.id, words, source.digest if source else "", weights, measuring.by_base)
     work = Measures(base.spec, measuring, video.work.out, words, images)
     reads = (*(source.reads if source else ()), *filter(None, (measuring.clip, measuring.dino)))
-    return Job(video.name.replace("video", "measures", 1), id, work, (video.id,), reads, _result(id))
+    name = video.name.replace("video", "measures", 1)
+    return Job(name, id, work, (video.id,), reads, (video.work.out,), _result(id))
 
 
 def _filled(template: str, subject: str, motion: str) -> str:

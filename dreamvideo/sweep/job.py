@@ -44,9 +44,10 @@ class Job:
     """One run.
 
     name: for people, such as "training/embedded/subject/lora/dog"; id: a digest of all that decides what comes out.
-    needs: ids of the jobs before it. reads: the files that it reads of the user's. result: the file, below the sweep's
-    folder, that is written last and says that all is done; "" where the work has its own way to tell. states: a folder
-    of training states, below the sweep's, that goes once the result is there: a sweep of fifty would keep fifty.
+    needs: ids of the jobs before it. reads: the files that it reads of the user's, absolute; uses: those that it reads
+    of the sweep's, below its folder. result: the file there that is written last and
+    says that all is done; "" where the work has its own way to tell. states: a folder there of training states, that
+    goes once the result is there: a sweep of fifty would keep fifty.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Job:
     work: Work
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     result: str = ""
     states: str = ""
 
