@@ -3,41 +3,143 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ..files.base import PARTS
 from ..safety.locks import locked
 from ..safety.paths import check_writable
-from ..sweep import reading, results, schedule
-from ..sweep.bases import OpenBase
-from ..sweep.expand import expand
-from ..sweep.job import Worker
+from ..sweep import choice, costs, reading, report, results, schedule
+from ..sweep.bases import BaseSpec, OpenBase
+from ..sweep.expand import Sweep, expand
+from ..sweep.job import Job, Worker
 from ..sweep.local import LocalExecutor
+from ..sweep.on_ray import RayExecutor
+from ..sweep.plan import Plan
+from ..sweep.progress import Progress
+from .errors import explain
 from .run_files import run_file
-from .terminal import Terminal
+from .terminal import Terminal, duration
+
+SHOWN = 20  # of the names that a dry run lists
+KINDS = {"training": "trainings", "video": "videos", "measures": "measurements"}
 
 
 def sweep(args: Namespace, terminal: Terminal) -> None:
-    plan = reading.read_plan(args.plan)
-    if args.out:
-        from dataclasses import replace
-        plan = replace(plan, out=args.out)
+    plan = _plan(args)
     whole = expand(plan, run_file, terminal.say)
-    terminal.say(f"{len(whole.jobs)} jobs")
-    from .cli import explain
-
+    done = results.done_before(plan.out, whole.jobs)
+    missing = choice.missing(whole, done, args.only, None if args.limit is None else int(args.limit))
+    _tell_what(whole, done, missing, terminal)
+    if args.dry_run:
+        for job in missing[:SHOWN]:
+            terminal.say(f"  {job.name}")
+        if len(missing) > SHOWN:
+            terminal.say(f"  ... and {len(missing) - SHOWN} more.")
+        with executor_for(args, plan.out, terminal) as executor:
+            _costs(missing, executor, terminal)
+        return
+    check_writable(plan.out / report.FILE)
     with locked(plan.out):
-        done = results.done_before(plan.out, whole.jobs)
-        missing = [job for job in whole.jobs if job.id not in done]
-        open_base = OpenBase()
-        worker = Worker(plan.out, lambda spec: open_base(spec, terminal.say), say=terminal.say)
+        progress = _run(args, whole, missing, terminal) if missing else None
+        page = report.write(whole, {} if progress is None else progress.failed | _blocked(progress))
+    terminal.say(f"Wrote {page}; open it in a browser.")
+    if progress is not None and progress.failed:
+        raise ValueError(_failures(progress))
 
-        class L:
-            def started(self, job): terminal.say(f"start {job.name}")
-            def ended(self, job, ended): terminal.say(f"end {job.name} {ended.error} {ended.seconds:.1f}")
-            def impossible(self, job, because): terminal.say(f"impossible {job.name} {because.name}")
-            def waited(self): pass
-        from ..sweep.on_ray import RayExecutor
-        ex = LocalExecutor(worker, explain) if not args.ray else RayExecutor(plan.out, explain, args.ray, cpus=int(args.cpus), gpus=args.gpus)
-        schedule.run(missing, ex, L())
-        ex.close()
+
+def _run(args: Namespace, whole: Sweep, missing: Sequence[Job], terminal: Terminal) -> Progress:
+    """Do what is missing. Writes the report when it is interrupted, too."""
+    with executor_for(args, whole.plan.out, terminal) as executor:
+        expected = _costs(missing, executor, terminal)
+        progress = Progress(missing, expected, executor, duration, terminal.progress, terminal.say)
+        if isinstance(executor, LocalExecutor):
+            executor.worker = replace(executor.worker, progress=progress.inside)
+        try:
+            schedule.run(missing, executor, progress)
+        except KeyboardInterrupt:
+            report.write(whole, progress.failed | _blocked(progress))
+            raise KeyboardInterrupt(
+                f"Stopped after {progress.done} of {len(missing)} jobs; the same command goes on from there."
+            ) from None
+    return progress
+
+
+@contextmanager
+def executor_for(args: Namespace, out: Path, terminal: Terminal) -> Iterator[LocalExecutor | RayExecutor]:
+    """Who does the jobs, as --ray says."""
+    if args.ray is None:
+        open_base = OpenBase()
+        yield LocalExecutor(Worker(out, lambda spec: open_base(spec, terminal.say)), explain)
+        return
+    terminal.say("Starting Ray ..." if args.ray == "local" else f"Joining Ray at {args.ray} ...")
+    with closing(RayExecutor(out, explain, args.ray, cpus=int(args.cpus), gpus=args.gpus)) as executor:
+        terminal.say(f"{executor.about}.")
+        yield executor
+
+
+def _plan(args: Namespace) -> Plan:
+    """The plan given, with what the command line says instead."""
+    plan = reading.read_plan(args.plan)
+    given = {part: getattr(args, part) for part in ("device", "dtype", "encoder_dtype", "memory")}
+    given = {part: value for part, value in given.items() if value is not None}
+    bases = plan.bases
+    files = {part: getattr(args, part) for part in ("base", *PARTS)}
+    if any(files.values()):
+        paths = {part: str(path.absolute()) for part, path in files.items() if path}
+        name = next(iter(paths.values()))
+        bases = (BaseSpec(Path(name).stem, paths.pop("base", None), **paths),)
+    return replace(plan, bases=tuple(replace(base, **given) for base in bases), out=args.out or plan.out)
+
+
+def _tell_what(whole: Sweep, done: Mapping[str, Any], missing: Sequence[Job], terminal: Terminal) -> None:
+    plan = whole.plan
+    parts = {"subject": plan.subjects, "motion": plan.motions, "method": plan.methods, "base": plan.bases}
+    counts = ", ".join(_counted(len(each), name) for name, each in parts.items())
+    terminal.say(f"{counts}: {_kinds(whole.jobs)} in {plan.out}.")
+    before = [job for job in whole.jobs if job.id in done]
+    terminal.say((f"Done before: {_kinds(before)}. " if before else "") + f"To do: {_kinds(missing) or 'nothing'}.")
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
+def _kinds(jobs: Sequence[Job]) -> str:
+    counts = Counter(job.kind for job in jobs)
+    return ", ".join(_counted(counts[kind], name.removesuffix("s")) for kind, name in KINDS.items() if counts[kind])
+
+
+def _costs(missing: Sequence[Job], executor: LocalExecutor | RayExecutor, terminal: Terminal) -> costs.Costs:
+    """Time a few steps and tell what all will cost."""
+    terminal.say("Timing a few steps ...")
+    found = costs.time_steps(missing, executor)
+    for error in found.errors:
+        terminal.say(f"Not timed: {error}")
+    for kind, name in KINDS.items():
+        seconds = sum(found.of(job) for job in missing if job.kind == kind)
+        if seconds:
+            terminal.say(f"  {name}: {duration(seconds)}")
+    total = sum(found.of(job) for job in missing)
+    if total:
+        together = f", {executor.slots} at once: {duration(total / executor.slots)}" if executor.slots > 1 else ""
+        terminal.say(f"All of it will take about {duration(total)} of work{together}.")
+    return found
+
+
+def _blocked(progress: Progress) -> dict[str, str]:
+    return {name: f"Not possible without {because}." for name, because in progress.blocked.items()}
+
+
+def _failures(progress: Progress) -> str:
+    name, error = next(iter(progress.failed.items()))
+    more = f" and {len(progress.failed) - 1} more" if len(progress.failed) > 1 else ""
+    lost = f"; {_counted(len(progress.blocked), 'job')} that need them were not possible" if progress.blocked else ""
+    return (
+        f"{len(progress.failed)} of {len(progress.jobs)} jobs failed{lost}: {name}{more}: {error.rstrip('.')}. The same "
+        "command tries them again."
+    )

@@ -179,7 +179,7 @@ def _training(
     id = _digest("training", about, pixels, source.digest, base.fingerprint)
     place = f"{base.spec.name}/{work.kind}/{work.method}/{name}"
     out = f"adapters/{place}-{id[:8]}.safetensors"
-    work = replace(work, out=out, run_file=run_file)
+    work = replace(work, out=out, steps=about["steps"], run_file=run_file)
     states = out.removesuffix(".safetensors") + ".state"
     return Job(f"training/{place}", id, work, reads=source.reads, result=_result(id), states=states)
 
@@ -252,7 +252,7 @@ def _video(
     id = _digest("video", asdict(resolved), ids, base.fingerprint)
     names = "-".join(filter(None, (subject and subject.name, motion and motion.name))) or "nothing"
     place = f"{base.spec.name}/{method.name}/{names}/prompt-{number}-seed-{seed}"
-    work = Video(base.spec, prompt, adapters, settings, f"videos/{place}-{id[:8]}.mp4")
+    work = Video(base.spec, prompt, adapters, settings, f"videos/{place}-{id[:8]}.mp4", {"sampling": resolved.steps})
     uses = tuple(name for name, _ in adapters)
     return Job(f"video/{place}", id, work, tuple(job.id for job in learned), uses=uses, result=_result(id))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -37,7 +38,7 @@ class Training:
     """A subject or a motion, learned by a method, as `train subject` and `train motion` do.
 
     media: photographs or clips as the plan names them, absolute. options: by the names of run files, but for those that
-    have a field here. out: the adapter's file below the sweep's folder.
+    have a field here. out: the adapter's file below the sweep's folder. steps: stage -> how many it will take.
     """
 
     base: BaseSpec
@@ -50,14 +51,15 @@ class Training:
     options: Mapping[str, Any] = field(default_factory=dict)
     captions: tuple[str, ...] = ()
     related: tuple[str, ...] = ()
+    steps: Mapping[str, int] = field(default_factory=dict)
     run_file: RunFile | None = None
 
     def __call__(self, worker: Worker) -> Facts:
         base, out = worker.base(self.base), worker.out / self.out
-        outcome = _patiently(lambda: self.train(base, worker, out, self._reports(worker)), worker)
+        _patiently(lambda: self.train(base, worker, out, self._reports(worker)), worker)
         names = [out, run_file_path(out), *losses_paths(out)]
         written = [path.relative_to(worker.out).as_posix() for path in names if path.exists()]
-        return {"files": written, "steps": {stage: len(losses) for stage, losses in outcome.losses.items()}}
+        return {"files": written, "adapter": self.out, "sha256": sha256(out)}
 
     def train(self, base: Base, worker: Worker, out: Path, reports: Reports, **over: Any) -> Outcome:
         """over: options that go before the job's own."""
@@ -98,6 +100,15 @@ class Training:
         return "" if self.run_file is None else self.run_file(SimpleNamespace(**options), run, folder)
 
 
+def sha256(path: Path) -> str:
+    """Of a file."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
 def _patiently(train: Callable[[], Outcome], worker: Worker) -> Outcome:
     """Where a worker that is being given up still holds the file, wait for its end."""
     until = time.monotonic() + LOCKED_SECONDS
@@ -115,7 +126,7 @@ def _patiently(train: Callable[[], Outcome], worker: Worker) -> Outcome:
 class Video:
     """A video of a prompt under adapters, as `sample` makes it.
 
-    adapters: (file below the sweep's folder, strength). settings: of `SamplingSettings`.
+    adapters: (file below the sweep's folder, strength). settings: of `SamplingSettings`. steps: how many they make.
     """
 
     base: BaseSpec
@@ -123,6 +134,7 @@ class Video:
     adapters: tuple[tuple[str, float], ...]
     settings: Mapping[str, Any]
     out: str
+    steps: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, worker: Worker) -> Facts:
         base = worker.base(self.base)
