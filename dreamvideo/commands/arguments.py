@@ -220,6 +220,7 @@ def _evaluate(parser: Parser) -> None:
     _option(parser, "--clip-weights", "FILE", "CLIP ViT-B/32: OpenAI's ViT-B-32.pt, or in open_clip's names", Path)
     _option(parser, "--dino-weights", "FILE", "DINO ViT-S/16; without it DINO-I is left out", Path)
     _option(parser, "--out", "DIR", "for what is written (default for the suite: output/comparison)", Path)
+    _ray(parser)
     _base(parser)
 
 
@@ -229,7 +230,9 @@ def _sweep(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="tell what is missing and what it will cost, and end")
     only = "only the videos of these names, such as '*/dog-*', and what they need; may be given several times"
     _option(parser, "--only", "PATTERN", only, action=Several, default=[])
-    add_option(parser, "limit", "only the first N videos that are missing, and what they need", type=number(LIMITS["count"]))
+    add_option(
+        parser, "limit", "only the first N videos that are missing, and what they need", type=number(LIMITS["count"])
+    )
     _ray(parser)
     _base(parser)
 

@@ -75,8 +75,8 @@ examples:
 SWEEP = """\
 Makes all of a plan: every subject and every motion is learned by every method and each pair of them sampled, measured
 and shown on one page, report.html. Tells first how much that is and what it will cost. Stopped, killed or with a larger
-plan, the same command makes what is missing. A plan is a TOML file, or a folder that holds subjects/NAME/ with photographs
-and motions/NAME.mp4 with captions in NAME.txt. See docs/sweep.md.
+plan, the same command makes what is missing. A plan is a TOML file, or a folder that holds subjects/NAME/ with
+photographs and motions/NAME.mp4 with captions in NAME.txt.
 """
 SWEEP_EXAMPLES = """\
 examples:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..files.base import PARTS
 from ..safety.locks import locked
 from ..safety.paths import check_writable
 from ..sweep import choice, costs, reading, report, results, schedule
-from ..sweep.bases import BaseSpec, OpenBase
+from ..sweep.bases import OpenBase
 from ..sweep.expand import Sweep, expand
 from ..sweep.job import Job, Worker
 from ..sweep.local import LocalExecutor
 from ..sweep.on_ray import RayExecutor
 from ..sweep.plan import Plan
 from ..sweep.progress import Progress
+from .engines import placed, ray_for, spec_for
 from .errors import explain
 from .run_files import run_file
 from .terminal import Terminal, duration
@@ -40,7 +40,7 @@ def sweep(args: Namespace, terminal: Terminal) -> None:
             terminal.say(f"  {job.name}")
         if len(missing) > SHOWN:
             terminal.say(f"  ... and {len(missing) - SHOWN} more.")
-        with executor_for(args, plan.out, terminal) as executor:
+        with _executor(args, plan.out, terminal) as executor:
             _costs(missing, executor, terminal)
         return
     check_writable(plan.out / report.FILE)
@@ -54,7 +54,7 @@ def sweep(args: Namespace, terminal: Terminal) -> None:
 
 def _run(args: Namespace, whole: Sweep, missing: Sequence[Job], terminal: Terminal) -> Progress:
     """Do what is missing. Writes the report when it is interrupted, too."""
-    with executor_for(args, whole.plan.out, terminal) as executor:
+    with _executor(args, whole.plan.out, terminal) as executor:
         expected = _costs(missing, executor, terminal)
         progress = Progress(missing, expected, executor, duration, terminal.progress, terminal.say)
         if isinstance(executor, LocalExecutor):
@@ -70,30 +70,17 @@ def _run(args: Namespace, whole: Sweep, missing: Sequence[Job], terminal: Termin
 
 
 @contextmanager
-def executor_for(args: Namespace, out: Path, terminal: Terminal) -> Iterator[LocalExecutor | RayExecutor]:
-    """Who does the jobs, as --ray says."""
-    if args.ray is None:
-        open_base = OpenBase()
-        yield LocalExecutor(Worker(out, lambda spec: open_base(spec, terminal.say)), explain)
-        return
-    terminal.say("Starting Ray ..." if args.ray == "local" else f"Joining Ray at {args.ray} ...")
-    with closing(RayExecutor(out, explain, args.ray, cpus=int(args.cpus), gpus=args.gpus)) as executor:
-        terminal.say(f"{executor.about}.")
-        yield executor
+def _executor(args: Namespace, out: Path, terminal: Terminal) -> Iterator[LocalExecutor | RayExecutor]:
+    open_base = OpenBase()
+    with ray_for(args, out, terminal) as workers:
+        yield workers or LocalExecutor(Worker(out, lambda spec: open_base(spec, terminal.say)), explain)
 
 
 def _plan(args: Namespace) -> Plan:
     """The plan given, with what the command line says instead."""
-    plan = reading.read_plan(args.plan)
-    given = {part: getattr(args, part) for part in ("device", "dtype", "encoder_dtype", "memory")}
-    given = {part: value for part, value in given.items() if value is not None}
-    bases = plan.bases
-    files = {part: getattr(args, part) for part in ("base", *PARTS)}
-    if any(files.values()):
-        paths = {part: str(path.absolute()) for part, path in files.items() if path}
-        name = next(iter(paths.values()))
-        bases = (BaseSpec(Path(name).stem, paths.pop("base", None), **paths),)
-    return replace(plan, bases=tuple(replace(base, **given) for base in bases), out=args.out or plan.out)
+    plan, spec = reading.read_plan(args.plan), spec_for(args)
+    bases = plan.bases if spec is None else (spec,)
+    return replace(plan, bases=tuple(replace(base, **placed(args)) for base in bases), out=args.out or plan.out)
 
 
 def _tell_what(whole: Sweep, done: Mapping[str, Any], missing: Sequence[Job], terminal: Terminal) -> None:
@@ -140,6 +127,6 @@ def _failures(progress: Progress) -> str:
     more = f" and {len(progress.failed) - 1} more" if len(progress.failed) > 1 else ""
     lost = f"; {_counted(len(progress.blocked), 'job')} that need them were not possible" if progress.blocked else ""
     return (
-        f"{len(progress.failed)} of {len(progress.jobs)} jobs failed{lost}: {name}{more}: {error.rstrip('.')}. The same "
-        "command tries them again."
+        f"{len(progress.failed)} of {len(progress.jobs)} jobs failed{lost}: {name}{more}: {error.rstrip('.')}. "
+        "The same command tries them again."
     )

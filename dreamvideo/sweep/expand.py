@@ -199,13 +199,13 @@ def _named(motion: Motion, caption: str) -> str:
         return caption
     if motion.words not in caption:
         raise ValueError(
-            f"A method learns a word for the motion {short(motion.name)}, and its caption {short(caption)} does not hold "
-            f"the words {short(motion.words)} that it stands for; put them into the caption, or change words."
+            f"A method learns a word for the motion {short(motion.name)}, and its caption {short(caption)} does not "
+            f"hold the words {short(motion.words)} that it stands for; put them into the caption, or change words."
         )
     return caption.replace(motion.words, motion.placeholder)
 
 
-# --------------------------------------------------------------------------------------------------- videos and measures
+# -------------------------------------------------------------------------------------------------- videos and measures
 
 
 def _cells(
@@ -298,7 +298,9 @@ def _clips(motion: Motion, say: Say) -> _Source:
 def _caption(path: Path, otherwise: str) -> str:
     caption = caption_of(path) or otherwise
     if not caption:
-        raise ValueError(f"{path} has no caption; say what happens there in a .txt beside it, or as the motion's caption.")
+        raise ValueError(
+            f"{path} has no caption; say what happens there in a .txt beside it, or as the motion's caption."
+        )
     return caption
 
 

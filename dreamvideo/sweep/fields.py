@@ -119,7 +119,9 @@ def different(where: str, names: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if name.casefold() in seen:
-            raise ValueError(f"{where} are named {short(seen[name.casefold()])} and {short(name)}; name each its own way.")
+            raise ValueError(
+                f"{where} are named {short(seen[name.casefold()])} and {short(name)}; name each its own way."
+            )
         seen[name.casefold()] = name
 
 

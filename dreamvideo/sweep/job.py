@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -78,6 +80,7 @@ def perform(job: Job, worker: Worker, explain: Explain) -> Ended:
     """Do a job and write its result, last. Its log is in `logs/`. Raises nothing but KeyboardInterrupt and the like."""
     began = time.monotonic()
     with JobLog(worker.out, job.name) if job.result else JobLog() as log:
+        log.say(f"{job.name}: begun by process {os.getpid()} on {platform.node()}.")
         try:
             facts = job.work(_heard(worker, log))
             seconds = time.monotonic() - began

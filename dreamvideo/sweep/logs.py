@@ -37,7 +37,7 @@ class JobLog:
         with suppress(OSError):
             if self._file is None and self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self.path, "a", encoding="utf-8", errors="replace")
+                self._file = self.path.open("a", encoding="utf-8", errors="replace")
             if self._file is not None:
                 self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
                 self._file.flush()

@@ -16,7 +16,7 @@ SUBJECT, MOTION = "{subject}", "{motion}"  # in prompts
 
 @dataclass(frozen=True)
 class Subject:
-    """Photographs of one thing. images: absolute paths; options: of `train subject`, where they differ from the plan's."""
+    """Photographs of one thing. images: absolute paths; options: of `train subject`, before the plan's."""
 
     name: str
     images: tuple[str, ...]

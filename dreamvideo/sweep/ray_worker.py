@@ -1,4 +1,4 @@
-"""What one of Ray's workers does: a job in the sweep's own folder where it sees that, else in a copy of what it needs."""
+"""What one of Ray's workers does: a job in the sweep's own folder where it sees that, else in one of its own."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def work(task: Task) -> Answer:
     job = task.job
     assert job is not None
     if task.version != __version__:
-        return Answer(Ended(error=f"A machine has DreamVideo {__version__}, and this one {task.version}; make them one."))
+        return Answer(
+            Ended(error=f"A machine has DreamVideo {__version__}, and this one {task.version}; make them one.")
+        )
     torch.set_num_threads(task.cpus)
     base = _open_base.on(_device(task.gpus), task.gpus)
     if _sees(Path(task.out), task.token):

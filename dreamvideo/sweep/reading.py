@@ -141,7 +141,7 @@ def _method(path: Path, value: Any, folder: Path) -> Method:
         if value not in SUBJECT_METHODS.keys() & MOTION_METHODS.keys():
             both = [name for name in SUBJECT_METHODS if name in MOTION_METHODS]
             raise ValueError(
-                f"{path}: there is no method {short(value)} for subjects and motions both; there are {', '.join(both)}, "
+                f"{path}: there is no method {short(value)} for both; there are {', '.join(both)}, "
                 "and tables such as {name = ..., subject = ..., motion = ...}."
             )
         return Method(value, value, value)
@@ -150,11 +150,13 @@ def _method(path: Path, value: Any, folder: Path) -> Method:
     found = {part: given.take(part) for part in names}
     for part, known in names.items():
         if found[part] is not None and found[part] not in known:
-            raise ValueError(f"{given.where}: there is no {part} method {short(found[part])}; there are {', '.join(known)}.")
+            raise ValueError(
+                f"{given.where}: there is no {part} method {short(found[part])}; there are {', '.join(known)}."
+            )
     name = given.name("name", " + ".join(filter(None, found.values())) or "base alone")
-    strengths = {f"{part}_strength": _strength(given, f"{part}_strength") for part in names}
+    strengths = [_strength(given, f"{part}_strength") for part in names]
     given.done()
-    return Method(name, **found, **strengths)
+    return Method(name, found["subject"], found["motion"], *strengths)
 
 
 def _strength(given: Fields, name: str) -> float:

@@ -1,4 +1,4 @@
-"""The page of a sweep: the matrix as videos, measures, losses and files. It stands alone beside them, with no server."""
+"""The page of a sweep: the matrix as videos, measures, losses and files. It lies beside them and needs no server."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ from .logs import log_path
 from .results import done_before
 
 FILE = "report.html"
+ENDINGS = {
+    ".safetensors": "adapter",
+    ".losses.csv": "losses",
+    ".losses.png": "plot",
+    ".toml": "run file",
+    ".log": "log",
+}
 KINDS = {"training": "trainings", "video": "videos", "measures": "measurements"}
 
 
@@ -72,11 +79,11 @@ def _facts(found: _Found) -> str:
 def _failures(found: _Found) -> str:
     if not found.failed:
         return ""
-    items = "".join(
+    items = [
         f'<li><a href="{_link(log_path(name))}">{escape(name)}</a>: {escape(text)}</li>'
         for name, text in found.failed.items()
-    )
-    return f"<section><h2>Failed</h2><ul>{items}</ul></section>"
+    ]
+    return _section("failed", "Failed", f"<ul>{''.join(items)}</ul>")
 
 
 # ------------------------------------------------------------------------------------------------------ the matrix
@@ -92,7 +99,7 @@ def _matrices(found: _Found) -> Iterable[tuple[str, str, str]]:
         title = " · ".join([*([base] if len(plan.bases) > 1 else []), method])
         more = f": {prompt}" if len(plan.prompts) > 1 else ""
         table = _matrix(found, cells)
-        html = f'<section id="matrix-{number}"><h2>{escape(title)}</h2><p class="facts">{escape(prompt)}</p>{table}</section>'
+        html = _section(f"matrix-{number}", title, table, prompt)
         yield f"matrix-{number}", title + more, html
 
 
@@ -121,8 +128,9 @@ def _shown(found: _Found, cell: Cell) -> str:
     scores = found.facts.get(cell.measures, {}).get("scores", {})
     told = "".join(f"<br>{escape(name)} {value:.3f}" for name, value in scores.items())
     prompt = getattr(found.sweep.by_id[cell.video].work, "prompt", cell.prompt)
-    video = f'<video src="{_link(facts["files"][0])}" title="{escape(prompt)}" loop muted playsinline controls preload="none">'
-    return f"<div>{video}</video><small>seed {cell.seed}{told}</small></div>"
+    shown = f'src="{_link(facts["files"][0])}" title="{escape(prompt)}"'
+    video = f'<video {shown} loop muted playsinline controls preload="none"></video>'
+    return f"<div>{video}<small>seed {cell.seed}{told}</small></div>"
 
 
 # -------------------------------------------------------------------------------------------- measures, losses, files
@@ -145,7 +153,7 @@ def _measures(found: _Found) -> str:
         count = len(scores[base, method])
         rows += f'<tr><td>{escape(base)}</td><td>{escape(method)}</td><td class="number">{count}</td>{cells}</tr>'
     note = "Mean over the videos, and its 95 % bootstrap interval."
-    return f'<section id="measures"><h2>Measures</h2><p class="facts">{note}</p><table><tr>{head}</tr>{rows}</table></section>'
+    return _section("measures", "Measures", f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>', note)
 
 
 def _interval(value: Mapping[str, float] | None) -> str:
@@ -162,7 +170,7 @@ def _losses(found: _Found) -> str:
             figures.append(f"<figure>{svg(curves)}<figcaption>{name}</figcaption></figure>")
     if not figures:
         return ""
-    return f'<section id="losses"><h2>Losses</h2><div class="losses">{"".join(figures)}</div></section>'
+    return _section("losses", "Losses", f'<div class="losses">{"".join(figures)}</div>')
 
 
 def _files(found: _Found) -> str:
@@ -170,17 +178,22 @@ def _files(found: _Found) -> str:
     for job, facts in _done(found, "training"):
         names = [*facts["files"], log_path(job.name)]
         links = ", ".join(f'<a href="{_link(name)}">{escape(_kind(name))}</a>' for name in names)
-        cells = f'<td>{escape(job.name.partition("/")[2])}</td><td>{links}</td><td class="number">{_seconds(facts):.0f}</td>'
-        rows.append(f"<tr>{cells}<td><code>{escape(str(facts.get('sha256', '')))}</code></td></tr>")
+        name, hashed = escape(job.name.partition("/")[2]), escape(str(facts.get("sha256", "")))
+        cells = f'<td>{name}</td><td>{links}</td><td class="number">{_seconds(facts):.0f}</td>'
+        rows.append(f"<tr>{cells}<td><code>{hashed}</code></td></tr>")
     if not rows:
         return ""
     head = "".join(f"<th>{name}</th>" for name in ("training", "files", "seconds", "SHA-256 of the adapter"))
-    return f'<section id="files"><h2>Files</h2><div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div></section>'
+    return _section("files", "Files", f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>')
+
+
+def _section(anchor: str, title: str, html: str, facts: str = "") -> str:
+    told = f'<p class="facts">{escape(facts)}</p>' if facts else ""
+    return f'<section id="{anchor}"><h2>{escape(title)}</h2>{told}{html}</section>'
 
 
 def _kind(name: str) -> str:
-    endings = {".safetensors": "adapter", ".losses.csv": "losses", ".losses.png": "plot", ".toml": "run file", ".log": "log"}
-    return next((kind for ending, kind in endings.items() if name.endswith(ending)), Path(name).name)
+    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), Path(name).name)
 
 
 def _done(found: _Found, kind: str) -> Iterable[tuple[Job, Mapping[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What jobs do: the trainings, samplings and measurements that the command line and the nodes do, by their own functions."""
+"""What jobs do: trainings, samplings and measurements, by the functions that the command line and the nodes call."""
 
 from __future__ import annotations
 
