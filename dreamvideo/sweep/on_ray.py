@@ -25,6 +25,7 @@ CARRIED_BYTES = 1 << 30  # of the user's files that the object store is asked to
 SECONDS = 0.5  # that a wait takes at most
 LEAVING = 5.0  # seconds that workers have to save their states when all is over
 STORE_BYTES = 128 << 20  # of the object store of this machine alone, through which no file goes
+SHARED = True  # whether workers look if they see the folder
 MISSING = 'Ray is not installed; pip install "dreamvideo[ray]" brings it, and without --ray nothing needs it.'
 
 
@@ -32,9 +33,9 @@ class RayExecutor:
     """Jobs as Ray's tasks, each on so many cores and cards.
 
     address: `LOCAL`, or what `ray.init` takes; an instance that runs already in this process is used as it is. gpus:
-    None for one where there are any. shared: whether workers see the folder `out`; None lets them look. Where they do
-    not, files go to them and come back through Ray's object store. Raises ValueError without Ray, for a cluster that
-    is not there and for one in which no job has room.
+    None for one where there are any. Workers that do not see the folder `out` get files and send them back through
+    Ray's object store. Raises ValueError without Ray, for a cluster that is not there and for one in which no job has
+    room.
     """
 
     def __init__(
@@ -45,7 +46,6 @@ class RayExecutor:
         *,
         cpus: int = 1,
         gpus: float | None = None,
-        shared: bool | None = None,
     ) -> None:
         self.ray, self.out = _imported(), Path(os.path.abspath(out))
         self.own = not self.ray.is_initialized()
@@ -61,8 +61,8 @@ class RayExecutor:
                 f"A job takes {cpus} cores and {self.gpus:g} cards, and Ray has {has.get('CPU', 0):g} cores and "
                 f"{has.get('GPU', 0):g} cards; ask for less with --cpus and --gpus."
             )
-        self.shared = shared is not False
-        token = secrets.token_hex(8) if self.shared else ""
+        self.shared = SHARED
+        token = secrets.token_hex(8) if SHARED else ""
         self._mark = self.out / MARK
         write_text(self._mark, token)
         limits = {"num_cpus": cpus, "num_gpus": self.gpus, "max_retries": RETRIES, "max_calls": 0}

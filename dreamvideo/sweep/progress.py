@@ -44,6 +44,7 @@ class Progress:
         for job in self.jobs:
             self._left.setdefault(like(job), []).append(job)
         self._count = {kind: len(jobs) for kind, jobs in self._left.items()}
+        self._over = False
 
     def started(self, job: Job) -> None:
         self.begun += 1
@@ -63,17 +64,19 @@ class Progress:
     def impossible(self, job: Job, because: Job) -> None:
         self._count[like(job)] -= 1
         self.blocked[job.name] = because.name
+        self._tell()
 
     def waited(self) -> None:
-        if self.done + len(self.failed) + len(self.blocked) < len(self.jobs):
-            self._tell()
+        self._tell()
 
     def inside(self, text: str) -> None:
         """What the one job that runs tells of itself."""
         self._tell(text)
 
     def _tell(self, inside: str = "") -> None:
-        over = self.done + len(self.failed) + len(self.blocked)
+        if self._over:
+            return
+        self._over = self.done + len(self.failed) + len(self.blocked) == len(self.jobs)
         running = min(self.begun - self.done - len(self.failed), self.executor.slots)
         parts = [f"{self.done} of {len(self.jobs)} done", f"{running} running"]
         if self.failed:
@@ -84,7 +87,7 @@ class Progress:
         if left:
             parts.append(f"{self.duration(left)} left")
         what = f" | {self.now} {inside}".rstrip() if self.executor.slots == 1 and running else ""
-        self.tell(", ".join(parts) + what, over == len(self.jobs))
+        self.tell(", ".join(parts) + what, self._over)
 
     def seconds_left(self) -> float:
         """Of wall time, at the pace so far; takes time in proportion to the kinds of jobs, not to the jobs."""

@@ -75,6 +75,7 @@ class _Graph:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
         self.running = 0
+        self.lost: set[str] = set()
         self.place = {job.id: index for index, job in enumerate(jobs)}
         self.open = {job.id: {need for need in job.needs if need in self.place} for job in jobs}
         self.after: dict[str, list[Job]] = {}
@@ -97,10 +98,10 @@ class _Graph:
     def failed(self, job: Job) -> Iterator[Job]:
         """All jobs that this one's failure makes impossible, each once."""
         self.running -= 1
-        reached, seen = [job], {job.id}
+        reached = [job]
         while reached:
             for other in self.after.pop(reached.pop().id, ()):
-                if other.id not in seen:
-                    seen.add(other.id)
+                if other.id not in self.lost:
+                    self.lost.add(other.id)
                     reached.append(other)
                     yield other

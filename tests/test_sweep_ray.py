@@ -1,0 +1,139 @@
+"""Sweeps on Ray: the bytes of a sweep without it, whatever is killed on the way. One cluster on this machine for all."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sweep_media import adapters, plan, write_media
+
+from dreamvideo.commands.cli import main
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ray is an extra for Linux and macOS, and signals are Unix's.")
+ROOT = Path(__file__).parents[1]
+PATIENCE = 120.0  # seconds until a test gives up on what should take a few
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+QUICK_TO_NOTICE = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    return write_media(tmp_path_factory.mktemp("sweeps"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(media):
+    """The adapters of a sweep without Ray."""
+    assert main(["sweep", str(plan(media)), "--out", str(media / "local")]) == 0
+    found = adapters(media / "local")
+    assert len(found) == 8  # and their losses
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that does no jobs, and two machines of one core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(ROOT))  # of the workers
+        import ray
+        from ray.cluster_utils import Cluster
+
+        head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
+        started = Cluster(initialize_head=True, head_node_args=head)
+        started.add_node(**NODE)
+        started.add_node(**NODE)
+        ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
+        yield started
+        ray.shutdown()
+        started.shutdown()
+
+
+def on_ray(media, out, *more):
+    return ["sweep", str(plan(media)), "--out", str(out), "--ray", *more]
+
+
+def until(happened, what):
+    end = time.monotonic() + PATIENCE
+    while not (found := happened()):
+        assert time.monotonic() < end, f"{what} did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def test_the_same_bytes_as_without(media, undisturbed, cluster, tmp_path, capsys):
+    assert main(on_ray(media, tmp_path)) == 0
+    assert adapters(tmp_path) == undisturbed
+    assert "2 jobs at once" in capsys.readouterr().out
+    assert (tmp_path / "report.html").read_text().count("<video") == 4
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_files_travel_where_no_folder_is_shared(media, undisturbed, cluster, tmp_path, monkeypatch):
+    """As on machines of which none sees the driver's disk."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("dreamvideo.sweep.on_ray.SHARED", False)
+    assert main(on_ray(media, tmp_path / "out")) == 0
+    assert adapters(tmp_path / "out") == undisturbed
+    assert len(list((tmp_path / "out" / "videos").rglob("*.mp4"))) == 4
+    assert "Done in" in next((tmp_path / "out" / "logs").rglob("dog-1.log")).read_text()
+
+
+# Sixty steps, each of which leaves a state: time to kill somebody in their middle.
+LONG = 60
+
+
+@pytest.fixture(scope="module")
+def long_undisturbed(media):
+    sweep(plan(media, LONG, measure=False), media / "long")
+    return adapters(media / "long")
+
+
+def sweep(folder, out, *more):
+    assert main(["sweep", str(folder), "--out", str(out), *more]) == 0
+
+
+def begun(out):
+    """Process of each job whose states are there, by its log, while it goes on."""
+    found = {}
+    for log in (out / "logs" / "training").rglob("*.log"):
+        text = log.read_text()
+        if "Done in" not in text and list((out / "adapters").rglob(f"{log.stem}-*.state/*.safetensors")):
+            found[log.stem] = int(re.findall(r"begun by process (\d+)", text)[-1])
+    return found
+
+
+def driver(media, out, cluster):
+    """A sweep in a process of its own."""
+    command = [sys.executable, "-m", "dreamvideo", *on_ray(media, out, cluster.address)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_killed_workers_drivers_and_machines_change_no_byte(media, long_undisturbed, cluster, tmp_path):
+    plan(media, LONG, measure=False)
+    first = driver(media, tmp_path, cluster)
+    victim = next(iter(until(lambda: begun(tmp_path), "a training").values()))
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: victim not in begun(tmp_path).values() and len(begun(tmp_path)) == 2, "another worker's turn")
+    first.kill()
+    first.wait()
+    assert len(adapters(tmp_path)) < len(long_undisturbed)
+
+    again = driver(media, tmp_path, cluster)
+    until(lambda: len(begun(tmp_path)) == 2, "both trainings' going on")
+    cluster.add_node(**NODE)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    assert again.wait(PATIENCE) == 0
+    assert adapters(tmp_path) == long_undisturbed
+    assert len(list((tmp_path / "videos").rglob("*.mp4"))) == 4
