@@ -12,7 +12,7 @@ import torch
 
 from dreamvideo.safety.paths import write_json
 
-from . import growth, imports, memory, sampling, shortcuts, training
+from . import growth, imports, jobs, memory, sampling, shortcuts, training
 from .machine import describe
 from .setting import Row, Setting
 from .sizes import SIZES
@@ -26,6 +26,7 @@ FIGURES: dict[int, tuple[str, Callable[[Setting], list[Row]]]] = {
     5: ("fraction of a matrix product", growth.fraction_rows),
     6: ("import times", imports.rows),
     7: ("single shortcuts", shortcuts.rows),
+    8: ("what a sweep's driver takes", jobs.rows),
 }
 
 

@@ -22,7 +22,9 @@ def ray_for(args: Namespace, out: Path, terminal: Terminal) -> Iterator[RayExecu
         yield None
         return
     terminal.say("Starting Ray ..." if args.ray == LOCAL else f"Joining Ray at {args.ray} ...")
-    with closing(RayExecutor(out, explain, args.ray, cpus=int(args.cpus), gpus=args.gpus)) as executor:
+    with closing(
+        RayExecutor(out, explain, args.ray, cpus=int(args.cpus), gpus=args.gpus, say=terminal.say)
+    ) as executor:
         terminal.say(f"{executor.about}.")
         yield executor
 

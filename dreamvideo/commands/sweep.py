@@ -41,7 +41,7 @@ def sweep(args: Namespace, terminal: Terminal) -> None:
         if len(missing) > SHOWN:
             terminal.say(f"  ... and {len(missing) - SHOWN} more.")
         with _executor(args, plan.out, terminal) as executor:
-            _costs(missing, executor, terminal)
+            _costs(missing, executor, terminal, dry=True)
         return
     check_writable(plan.out / report.FILE)
     with locked(plan.out):
@@ -101,10 +101,12 @@ def _kinds(jobs: Sequence[Job]) -> str:
     return ", ".join(_counted(counts[kind], name.removesuffix("s")) for kind, name in KINDS.items() if counts[kind])
 
 
-def _costs(missing: Sequence[Job], executor: LocalExecutor | RayExecutor, terminal: Terminal) -> costs.Costs:
-    """Time a few steps and tell what all will cost."""
+def _costs(
+    missing: Sequence[Job], executor: LocalExecutor | RayExecutor, terminal: Terminal, dry: bool = False
+) -> costs.Costs:
+    """Time a few steps and tell what all will cost. dry: nothing is written."""
     terminal.say("Timing a few steps ...")
-    found = costs.time_steps(missing, executor)
+    found = costs.time_steps(missing, executor, "" if dry else f"jobs/timing/{executor.kind}")
     for error in found.errors:
         terminal.say(f"Not timed: {error}")
     for kind, name in KINDS.items():

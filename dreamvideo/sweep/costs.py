@@ -11,6 +11,7 @@ from typing import Any
 
 from ..runs import Reports, sample
 from .job import Ended, Facts, Job, Worker
+from .results import read_result
 from .schedule import Executor, run
 from .work import Training, Video
 
@@ -91,15 +92,25 @@ def like(job: Job) -> str:
     return "/".join(parts[: 4 if job.kind == "training" else 2])
 
 
-def time_steps(jobs: Iterable[Job], executor: Executor) -> Costs:
-    """The costs of all jobs, from one of each kind. What cannot be timed is told among the errors."""
+def time_steps(jobs: Iterable[Job], executor: Executor, kept: str = "") -> Costs:
+    """The costs of all jobs, from one of each kind. What cannot be timed is told among the errors.
+
+    kept: a folder below the sweep's, in which a run that goes on finds them; "" for none.
+    """
     timed: dict[str, Job] = {}
     for job in jobs:
         work = TimedTraining(job.work) if isinstance(job.work, Training) else None
         work = TimedSampling(job.work) if isinstance(job.work, Video) else work
         if work is not None and like(job) not in timed:
-            timed[like(job)] = Job(f"timing/{like(job)}", f"timing/{like(job)}", work, reads=job.reads)
+            name = f"timing/{like(job)}"
+            result = f"{kept}/{like(job).replace('/', '-')}.json" if kept else ""
+            timed[like(job)] = Job(name, name, work, reads=job.reads, result=result)
     costs = Costs()
+    for kind, job in list(timed.items()):
+        facts = read_result(executor.out, job)
+        if facts is not None and {"beside", "steps"} <= facts.keys():
+            costs.timed[kind] = facts
+            del timed[kind]
     run(list(timed.values()), executor, _Collecting(costs))
     return costs
 

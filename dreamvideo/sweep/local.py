@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from .job import Ended, Explain, Job, Worker, perform
 
@@ -14,8 +15,11 @@ class LocalExecutor:
         self.worker, self.explain = worker, explain
         self._job: Job | None = None
 
-    about = "this process"
-    slots = 1
+    kind, slots = "here", 1
+
+    @property
+    def out(self) -> Path:
+        return self.worker.out
 
     def has_room(self) -> bool:
         return self._job is None

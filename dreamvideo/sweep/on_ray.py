@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..media.folders import Say, quiet
 from ..safety.paths import atomic_path, write_text
 from ..safety.texts import shortened
 from .job import Ended, Explain, Job
@@ -22,6 +23,7 @@ LOCAL = "local"  # the address of no cluster: this machine alone
 RETRIES = 5  # of a job whose worker was killed or whose machine went away
 MOST = 1000  # jobs that Ray is told of at once
 CARRIED_BYTES = 1 << 30  # of the user's files that the object store is asked to hold at once
+ROOM_SECONDS = 900.0  # that a cluster may take to have room for the first job
 SECONDS = 0.5  # that a wait takes at most
 LEAVING = 5.0  # seconds that workers have to save their states when all is over
 STORE_BYTES = 128 << 20  # of the object store of this machine alone, through which no file goes
@@ -46,6 +48,7 @@ class RayExecutor:
         *,
         cpus: int = 1,
         gpus: float | None = None,
+        say: Say = quiet,
     ) -> None:
         self.ray, self.out = _imported(), Path(os.path.abspath(out))
         self.own = not self.ray.is_initialized()
@@ -53,14 +56,7 @@ class RayExecutor:
             _connect(self.ray, address)
         self.cpus, self.gpus = cpus, self._cards() if gpus is None else gpus
         self.slots, self._looked = 0, float("-inf")
-        self._look()
-        if not self.slots:
-            has = self.ray.cluster_resources()
-            self.close()
-            raise ValueError(
-                f"A job takes {cpus} cores and {self.gpus:g} cards, and Ray has {has.get('CPU', 0):g} cores and "
-                f"{has.get('GPU', 0):g} cards; ask for less with --cpus and --gpus."
-            )
+        self._wait_for_room(0.0 if address == LOCAL else ROOM_SECONDS, say)
         self.shared = SHARED
         token = secrets.token_hex(8) if SHARED else ""
         self._mark = self.out / MARK
@@ -71,6 +67,11 @@ class RayExecutor:
         self._flying: dict[Any, Job] = {}
         self._parcels: OrderedDict[str, tuple[int, Any]] = OrderedDict()
         self._carried = 0
+
+    @property
+    def kind(self) -> str:
+        """What jobs run on."""
+        return f"ray-{self.cpus}-{self.gpus:g}"
 
     @property
     def about(self) -> str:
@@ -162,6 +163,23 @@ class RayExecutor:
         has = self.ray.cluster_resources()
         by_cards = has.get("GPU", 0) / self.gpus if self.gpus else float("inf")
         self.slots = int(min(has.get("CPU", 0) / self.cpus, by_cards))
+
+    def _wait_for_room(self, seconds: float, say: Say) -> None:
+        """Until a job has room, for so long at most: machines that are rented take minutes to come."""
+        until = time.monotonic() + seconds
+        self._look()
+        while not self.slots:
+            has = self.ray.cluster_resources()
+            lack = (
+                f"A job takes {self.cpus} cores and {self.gpus:g} cards, and Ray has {has.get('CPU', 0):g} cores and "
+                f"{has.get('GPU', 0):g} cards"
+            )
+            if time.monotonic() >= until:
+                self.close()
+                raise ValueError(f"{lack}; ask for less with --cpus and --gpus.")
+            say(f"{lack}: waiting for more machines.")
+            time.sleep(min(15.0, seconds))
+            self._look()
 
     def _cards(self) -> float:
         return 1.0 if self.ray.cluster_resources().get("GPU", 0) else 0.0

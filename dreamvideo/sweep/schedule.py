@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from .job import Ended, Job
 
 
 class Executor(Protocol):
-    """Who does the jobs: this process, or Ray's workers."""
+    """Who does the jobs: this process, or Ray's workers. out: the folder of all outcomes."""
+
+    @property
+    def out(self) -> Path: ...
 
     def has_room(self) -> bool:
         """Whether it takes one more job now."""
