@@ -18,7 +18,7 @@ from dreamvideo.commands.cli import main
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ray is an extra for Linux and macOS, and signals are Unix's.")
 ROOT = Path(__file__).parents[1]
 PATIENCE = 240.0  # seconds until a test gives up on what should take a few
-NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
 QUICK_TO_NOTICE = {
     "health_check_initial_delay_ms": 500,
     "health_check_period_ms": 500,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> Any:
         """A number within the limits that all faces have for this name."""
         value = self.take(name, default)
-        return None if value is None else self._number(name, value)
+        return None if value is None else self.within(name, value)
 
     def options(self, allowed: Iterable[str]) -> dict[str, Any]:
         """Those of the allowed options that stand there, by their full names."""
@@ -91,9 +91,10 @@ class Fields:
             if not isinstance(value, bool):
                 raise ValueError(f"{self.where}: {name} is true or false, not {short(value)}.")
             return value
-        return self._line(name, value, TEXTS[name]) if name in TEXTS else self._number(name, value)
+        return self._line(name, value, TEXTS[name]) if name in TEXTS else self.within(name, value)
 
-    def _number(self, name: str, value: Any) -> float:
+    def within(self, name: str, value: Any) -> float:
+        """A number that lies within the limits of this name."""
         limits = LIMITS[name]
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not fits or (limits.whole and not isinstance(value, int)) or not limits.hold(value):
@@ -123,7 +124,3 @@ def different(where: str, names: Sequence[str]) -> None:
                 f"{where} are named {short(seen[name.casefold()])} and {short(name)}; name each its own way."
             )
         seen[name.casefold()] = name
-
-
-def only(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in names}

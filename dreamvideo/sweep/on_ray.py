@@ -65,6 +65,7 @@ class RayExecutor:
         self._work = self.ray.remote(**limits)(work)
         self._task = Task(None, str(self.out), token, explain, cpus, self.gpus, __version__)
         self._flying: dict[Any, Job] = {}
+        self._refused: list[tuple[Job, Ended]] = []
         self._parcels: OrderedDict[str, tuple[int, Any]] = OrderedDict()
         self._carried = 0
 
@@ -83,11 +84,21 @@ class RayExecutor:
         return len(self._flying) < MOST
 
     def submit(self, job: Job) -> None:
-        parcels = None if self.shared else {name: self._parcel(name) for name in (*job.reads, *job.uses)}
+        try:
+            parcels = None if self.shared else {name: self._parcel(name) for name in (*job.reads, *job.uses)}
+        except (
+            OSError,
+            self.ray.exceptions.RayError,
+        ) as error:  # a photograph is gone meanwhile, the object store is full
+            self._refused.append((job, Ended(error=self._task.explain(error))))
+            return
         self._flying[self._work.remote(replace(self._task, job=job, parcels=parcels))] = job
 
     def wait(self) -> Sequence[tuple[Job, Ended]]:
         self._look()
+        if self._refused:
+            refused, self._refused = self._refused, []
+            return refused
         refs = list(self._flying)
         first, rest = self.ray.wait(refs, num_returns=1, timeout=SECONDS)
         more = self.ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else []
@@ -114,6 +125,8 @@ class RayExecutor:
             self._flying.clear()
         if hasattr(self, "_mark"):
             self._mark.unlink(missing_ok=True)
+            with suppress(OSError):  # of a dry run, which leaves nothing
+                self.out.rmdir()
         if self.own:
             self.ray.shutdown()
 

@@ -18,10 +18,9 @@ from ..sampling import SamplingSettings
 from ..training.methods import MOTION_METHODS, MOTION_WORD, SUBJECT_METHODS
 from ..training.settings import TrainingSettings
 from .bases import DTYPES, BaseSpec
-from .fields import SHORT, Fields, different, tables
+from .fields import Fields, different, tables
 from .measures import Measuring
-from .plan import MOTION, SUBJECT, Method, Motion, Plan
-from .plan import Subject as Subject
+from .plan import MOTION, SUBJECT, Method, Motion, Plan, Subject
 
 FILE = "sweep.toml"  # of a folder, where it says more than the folder does
 CLASS_WORD, PROMPTS = "class_word.txt", "prompts.txt"
@@ -32,7 +31,6 @@ OPTIONS = {
     "motion": (*_SETTINGS, "height", "width", "frames", "fps"),
 }
 SAMPLING = [item.name for item in fields(SamplingSettings) if item.name not in ("prompt", "seed", "prior_strength")]
-STRENGTH = "guidance"  # whose limits a strength has
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:
@@ -42,8 +40,10 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         return _plan(path, read_toml(path), path.parent, path.with_suffix("").name)
     file = path / FILE
     values = read_toml(file) if file.exists() else {}
-    found = {**values, "subjects": [*values.get("subjects", []), *_subjects_of(path, values)]}
-    found["motions"] = [*values.get("motions", []), *_motions_of(path, values)]
+    found = dict(values)
+    for name, below in (("subjects", _subjects_of), ("motions", _motions_of)):
+        given = values.get(name, [])
+        found[name] = [*given, *below(path, values)] if isinstance(given, list) else given
     if "prompts" not in values and (path / PROMPTS).exists():
         found["prompts"] = _lines(path / PROMPTS)
     return _plan(file if file.exists() else path, found, path, path.resolve().name)
@@ -160,8 +160,7 @@ def _method(path: Path, value: Any, folder: Path) -> Method:
 
 
 def _strength(given: Fields, name: str) -> float:
-    value = given.take(name, 1.0)
-    return given._number("feature_strength_cond", value) if value != 1.0 else 1.0
+    return given.within("feature_strength_cond", given.take(name, 1.0))  # which has the limits of a strength
 
 
 def _listed(path: Path, value: Any) -> list[Any]:
@@ -174,10 +173,10 @@ def _seeds(path: Path, value: Any) -> tuple[int, ...]:
     """A list of seeds, or how many: 4 is 0, 1, 2, 3."""
     where = Fields(str(path), {}, path)
     if isinstance(value, int) and not isinstance(value, bool):
-        return tuple(range(int(where._number("count", value))))
+        return tuple(range(int(where.within("count", value))))
     if not isinstance(value, list) or not value:
         raise ValueError(f"{path}: seeds are a list of whole numbers, or how many there shall be, not {short(value)}.")
-    return tuple(int(where._number("seed", each)) for each in dict.fromkeys(value))
+    return tuple(int(where.within("seed", each)) for each in dict.fromkeys(value))
 
 
 def _options(training: Fields, kind: str) -> dict[str, Any]:
@@ -237,6 +236,3 @@ def _lines(path: Path) -> list[str]:
     if not any(found):
         raise ValueError(f"{path} is empty.")
     return [line for line in found if line]
-
-
-__all__ = ["SHORT", "read_plan"]
