@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,11 +15,14 @@ import pytest
 from sweep_media import adapters, plan, write_media
 
 from dreamvideo.commands.cli import main
+from dreamvideo.nano import comparison, suite
+from dreamvideo.nano.comparison import System, Table
+from dreamvideo.training.methods import METHODS
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ray is an extra for Linux and macOS, and signals are Unix's.")
 ROOT = Path(__file__).parents[1]
 PATIENCE = 240.0  # seconds until a test gives up on what should take a few
-NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 QUICK_TO_NOTICE = {
     "health_check_initial_delay_ms": 500,
     "health_check_period_ms": 500,
@@ -46,6 +50,7 @@ def cluster():
     """A head that does no jobs, and two machines of one core."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # on a busy machine workers that stand back would stand for ever
         patch.setenv("PYTHONPATH", str(ROOT))  # of the workers
         import ray
         from ray.cluster_utils import Cluster
@@ -90,6 +95,22 @@ def test_files_travel_where_no_folder_is_shared(media, undisturbed, cluster, tmp
     assert "Done in" in next((tmp_path / "out" / "logs").rglob("dog-1.log")).read_text()
 
 
+def test_the_comparison_runs_there_too(media, cluster, tmp_path, monkeypatch, capsys):
+    scale = suite.Scale(("mushroom",), ("circling",), ("on the road",), seeds=1, share=1e-9, sampling_steps=1)
+    lora = System("LoRA", METHODS["lora_subject"], METHODS["lora_motion"])
+    mixed = System("mixed", METHODS["identity"], METHODS["customizing_motion"])
+    monkeypatch.setattr(suite, "QUICK", scale)
+    monkeypatch.setattr(comparison, "TABLES", (Table("1", "a sliver", "joint", (comparison.BASE, lora, mixed)),))
+    command = ["evaluate", "--suite", "nano", "--quick", "--base", str(media / "base"), "--device", "cpu", "--out"]
+    assert main([*command, str(tmp_path / "here")]) == 0
+    assert main([*command, str(tmp_path / "there"), "--ray"]) == 0
+    assert "8 of 8 done" in capsys.readouterr().out
+    here, there = (adapters(tmp_path / name) for name in ("here", "there"))
+    assert here == there and len(here) == 5
+    found = [json.loads((tmp_path / name / "tables.json").read_text())["tables"] for name in ("here", "there")]
+    assert found[0] == found[1]
+
+
 # Each step leaves a state: time enough to kill somebody in the middle.
 LONG = 30
 
@@ -113,7 +134,8 @@ def begun(out):
 def driver(folder, out, cluster):
     """A sweep in a process of its own."""
     command = [sys.executable, "-m", "dreamvideo", "sweep", str(folder), "--out", str(out), "--ray", cluster.address]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(f"{out}.txt", "a") as told:
+        return subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=told)
 
 
 def test_killed_workers_drivers_and_machines_change_no_byte(cluster, tmp_path):

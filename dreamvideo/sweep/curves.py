@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-WIDTH, HEIGHT, EDGE = 240, 90, 6
+WIDTH, HEIGHT, EDGE, LINE = 240, 80, 6, 12
 POINTS = 120  # of a curve: each is the mean of its stretch of steps
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa3377")
 
@@ -26,20 +26,22 @@ def read_losses(table: Path) -> dict[str, list[float]]:
 def svg(curves: Mapping[str, Sequence[float]]) -> str:
     """The curves in one frame, each over its own steps, from 0 to the largest mean."""
     thinned = {name: _means(values) for name, values in curves.items()}
-    top = max(max(values) for values in thinned.values()) or 1.0
+    most = max(max(values) for values in thinned.values()) or 1.0
+    ground = HEIGHT + LINE * len(curves) - EDGE  # below the lines that name them
     lines, names = [], []
     for index, (name, values) in enumerate(thinned.items()):
         colour = COLOURS[index % len(COLOURS)]
         width = (WIDTH - 2 * EDGE) / max(1, len(values) - 1)
         points = " ".join(
-            f"{EDGE + width * place:.1f},{HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * value / top:.1f}"
+            f"{EDGE + width * place:.1f},{ground - (HEIGHT - 2 * EDGE) * value / most:.1f}"
             for place, value in enumerate(values)
         )
         lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         steps = f"{escape(name)}, {len(curves[name])} steps, {values[-1]:.4f}"
-        names.append(f'<text x="{EDGE + 2}" y="{14 + 12 * index}" font-size="10" fill="{colour}">{steps}</text>')
+        names.append(f'<text x="{EDGE + 2}" y="{LINE * (index + 1)}" font-size="10" fill="{colour}">{steps}</text>')
     inside = "".join(lines + names)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img">{inside}</svg>'
+    size = f'viewBox="0 0 {WIDTH} {ground + EDGE}" width="{WIDTH}" height="{ground + EDGE}"'
+    return f'<svg {size} role="img">{inside}</svg>'
 
 
 def _means(values: Sequence[float]) -> list[float]:
