@@ -208,13 +208,13 @@ def _imported() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    how: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == LOCAL:
-        quiet |= {"_node_ip_address": "127.0.0.1", "object_store_memory": STORE_BYTES}
-    else:
-        quiet.pop("include_dashboard")
+        how |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": STORE_BYTES}
+    # Of a machine that goes away Ray prints the state, hundreds of lines, into ours; jobs tell what matters of it.
+    vars(ray._private.worker)["print_to_stdstream"] = lambda *told, **how: None
     try:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, **how)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise ValueError(
             f"There is no Ray at {shortened(address)}: {shortened(' '.join(str(error).split()))}; start it there with "
