@@ -28,7 +28,9 @@ SECONDS = 0.5  # that a wait takes at most
 LEAVING = 5.0  # seconds that workers have to save their states when all is over
 STORE_BYTES = 128 << 20  # of the object store of this machine alone, through which no file goes
 SHARED = True  # whether workers look if they see the folder
-MISSING = 'Ray is not installed; pip install "dreamvideo[ray]" brings it, and without --ray nothing needs it.'
+MISSING = (
+    'Ray 2.60 or newer is not installed; pip install "dreamvideo[ray]" brings it, and without --ray nothing needs it.'
+)
 
 
 class RayExecutor:
@@ -199,11 +201,12 @@ class RayExecutor:
 
 
 def _imported() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     try:
         import ray
-    except ModuleNotFoundError as error:
+        from ray._common.usage import usage_lib
+    except ModuleNotFoundError as error:  # the second may lie elsewhere in another Ray
         raise ValueError(MISSING) from error
+    usage_lib.set_usage_stats_enabled_via_env_var(False)  # nothing is told to anybody
     return ray
 
 

@@ -122,9 +122,11 @@ def _device(gpus: float) -> str | None:
     if not gpus:
         return "cpu"
     import ray
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Cards
 
     ids = [str(each) for each in ray.get_gpu_ids()]
     if not ids or not ids[0].isdigit():  # a part of a card, or none of CUDA's
         return None
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    count = Cards.get_current_node_num_accelerators()
+    Cards.set_current_process_visible_accelerator_ids([str(index) for index in range(count)])
     return f"cuda:{ids[0]}"

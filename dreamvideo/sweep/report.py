@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import string
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
-from urllib.parse import quote
 
 from ..evaluation.metrics import summarise
 from ..safety.paths import write_text
@@ -57,7 +56,7 @@ def write(sweep: Sweep, failed: Mapping[str, str]) -> Path:
     links = [(anchor, title) for anchor, title, _ in matrices]
     links += [(name, title) for name, title in titles.items() if parts[name]]
     title = sweep.plan.out.name or "Sweep"
-    page = Template(Path(__file__).with_name(FILE).read_text(encoding="utf-8")).substitute(
+    page = string.Template(Path(__file__).with_name(FILE).read_text(encoding="utf-8")).substitute(
         parts,
         title=escape(title),
         facts=_facts(found),
@@ -206,8 +205,9 @@ def _seconds(facts: Mapping[str, Any]) -> float:
 
 
 def _link(name: str) -> str:
-    """A file below the page's folder, as an address beside the page."""
-    return quote(name)
+    """A file below the page's folder, as an address beside the page: percent-encoded (RFC 3986) but for the slash."""
+    plain = string.ascii_letters + string.digits + "-._~/"
+    return "".join(chr(byte) if chr(byte) in plain else f"%{byte:02X}" for byte in name.encode())
 
 
 _PARTS = {"failures": _failures, "measures": _measures, "losses": _losses, "files": _files}
