@@ -29,8 +29,6 @@ LEAVING = 5.0  # seconds that workers have to save their states when all is over
 STORE_BYTES = 128 << 20  # of the object store of this machine alone, through which no file goes
 SHARED = True  # whether workers look if they see the folder
 MISSING = 'Ray is not installed, or is older than 2.60; pip install "dreamvideo[ray]" brings it. Only --ray needs it.'
-    'Ray 2.60 or newer is not installed; pip install "dreamvideo[ray]" brings it, and without --ray nothing needs it.'
-)
 
 
 class RayExecutor:
