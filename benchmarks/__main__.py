@@ -14,7 +14,7 @@ import torch
 from dreamvideo.models.threads import OWN_CHOICE
 from dreamvideo.safety.paths import write_json
 
-from . import growth, imports, memory, sampling, shortcuts, threads, training
+from . import growth, imports, jobs, memory, sampling, shortcuts, threads, training
 from .machine import describe
 from .setting import Row, Setting
 from .sizes import SIZES
@@ -30,6 +30,7 @@ FIGURES: dict[int, tuple[str, Callable[[Setting], list[Row]]]] = {
     7: ("single shortcuts", shortcuts.rows),
     8: ("the demo beside a busy process", threads.demo_rows),
     9: ("threads by the size of a network", threads.size_rows),
+    10: ("what a sweep's driver takes", jobs.rows),
 }
 
 

@@ -15,7 +15,7 @@ from dreamvideo import defaults
 from dreamvideo.base import open_base
 from dreamvideo.commands.cli import main
 from dreamvideo.media.writing import write_animation, write_png
-from dreamvideo.nano import comparison, report, suite, world
+from dreamvideo.nano import comparison, pieces, report, suite, world
 from dreamvideo.nano.comparison import TABLES, System, Table
 from dreamvideo.training.loop import Callbacks
 from dreamvideo.training.methods import IDENTITY, METHODS, MOTION_BEYOND
@@ -146,6 +146,22 @@ def test_a_stopped_comparison_goes_on(base, tmp_path, monkeypatch):
     monkeypatch.setattr(defaults, "EMBEDDED", replace(defaults.EMBEDDED, rates={"lora_motion": 2.0}))
     with pytest.raises(ValueError, match="other training settings"):
         suite.measure(stop, [TABLE])
+
+
+def test_a_job_that_fails_is_told_after_all_others_are_done(base, tmp_path, monkeypatch):
+    def train(*given, **more):
+        if given[3].name == "lora_subject":
+            raise ValueError("no luck.")
+        return train_method(*given, **more)
+
+    train_method = pieces.train_method
+    monkeypatch.setattr(pieces, "train_method", train)
+    tools = suite.Tools(base, tmp_path, SLIVER, report=lambda text: None)
+    with pytest.raises(ValueError, match="One job failed: training/lora_subject/mushroom: no luck. The same command"):
+        suite.measure(tools, [TABLE])
+    assert len(list((tmp_path / "videos").rglob("*.png"))) == 2
+    monkeypatch.setattr(pieces, "train_method", train_method)
+    assert len(suite.measure(tools, [TABLE])["1"]) == 3
 
 
 def test_prompts_name_what_a_system_has_learned():

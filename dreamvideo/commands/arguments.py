@@ -12,14 +12,16 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..base import EMBEDDED_FOLDER
 from ..files.unet import LAYOUTS
+from ..safety.limits import LIMITS, Limits
 from ..safety.texts import SHOWN
 from ..sampling import SamplingSettings
+from ..sweep.on_ray import LOCAL
 from ..training.methods import MOTION_METHODS, MOTION_WORD, SUBJECT_METHODS, Method
 from ..training.settings import IDLE_SETTINGS, TrainingSettings
-from . import analyze, check, embedded, evaluate, files, run_files, sample, train
+from . import analyze, check, embedded, evaluate, files, run_files, sample, sweep, train
 from . import descriptions as texts
 from .common import DTYPES
-from .options import Several, add_field, add_option, of_base, of_stage
+from .options import Several, add_field, add_option, number, of_base, of_stage
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     _evaluate(
         _add(group, "evaluate", evaluate.evaluate, "measure methods or videos", texts.EVALUATE, texts.EVALUATE_EXAMPLES)
     )
+    _sweep(_add(group, "sweep", sweep.sweep, "many subjects, motions and methods", texts.SWEEP, texts.SWEEP_EXAMPLES))
     _check(_add(group, "check", check.check, "report on this machine and base", texts.CHECK, texts.CHECK_EXAMPLES))
     _analyze(_add(group, "analyze", analyze.analyze, "show which layers fine-tuning changes", texts.ANALYZE))
     kinds = _group(group, "nano", "train or measure the embedded base")
@@ -224,7 +227,31 @@ def _evaluate(parser: Parser) -> None:
     _option(parser, "--clip-weights", "FILE", "CLIP ViT-B/32: OpenAI's ViT-B-32.pt, or in open_clip's names", Path)
     _option(parser, "--dino-weights", "FILE", "DINO ViT-S/16; without it DINO-I is left out", Path)
     _option(parser, "--out", "DIR", "for what is written (default for the suite: output/comparison)", Path)
+    _ray(parser)
     _base(parser)
+
+
+def _sweep(parser: Parser) -> None:
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="a plan in TOML, or a folder of subjects/ and motions/")
+    _option(parser, "--out", "DIR", "for what is made (default: the plan's, else output/PLAN)", Path)
+    parser.add_argument("--dry-run", action="store_true", help="tell what is missing and what it will cost, and end")
+    only = "only the videos of these names, such as '*/dog-*', and what they need; may be given several times"
+    _option(parser, "--only", "PATTERN", only, action=Several, default=[])
+    add_option(
+        parser, "limit", "only the first N videos that are missing, and what they need", type=number(LIMITS["count"])
+    )
+    _ray(parser)
+    _base(parser)
+
+
+def _ray(parser: Parser) -> None:
+    group = parser.add_argument_group("many at once", "On Ray, which is an extra of its own: dreamvideo[ray].")
+    address = "on this machine's cores or cards or, with an address such as auto or HOST:6379, on a cluster's"
+    group.add_argument("--ray", nargs="?", const=LOCAL, metavar="ADDRESS", help=address)
+    cpus = "CPU cores that each job takes (default: 1)"
+    add_option(group, "cpus", cpus, type=number(Limits(1, 1024, whole=True)), default=1)
+    gpus = "cards that each job takes, 0.5 for two jobs a card (default: 1 where there are any)"
+    add_option(group, "gpus", gpus, type=number(Limits(0, 16)))
 
 
 def _nano_train(parser: Parser) -> None:

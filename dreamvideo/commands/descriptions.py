@@ -82,6 +82,19 @@ examples:
   dreamvideo convert unet.safetensors my-pipeline --layout diffusers
   dreamvideo convert my-dog.safetensors my-dog.pth
 """
+SWEEP = """\
+Makes all of a plan: every subject and every motion is learned by every method and each pair of them sampled, measured
+and shown on one page, report.html. Tells first how much that is and what it will cost. Stopped, killed or with a larger
+plan, the same command makes what is missing. A plan is a TOML file, or a folder that holds subjects/NAME/ with
+photographs and motions/NAME.mp4 with captions in NAME.txt.
+"""
+SWEEP_EXAMPLES = """\
+examples:
+  dreamvideo sweep plan.toml --dry-run
+  dreamvideo sweep plan.toml --limit 1
+  dreamvideo sweep plan.toml --ray
+  dreamvideo sweep mascots/ --base models/modelscope --ray auto --gpus 0.5
+"""
 CHECK = """\
 Trains every stage for a few steps, samples a short video and compares the device with the CPU: two minutes on a card.
 Prints a report fit for a bug report: versions, devices, precisions, what ran where, speeds, peak memory, agreement. It

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,10 +11,18 @@ import torch
 from ..evaluation.metrics import load_embedders, score_video, summarise
 from ..media.clips import find_clips, read_clip
 from ..media.photographs import load_images
+from ..nano import comparison, report, suite
 from ..safety.paths import check_writable, keep_apart, read_small, write_json
 from ..safety.texts import quoted
+from ..sweep.bases import BaseSpec
+from ..sweep.costs import Costs
+from ..sweep.job import Job
+from ..sweep.on_ray import RayExecutor
+from ..sweep.progress import Progress
 from ..training.loop import Callbacks
 from .common import OUTPUT, open_for
+from .engines import placed, ray_for, spec_for
+from .errors import explain
 from .terminal import Terminal, duration
 
 SEPARATOR = "|||"
@@ -29,8 +38,6 @@ def evaluate(args: Namespace, terminal: Terminal) -> None:
 
 
 def _suite(args: Namespace, terminal: Terminal) -> None:
-    from ..nano import comparison, report, suite
-
     scale = suite.QUICK if args.quick else suite.FULL
     out = args.out or OUTPUT / ("comparison-quick" if args.quick else "comparison")
     check_writable(*(out / name for name in report.FILES))
@@ -47,13 +54,26 @@ def _suite(args: Namespace, terminal: Terminal) -> None:
         training=lambda what: Callbacks(progress=terminal.training(what)),
         sampling=terminal.sampling,
     )
-    results = suite.measure(tools, [table for number, table in known.items() if number in (args.table or known)])
-    others = [table for number, table in known.items() if number in report.written_tables(out) - results.keys()]
-    results |= suite.measure(tools, others)  # they stay beside what was asked for, and are there to be read
+    asked = set(args.table or known) | report.written_tables(out)  # others stay beside what was asked for, to be read
+    wanted = [table for number, table in known.items() if number in asked]
+    with ray_for(args, out, terminal) as workers:
+        results = suite.measure(
+            tools, wanted, explain, None if workers is None else _elsewhere(args, workers, terminal)
+        )
     tables = [table for number, table in known.items() if number in results]
     seconds = suite.seconds_spent(out)
     written = report.write(out, tables, results, scale, seconds)
     terminal.say(f"Wrote {' and '.join(map(str, written))}; {duration(seconds)} of work.")
+
+
+def _elsewhere(args: Namespace, workers: RayExecutor, terminal: Terminal) -> suite.Elsewhere:
+    """Ray's workers for the comparison, and the line that tells how far they are."""
+
+    def following(jobs: Sequence[Job]) -> Progress:
+        return Progress(jobs, Costs(), workers, duration, terminal.progress)
+
+    spec = spec_for(args) or BaseSpec(**placed(args))
+    return suite.Elsewhere(workers, spec, following)
 
 
 def _videos(args: Namespace, terminal: Terminal) -> None:

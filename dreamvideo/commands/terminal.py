@@ -103,6 +103,10 @@ class Terminal:
 
         return tell
 
+    def progress(self, text: str, last: bool) -> None:
+        """A line of progress, if it is time for one; the last one always."""
+        self._progress(text, last)
+
     def _progress(self, text: str, last: bool) -> None:
         now = time.monotonic()
         if not last and now - self._told < (LIVE_SECONDS if self.live else LOG_SECONDS):

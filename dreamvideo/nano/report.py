@@ -14,8 +14,10 @@ from ..media.writing import write_png
 from ..safety.limits import parsed
 from ..safety.paths import read_small, write_json, write_text
 from . import world
+from .cases import Case, Scale, cases
 from .comparison import Table
-from .suite import Case, Measured, Scale, cases, frames_of
+from .pieces import frames_of
+from .suite import Measured
 
 FILES = ("tables.md", "tables.json", "strips.png")
 COLUMNS = {"subject": "subject fidelity", "motion": "motion fidelity", "context": "context fidelity"}

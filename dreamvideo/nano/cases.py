@@ -1,0 +1,117 @@
+"""Which videos the comparison on the embedded base makes, at which scale, and what each system is asked for them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from ..training.methods import Method
+from . import world
+from .comparison import System
+
+PLACEHOLDER, MOTION_PLACEHOLDER = "<my-toy>", "<my-motion>"
+PHOTOGRAPHS, RELATED_CLIPS = 4, 4
+ACTOR, STAGE = world.Subject("square", "yellow"), "in the night"  # who shows a motion, and where
+# What the base knows: the subjects that a learned motion is asked of, and the motions that a learned subject is asked
+# for, as many of each as a scale has new ones.
+KNOWN_SUBJECTS = {
+    f"{colour}-{shape}": world.Subject(shape, colour)
+    for colour, shape in (
+        ("red", "circle"),
+        ("blue", "square"),
+        ("green", "triangle"),
+        ("purple", "star"),
+        ("orange", "cross"),
+        ("white", "heart"),
+        ("yellow", "circle"),
+        ("red", "star"),
+    )
+}
+DATA_SEED = 3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the comparison is done: subjects with motions, the places in turn.
+
+    one_in: of the pairs of subject and motion, so that each subject and each motion has its part; seeds: of each such
+    pair; share: of each row's training steps; sampling_steps: of DDIM.
+    """
+
+    subjects: tuple[str, ...] = tuple(world.HELD_OUT_SUBJECTS)
+    motions: tuple[str, ...] = world.HELD_OUT_MOTIONS
+    places: tuple[str, ...] = tuple(world.PLACES)
+    one_in: int = 1
+    seeds: int = 1
+    share: float = 1.0
+    sampling_steps: int = 50
+
+
+FULL = Scale(one_in=2)
+QUICK = Scale(("mushroom",), ("circling",), ("on the road", "on the grass"), seeds=2, share=0.25, sampling_steps=20)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One video to be made. subject: a name among the held-out ones or among `KNOWN_SUBJECTS`."""
+
+    subject: str
+    motion: str
+    place: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return "-".join((self.subject, self.motion, self.place, str(self.seed))).replace(" ", "-")
+
+    @property
+    def looks(self) -> world.Subject:
+        return (world.HELD_OUT_SUBJECTS | KNOWN_SUBJECTS)[self.subject]
+
+    @property
+    def new_subject(self) -> bool:
+        return self.subject in world.HELD_OUT_SUBJECTS
+
+    @property
+    def new_motion(self) -> bool:
+        return self.motion in world.HELD_OUT_MOTIONS
+
+
+def cases(task: str, scale: Scale) -> list[Case]:
+    """The videos of a task, each from a noise of its own: of what it does not teach, the base's own take the place."""
+    known_subjects, known_motions = tuple(KNOWN_SUBJECTS), world.MOTIONS
+    subjects, motions = {
+        "joint": (scale.subjects, scale.motions),
+        "subject": (scale.subjects, known_motions[: len(scale.motions)]),
+        "motion": (known_subjects[: len(scale.subjects)], scale.motions),
+    }[task]
+    pairs = [
+        (subject, motion)
+        for (row, subject), (column, motion) in itertools.product(enumerate(subjects), enumerate(motions))
+        if (row + column) % scale.one_in == 0
+        for _ in range(scale.seeds)
+    ]
+    places = itertools.cycle(scale.places)
+    return [Case(subject, motion, next(places), seed) for seed, (subject, motion) in enumerate(pairs)]
+
+
+def used(system: System, case: Case) -> tuple[Method | None, Method | None]:
+    """The rows of a system that a case calls upon."""
+    return system.subject if case.new_subject else None, system.motion if case.new_motion else None
+
+
+def prompt_for(system: System, case: Case) -> str:
+    """What a system is asked; a subject that it has not learned is called by its class word."""
+    subject, motion = used(system, case)
+    name = PLACEHOLDER if subject else world.CLASS_WORD if case.new_subject else case.looks.words
+    return f"a {name} {motion_words(motion, case.motion)} {case.place}"
+
+
+def lesson(motion: str) -> world.Scene:
+    """The clip that a motion is learned from."""
+    return world.Scene(ACTOR, motion, STAGE, texture=DATA_SEED)
+
+
+def motion_words(row: Method | None, motion: str) -> str:
+    """How captions and prompts name a motion: by its own token where a row has one."""
+    return MOTION_PLACEHOLDER if row is not None and row.token == "learned" else motion

@@ -1,0 +1,272 @@
+"""The pieces of the comparison: trainings and videos with their scores, each a file of its own and a job.
+
+What is there is not made again, so a run that was stopped goes on, and systems that share a training share its file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import Base
+from ..customizing import customize
+from ..defaults import fitted
+from ..files.adapter_info import TrainedAdapter, check_fits
+from ..files.adapters import load_adapter, save_trained
+from ..files.fingerprint import fingerprint, same_base
+from ..media.photographs import load_image
+from ..media.writing import write_png
+from ..models.diffusion import Callback
+from ..safety.limits import json_object, parsed
+from ..safety.paths import read_small, write_json
+from ..sampling import generate
+from ..sweep.bases import BaseSpec
+from ..sweep.job import Facts, Job, Worker
+from ..training.data import TrainingData, encode_clips, encode_photos
+from ..training.loop import Callbacks
+from ..training.methods import MOTION_WORD, TEXTUAL_INVERSION, Method
+from ..training.stages import train_method
+from . import fidelity, world
+from .cases import (
+    ACTOR,
+    DATA_SEED,
+    MOTION_PLACEHOLDER,
+    PHOTOGRAPHS,
+    PLACEHOLDER,
+    RELATED_CLIPS,
+    STAGE,
+    Case,
+    Scale,
+    lesson,
+    motion_words,
+    prompt_for,
+    used,
+)
+from .comparison import System
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run works with. report: told a sentence for every job; training, sampling: progress of one."""
+
+    base: Base
+    folder: Path
+    scale: Scale
+    report: Callable[[str], None] = print
+    training: Callable[[str], Callbacks] = lambda what: Callbacks()
+    sampling: Callable[[str], Callback | None] = lambda what: None
+
+
+def noted(path: Path, *names: str) -> dict[str, Any]:
+    """What an earlier run noted in a file. Raises ValueError where it lacks one of the names."""
+    try:
+        found = json_object("it", parsed(read_small(path).decode()))
+        if missing := [name for name in names if name not in found]:
+            raise ValueError(f"it has no {missing[0]}")
+    except ValueError as error:
+        raise ValueError(f"{path} is not as a run left it; delete it, or name another --out.") from error
+    return found
+
+
+def parameters(learned: TrainedAdapter) -> int:
+    tensors = [] if learned.adapter is None else list(learned.adapter.parameters())
+    return sum(tensor.numel() for tensor in [*tensors, *learned.tokens.values()])
+
+
+def learned(tools: Tools, system: System, case: Case) -> Iterator[TrainedAdapter]:
+    """The files that a case needs of a system, trained where they are not there."""
+    for row, what in zip(used(system, case), (case.subject, case.motion), strict=True):
+        if row is not None:
+            yield train(tools, row, what)
+
+
+def adapter_path(folder: Path, row: Method, what: str) -> Path:
+    return folder / "adapters" / row.name / f"{what}.safetensors"
+
+
+def train(tools: Tools, row: Method, what: str) -> TrainedAdapter:
+    """A row's file for a subject or a motion."""
+    base, path = tools.base, adapter_path(tools.folder, row, what)
+    if not path.exists():
+        given = train(tools, TEXTUAL_INVERSION, what).tokens if row.token == "given" else None
+        method = fitted(row, base.unet.config)
+        settings = base.defaults.settings_for(method)
+        settings = replace(settings, steps=max(1, round(settings.steps * tools.scale.share)))
+        state = path.with_suffix(".state.safetensors")
+        with _timed(path):
+            result = train_method(
+                base.unet,
+                base.encoders.text,
+                _data(base, row, what),
+                method,
+                placeholder=PLACEHOLDER if row.data == "images" else MOTION_PLACEHOLDER,
+                class_word=world.CLASS_WORD if row.data == "images" else MOTION_WORD,
+                tokens=given,
+                settings=settings,
+                callbacks=tools.training(f"{row.name} {what}"),
+                state_path=state,
+                resume=True,
+            )
+            if result.stopped:
+                raise KeyboardInterrupt(f"Stopped; the same command goes on from what {tools.folder} holds.")
+            save_trained(path, result.trained)
+        state.unlink(missing_ok=True)
+    loaded = load_adapter(path)
+    check_fits(loaded.info, base.unet.config, fingerprint(base.unet), same_base=same_base)
+    return loaded
+
+
+def _data(base: Base, row: Method, what: str) -> TrainingData:
+    if row.data == "images":
+        shots = world.photographs(world.HELD_OUT_SUBJECTS[what], PHOTOGRAPHS, seed=DATA_SEED)
+        photos, masks = [shot.frames[0] for shot in shots], [shot.mask[0] for shot in shots]
+        return encode_photos(photos, f"a {PLACEHOLDER}", base.encoders, masks)
+    shown = [(lesson(what), f"a {ACTOR.words} {motion_words(row, what)} {STAGE}")]
+    if row.related_clips:
+        generators = (torch.Generator().manual_seed(seed) for seed in range(RELATED_CLIPS))
+        shown += [(scene, scene.caption) for scene in map(world.training_scene, generators)]
+    clips = [world.render(scene).frames for scene, _ in shown]
+    return encode_clips(clips, [caption for _, caption in shown], base.encoders, world.FRAMES)
+
+
+def video_path(folder: Path, system: System, case: Case) -> Path:
+    rows = "+".join(row.name if row else "none" for row in used(system, case))
+    return folder / "videos" / rows / f"{case.name}.png"
+
+
+def video(tools: Tools, system: System, case: Case, learned: Sequence[TrainedAdapter]) -> Path:
+    """The strip of a case's frames, [3, H, F * W], sampled where it is not there."""
+    path = video_path(tools.folder, system, case)
+    if not path.exists():
+        prompt, steps = prompt_for(system, case), tools.scale.sampling_steps
+        settings = tools.base.defaults.sampling(prompt, seed=case.seed, steps=steps)
+        with _timed(path):
+            follow = tools.sampling(f"{path.parent.name} {case.name}")
+            frames = generate(tools.base.unet, tools.base.encoders, settings, customize(learned), callback=follow)
+            write_png(path, torch.cat(list(frames), dim=2))
+    return path
+
+
+def scores(tools: Tools, strip: Path, case: Case) -> dict[str, float]:
+    path = strip.with_suffix(".json")
+    if not path.exists():
+        write_json(path, score(frames_of(strip), case))
+    return noted(path, "subject", "motion", "context")
+
+
+def frames_of(strip: Path) -> Tensor:
+    """The frames [F, 3, H, W] of a strip."""
+    return torch.stack(load_image(strip).split(world.SIZE, dim=2))
+
+
+def score(frames: Tensor, case: Case) -> dict[str, float]:
+    """The three exact metrics of a video [F, 3, 64, 64]."""
+    found = fidelity.find(frames, case.looks)
+    colour = "" if case.new_subject else case.looks.colour
+    return {
+        "subject": fidelity.subject_fidelity(found),
+        "motion": fidelity.motion_fidelity(found.path, world.path_of(case.motion, len(frames))),
+        "context": fidelity.context_fidelity(frames, case.place, colour),
+    }
+
+
+@contextmanager
+def _timed(path: Path) -> Iterator[None]:
+    """Adds the seconds inside to what is noted beside a file, however the block ends."""
+    note, began = path.with_suffix(".seconds.json"), time.monotonic()
+    before = noted(note, "seconds")["seconds"] if note.exists() else 0.0
+    try:
+        yield
+    finally:
+        write_json(note, {"seconds": before + time.monotonic() - began})
+
+
+# ------------------------------------------------------------------------------------------------ as jobs
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A training, or a video and its scores, for any worker that sees the base.
+
+    row, what: of a training; system, case: of a video.
+    """
+
+    base: BaseSpec
+    scale: Scale
+    row: Method | None = None
+    what: str = ""
+    system: System | None = None
+    case: Case | None = None
+
+    def __call__(self, worker: Worker) -> Facts:
+        return self.make(_tools(worker, self))
+
+    def make(self, tools: Tools) -> Facts:
+        """Make it, where it is not there; which files it has written."""
+        if self.row is not None:
+            train(tools, self.row, self.what)
+            written = [adapter_path(tools.folder, self.row, self.what)]
+        else:
+            assert self.system is not None and self.case is not None
+            strip = video(tools, self.system, self.case, list(learned(tools, self.system, self.case)))
+            scores(tools, strip, self.case)
+            written = [strip, strip.with_suffix(".json")]
+        written.append(written[0].with_suffix(".seconds.json"))
+        return {"files": [path.relative_to(tools.folder).as_posix() for path in written if path.exists()]}
+
+
+def _tools(worker: Worker, piece: Piece) -> Tools:
+    """What a worker gives a piece to work with."""
+
+    def progress(step: int, loss: float, speed: float, seconds_left: float) -> None:
+        worker.progress(f"step {step}, loss {loss:.4f}")
+
+    def sampling(done: int, steps: int, estimate: Any) -> None:
+        worker.progress(f"sampling: step {done}/{steps}")
+
+    def training(what: str) -> Callbacks:
+        return Callbacks(progress=progress)
+
+    return Tools(worker.base(piece.base), worker.out, piece.scale, worker.say, training, lambda what: sampling)
+
+
+def jobs_for(folder: Path, base: BaseSpec, scale: Scale, system: System, wanted: Sequence[Case]) -> Iterator[Job]:
+    """The jobs of a system on cases, each after those it needs, some of them more than once."""
+    for case in wanted:
+        needs: list[Job] = []
+        for row, what in zip(used(system, case), (case.subject, case.motion), strict=True):
+            if row is not None:
+                needs += _trainings(folder, base, scale, row, what)
+        yield from needs
+        path = video_path(folder, system, case)
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        work = Piece(base, scale, system=system, case=case)
+        uses = tuple(file for job in needs for file in _files(job))
+        yield Job(f"video/{name}", name, work, tuple(job.id for job in needs), uses=uses)
+
+
+def _trainings(folder: Path, base: BaseSpec, scale: Scale, row: Method, what: str) -> list[Job]:
+    """A training, after the textual inversion that it takes its word from."""
+    before = _trainings(folder, base, scale, TEXTUAL_INVERSION, what) if row.token == "given" else []
+    name = adapter_path(folder, row, what).relative_to(folder).with_suffix("").as_posix()
+    uses = tuple(file for job in before for file in _files(job))
+    work = Piece(base, scale, row, what)
+    return [*before, Job(f"training/{row.name}/{what}", name, work, tuple(job.id for job in before), uses=uses)]
+
+
+def _files(job: Job) -> list[str]:
+    """What a training's job leaves for others."""
+    return [f"{job.id}.safetensors"]
+
+
+def is_made(folder: Path, job: Job) -> bool:
+    """Whether a job's files are there."""
+    endings = (".safetensors",) if job.kind == "training" else (".png", ".json")
+    return all((folder / f"{job.id}{ending}").exists() for ending in endings)
