@@ -1,4 +1,4 @@
-"""Figure 10: what a sweep's driver itself takes: plans of thousands of jobs of no work, on the engine of one process."""
+"""Figure 10: what a sweep's driver itself takes: thousands of jobs of no work, on the engine of one process."""
 
 from __future__ import annotations
 
