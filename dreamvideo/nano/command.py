@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from ..defaults import EMBEDDED
-from ..encoders.autoencoder import KLAutoencoder
+from ..encoders.autoencoder import KLAutoencoder, build_vae
 from ..encoders.loading import load_encoders
 from ..encoders.protocols import Autoencoder, Encoders
 from ..files.base import find_base
+from ..files.encoders import stored_vae
 from ..files.unet import load_unet
 from ..media.writing import write_png
 from ..models.diffusion import offset_noise
@@ -60,14 +60,15 @@ def training_encoders(weights: Path, device: torch.device | str = "cpu") -> Enco
 
 
 def gate(folder: Path, size: int = world.SIZE, report: Callable[[str], None] = print) -> bool:
-    """Measure what the autoencoder in training in `folder`, its averaged weights, keeps of held-out things.
+    """Measure what the autoencoder in `folder` keeps of held-out things: the one in training there, or vae.safetensors.
 
-    Writes vae.safetensors and the sheet gate.png beside its state. size: of the pictures, in pixels a side. Returns
-    whether it passes; raises ValueError where none was trained.
+    Writes the sheet gate.png there, and of one in training its averaged weights as vae.safetensors. size: of the
+    pictures, in pixels a side. Returns whether it passes; raises ValueError where there is none.
     """
-    if not (folder / "autoencoder.pt").is_file():
-        raise ValueError(f"There is no autoencoder in training in {folder}: begin with dreamvideo nano train --out.")
-    package.write_autoencoder(folder, folder)
+    if (folder / "autoencoder.pt").is_file():
+        package.write_autoencoder(folder, folder)
+    elif not (folder / "vae.safetensors").is_file():
+        raise ValueError(f"There is no autoencoder in {folder}: begin with dreamvideo nano train --out {folder}.")
     kept, sheet = reconstruction.measure(autoencoder_of(folder), size, report=report)
     for line in kept.lines():
         report(line)
@@ -77,9 +78,8 @@ def gate(folder: Path, size: int = world.SIZE, report: Callable[[str], None] = p
 
 def autoencoder_of(folder: Path) -> Autoencoder:
     """The autoencoder of vae.safetensors in `folder`."""
-    model = autoencoder.build().eval().requires_grad_(False)
-    model.load_state_dict(load_file(folder / "vae.safetensors"))
-    return KLAutoencoder(model.float())
+    state, config = stored_vae(folder / "vae.safetensors")
+    return KLAutoencoder(build_vae(dict(state.stream("cpu", torch.float32)), config))
 
 
 def evaluate(
