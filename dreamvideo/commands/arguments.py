@@ -261,14 +261,8 @@ def _nano_train(parser: Parser) -> None:
 
 
 def _nano_gate(parser: Parser) -> None:
-    _option(
-        parser,
-        "--out",
-        "DIR",
-        "of nano train, or with a vae.safetensors (default: output/nano)",
-        Path,
-        default=Path("output/nano"),
-    )
+    folder = "of nano train, or one with a vae.safetensors (default: output/nano)"
+    _option(parser, "--out", "DIR", folder, Path, default=Path("output/nano"))
     parser.add_argument("--size", type=int, metavar="PIXELS", default=64, help="of the pictures (default: 64)")
 
 
