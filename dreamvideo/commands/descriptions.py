@@ -121,7 +121,7 @@ examples:
 """
 NANO_TRAIN = """\
 Trains the embedded base again from nothing: autoencoder, text and image encoder, UNet. Hours on a CPU. Stopped or
-killed, the same command goes on where it was.
+killed, the same command goes on where it was. A vae.safetensors in DIR/weights is taken as the autoencoder.
 """
 NANO_GATE = """\
 Tells what the autoencoder that nano train has so far keeps of subjects and motions that no part of the base ever sees,

@@ -25,15 +25,17 @@ from . import autoencoder, denoiser, package, reconstruction, vision_language, w
 STEPS = {"autoencoder": 7500, "clip": 700, "unet": 10600, "settling": 200}
 
 
-def train(folder: Path, weights: Path = package.FOLDER, processes: int = 2, device: torch.device | str = "cpu") -> None:
+def train(folder: Path, weights: Path, processes: int = 2, device: torch.device | str = "cpu") -> None:
     """Train all three parts, one after the other, into `weights`; what `folder` holds of an earlier run goes on.
 
-    processes: that train the UNet side by side on a CPU, each on samples of its own; elsewhere one does their work.
+    An autoencoder that lies in `weights` is used as it is. processes: that train the UNet side by side on a CPU, each on
+    samples of its own; elsewhere one does their work.
     """
     steps, device = STEPS, torch.device(device)
     folder.mkdir(parents=True, exist_ok=True)
-    autoencoder.train(folder, steps["autoencoder"], device=device)
-    package.write_autoencoder(folder, weights)
+    if not (weights / "vae.safetensors").is_file():
+        autoencoder.train(folder, steps["autoencoder"], device=device)
+        package.write_autoencoder(folder, weights)
     vision_language.train(folder, steps["clip"], device)
     package.write_clip(folder, weights)
     if device.type == "cpu":
