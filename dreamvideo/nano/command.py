@@ -28,8 +28,8 @@ STEPS = {"autoencoder": 7500, "clip": 700, "unet": 10600, "settling": 200}
 def train(folder: Path, weights: Path, processes: int = 2, device: torch.device | str = "cpu") -> None:
     """Train all three parts, one after the other, into `weights`; what `folder` holds of an earlier run goes on.
 
-    An autoencoder that lies in `weights` is used as it is. processes: that train the UNet side by side on a CPU, each on
-    samples of its own; elsewhere one does their work.
+    An autoencoder that lies in `weights` is used as it is. processes: that train the UNet side by side on a CPU, each
+    on samples of its own; elsewhere one does their work.
     """
     steps, device = STEPS, torch.device(device)
     folder.mkdir(parents=True, exist_ok=True)
