@@ -22,7 +22,7 @@ from ..models.unet import UNet
 from ..sampling import sample_latents
 from . import autoencoder, denoiser, package, reconstruction, vision_language, world
 
-STEPS = {"autoencoder": 7500, "clip": 700, "unet": 10600, "settling": 200}
+STEPS = {"autoencoder": 20000, "clip": 700, "unet": 10600, "settling": 200}
 
 
 def train(folder: Path, weights: Path, processes: int = 2, device: torch.device | str = "cpu") -> None:
