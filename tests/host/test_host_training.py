@@ -296,6 +296,7 @@ def test_same_adapter_as_the_command_line_trains(host, method):
     clip = (CLIP * 255).round().to(torch.uint8).movedim(-1, 1).float() / 255
     encoded = data.encode_clips([clip], "a ball rolls", own, 4)
     trained = stages.train_method(unet, own.text, encoded, row, settings=settings)
-    atol = 2e-4 if method == "dreamvideo" else 2e-3  # frame vectors learn at ten times the rate
     for key, tensor in trained.trained.adapter.state_dict().items():
-        torch.testing.assert_close(got.adapter.state_dict()[key], tensor, atol=atol, rtol=1e-3)
+        # A part that learns faster carries the encoders' rounding as much farther.
+        faster = max([1.0, *(rate for part, rate in row.part_rates if f".{part}." in key)])
+        torch.testing.assert_close(got.adapter.state_dict()[key], tensor, atol=2e-4 * faster, rtol=1e-3)
