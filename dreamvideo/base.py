@@ -26,7 +26,7 @@ from .files.fingerprint import fingerprint
 from .files.unet import UNetFile, build_unet, read_unet
 from .media.folders import PathLike, Say, quiet
 from .models.layers import economical
-from .models.unet import UNet
+from .models.network import VideoUNet
 from .placing import OFFLOADED, PARKED, Placement, place
 from .safety.texts import quoted
 from .sampling import choose_device, choose_dtype
@@ -44,7 +44,7 @@ class Base:
     lie on them; the UNet's own by default.
     """
 
-    unet: UNet
+    unet: VideoUNet
     encoders: Encoders
     device: torch.device
     dtype: torch.dtype

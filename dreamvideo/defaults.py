@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .models.adapters import CONV_RESIDUAL, FRAME_VECTORS, narrowed
-from .models.config import UNetConfig
+from .models.config import NetworkConfig
 from .sampling import SamplingSettings
 from .training.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
 from .training.settings import TrainingSettings
@@ -60,7 +60,7 @@ class Defaults:
         return SamplingSettings(prompt, **{**own, **given})
 
 
-def fitted(method: Method, config: UNetConfig) -> Method:
+def fitted(method: Method, config: NetworkConfig) -> Method:
     """The row with what suits a base: widths and ranks scaled where it is narrower, and rates of an adapter's parts."""
     if method.config is None:
         return method
@@ -87,6 +87,6 @@ EMBEDDED = Defaults(
 )
 
 
-def defaults_for(config: UNetConfig) -> Defaults:
+def defaults_for(config: NetworkConfig) -> Defaults:
     """What suits a base, told by its UNet's width: nothing as narrow as the embedded one draws 256 pixels."""
     return EMBEDDED if config.dim < 64 else FULL_SIZE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .models.config import UNetConfig
+from .models.config import NetworkConfig
 
 GIB = 2**30
 # Numbers that a training step keeps for its backward pass, for each latent cell of each frame and channel of the finest
@@ -108,7 +108,7 @@ class Choice:
     reason: str
 
 
-def choose_checkpointing(config: UNetConfig, cells: int, dtype: torch.dtype, trained: int, free: int) -> Choice:
+def choose_checkpointing(config: NetworkConfig, cells: int, dtype: torch.dtype, trained: int, free: int) -> Choice:
     """Gradient checkpointing for a training step, only where it does not fit without.
 
     cells: latent cells of all frames of a batch; trained: numbers that are trained; free: bytes.

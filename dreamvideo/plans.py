@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .defaults import Defaults, fitted
-from .models.config import UNetConfig
+from .models.config import NetworkConfig
 from .training.data import digest
 from .training.methods import TEXTUAL_INVERSION, Method, for_clips
 from .training.places import Run
@@ -57,7 +57,7 @@ class Plan:
 
 def subject_plan(
     defaults: Defaults,
-    config: UNetConfig,
+    config: NetworkConfig,
     row: Method,
     *,
     placeholder: str,
@@ -86,7 +86,7 @@ def subject_plan(
 
 def motion_plan(
     defaults: Defaults,
-    config: UNetConfig,
+    config: NetworkConfig,
     row: Method,
     clips: int,
     *,

@@ -19,9 +19,9 @@ from .encoders.prompts import unknown_placeholders
 from .encoders.protocols import Encoders, at_once, release
 from .files.unet import UNetFile
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
+from .models.network import VideoUNet
 from .models.regions import Region
 from .models.stack import AdapterStack
-from .models.unet import UNet
 from .safety.limits import LIMITS
 from .safety.sizes import check_divides
 from .safety.texts import quoted, shortened
@@ -89,7 +89,7 @@ def choose_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float16 if kind == "mps" else torch.float32
 
 
-def latent_size(unet: UNet | UNetFile, height: int, width: int) -> tuple[int, int]:
+def latent_size(unet: VideoUNet | UNetFile, height: int, width: int) -> tuple[int, int]:
     """Latent (h, w) of a video of height x width pixels. Raises ValueError, naming the nearest valid sizes."""
     check_divides("A video", width, height, LATENT_FACTOR * unet.config.stride)
     return height // LATENT_FACTOR, width // LATENT_FACTOR
@@ -135,7 +135,7 @@ def notes_on_motion(captions: Sequence[str], frames: int, known: Sequence[str] =
 
 @torch.no_grad()
 def sample_latents(
-    unet: UNet,
+    unet: VideoUNet,
     context_cond: Tensor,
     context_uncond: Tensor,
     noise: Tensor,
@@ -184,7 +184,11 @@ def _conditions(
 
 @torch.no_grad()
 def invert(
-    unet: UNet, context: Tensor, latents: Tensor, steps: int = 50, callback: Callable[[int, int], None] | None = None
+    unet: VideoUNet,
+    context: Tensor,
+    latents: Tensor,
+    steps: int = 50,
+    callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """The noise [B, 4, F, h, w] that would sample these latents on the base alone, given the empty prompt's context.
 
@@ -201,7 +205,7 @@ def invert(
 
 @torch.no_grad()
 def generate(
-    unet: UNet,
+    unet: VideoUNet,
     encoders: Encoders,
     settings: SamplingSettings,
     customization: Customization = NOTHING,
@@ -270,7 +274,7 @@ def _counted(call: Callable[[Tensor], Tensor], frames: Tensor, few: int, report:
 
 
 def _inverted(
-    unet: UNet,
+    unet: VideoUNet,
     encoders: Encoders,
     settings: SamplingSettings,
     clip: Tensor | None,

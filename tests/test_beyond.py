@@ -19,7 +19,7 @@ from dreamvideo.files.adapter_info import AdapterInfo, TrainedAdapter, check_fit
 from dreamvideo.files.adapters import load_adapter, save_adapter, save_trained
 from dreamvideo.files.foreign_adapters import save_authors_adapter
 from dreamvideo.models.adapters import Adapter, AdapterConfig
-from dreamvideo.models.blocks import Call
+from dreamvideo.models.call import Call
 from dreamvideo.models.config import UNetConfig, temporal_convolutions
 from dreamvideo.models.deltas import DeltaConfig, WeightDelta
 from dreamvideo.models.diffusion import against_a_frame, diffusion_loss

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamvideo.files.layouts import diffusers_name
-from dreamvideo.models.blocks import TransformerBlock, sinusoid
+from dreamvideo.models.blocks import TransformerBlock
+from dreamvideo.models.call import sinusoid
 from dreamvideo.models.config import UNetConfig, temporal_convolutions, transformer_sites
 from dreamvideo.models.unet import UNet
 
@@ -138,6 +139,9 @@ class OracleAdapters:
     def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         return x
 
+    def source(self, block: str, x: Tensor) -> Tensor:
+        return x
+
     def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
         return after
 
@@ -204,6 +208,9 @@ class Recorder:
 
     def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         self.entered.append((block, x.shape, size))
+        return x
+
+    def source(self, block: str, x: Tensor) -> Tensor:
         return x
 
     def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:

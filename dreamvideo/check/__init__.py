@@ -87,7 +87,7 @@ def check(
 
 def _kernels(session: Session) -> Iterable[Finding]:
     base = session.base
-    return attention_kernels(base.device, base.unet.dtype, base.unet.config.head_dim)
+    return attention_kernels(base.device, base.unet.dtype, base.unet.config.head_width)
 
 
 def _section(title: str, job: Job, ends: tuple[type[Exception], ...]) -> Section:

@@ -16,10 +16,10 @@ from ..encoders.protocols import Encoders
 from ..files.base import find_base
 from ..files.unet import load_unet
 from ..models.adapters import Adapter, AdapterConfig
-from ..models.blocks import Call
+from ..models.call import Call
+from ..models.families import build_network
 from ..models.layers import economical
 from ..models.stack import AdapterStack, StackEntry
-from ..models.unet import UNet
 from .measure import dtype_name
 from .networks import Session
 from .report import Finding
@@ -70,7 +70,7 @@ def base_block(session: Session) -> tuple[Tensor, Tensor]:
     embedding = torch.randn(1, config.embed_dim, generator=generator)
     context = torch.randn(1, 77, config.context_dim, generator=generator)
     with torch.device("meta"):
-        plain = UNet(config).eval().input_blocks[1]
+        plain = build_network(config).eval().input_blocks[1]
     own = unet.input_blocks[1]
     state = {name: tensor.detach().to(CPU, torch.float32) for name, tensor in own.state_dict().items()}
     plain.load_state_dict(state, assign=True)

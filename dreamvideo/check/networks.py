@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..defaults import FULL_SIZE, Defaults, defaults_for
 from ..encoders.protocols import Encoders
 from ..files.adapter_info import TrainedAdapter
-from ..models.config import UNetConfig
-from ..models.unet import UNet
+from ..models.config import NetworkConfig, UNetConfig
+from ..models.network import VideoUNet
 from ..nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ..sampling import LATENT_FACTOR
 from .measure import dtype_name, gib
@@ -32,7 +32,7 @@ class Handle(Protocol):
     """
 
     @property
-    def unet(self) -> UNet: ...
+    def unet(self) -> VideoUNet: ...
 
     @property
     def encoders(self) -> Encoders: ...
@@ -91,7 +91,7 @@ def describe(session: Session) -> Iterator[Finding]:
     """What the base is, and of every network where its tensors lie and whether they are numbers."""
     base = session.base
     config = base.unet.config
-    known = {UNetConfig(): "ModelScope 1.7B", EMBEDDED_CONFIG: "the embedded base"}
+    known: dict[NetworkConfig, str] = {UNetConfig(): "ModelScope 1.7B", EMBEDDED_CONFIG: "the embedded base"}
     size = f"{config.dim} channels, levels {config.dim_mult}, text of width {config.context_dim}"
     yield Finding("architecture", f"{known.get(config, 'another')}: {size}")
     files = getattr(base, "files", None)

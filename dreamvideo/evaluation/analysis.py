@@ -12,7 +12,7 @@ import torch
 
 from ..models.config import transformer_sites
 from ..models.deltas import WeightDelta
-from ..models.unet import UNet
+from ..models.network import VideoUNet
 
 CATEGORIES = ("cross-attention", "self-attention", "feed-forward", "other")
 
@@ -27,7 +27,7 @@ def category(name: str, temporal: bool) -> str:
 
 
 @torch.no_grad()
-def relative_changes(unet: UNet, delta: WeightDelta) -> dict[str, float]:
+def relative_changes(unet: VideoUNet, delta: WeightDelta) -> dict[str, float]:
     """Category -> mean of |delta| / |W| over its weights, both Euclidean norms; only categories that occur.
 
     Weights that are zero in the base have no relative change and are left out.

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..models.adapters import TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyConfig
-from ..models.config import UNetConfig, temporal_convolutions, transformer_sites
+from ..models.config import NetworkConfig, temporal_convolutions, transformer_sites
 from ..models.deltas import TEMPORAL_CONV, DeltaConfig, weight_shapes
+from ..models.families import config_from
 from ..safety.limits import LIMITS, json_object, line, parsed, real, short, whole
 
 FORMAT = "dreamvideo-adapter"
@@ -33,7 +34,7 @@ class AdapterInfo:
 
     kind: str
     adapter_config: AnyConfig | None = None
-    unet_config: UNetConfig | None = None
+    unet_config: NetworkConfig | None = None
     base_fingerprint: str = ""
     class_word: str = ""
     placeholder: str = ""
@@ -96,9 +97,9 @@ class AdapterInfo:
         for name, check in _CHECKS.items():
             if name in given and (value := parsed(given[name])) is not None:
                 values[name] = check(name, value)
-        for name, config in (("adapter_config", family), ("unet_config", UNetConfig)):
+        for name, read in (("adapter_config", family.from_dict), ("unet_config", config_from)):
             if name in given and (value := parsed(given[name])) is not None:
-                values[name] = config.from_dict(json_object(name, value))
+                values[name] = read(json_object(name, value))
         if not values.get("placeholder"):  # older files name one for motions, too, which learn nothing from it
             values["class_word"] = ""
         return cls(**values)
@@ -138,7 +139,7 @@ class TrainedAdapter:
 
 def check_fits(
     info: AdapterInfo,
-    unet_config: UNetConfig,
+    unet_config: NetworkConfig,
     fingerprint: str | None = None,
     *,
     kind: str | None = None,
@@ -167,7 +168,7 @@ def check_fits(
         )
 
 
-def places(info: AdapterInfo, unet_config: UNetConfig) -> dict[str, Any]:
+def places(info: AdapterInfo, unet_config: NetworkConfig) -> dict[str, Any]:
     """Where a file's tensors sit: transformer or convolution -> width, or weight -> shape."""
     config = info.adapter_config
     if isinstance(config, DeltaConfig):

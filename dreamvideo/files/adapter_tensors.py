@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models.adapters import AnyAdapter, build_adapter
-from ..models.config import UNetConfig
+from ..models.config import NetworkConfig
 from ..models.deltas import TEMPORAL_CONV
 from ..safety.limits import bare, line, short
 from .adapter_info import AdapterInfo, describe
@@ -91,7 +91,7 @@ def check_specs(tensors: Mapping[Any, Any], subject: str) -> None:
         raise ValueError(f"{subject}: {bare(str(key))} is {what}, not a tensor of weights.")
 
 
-def check_tokens(tokens: Mapping[str, TensorSpec], subject: str, unet_config: UNetConfig | None) -> None:
+def check_tokens(tokens: Mapping[str, TensorSpec], subject: str, unet_config: NetworkConfig | None) -> None:
     """Raise ValueError unless they are vectors [n, D] with names; D is what the UNet reads, where that is known."""
     for name, vectors in tokens.items():
         if not name.strip():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..models.adapters import AnyAdapter
-from ..models.config import UNetConfig
+from ..models.config import NetworkConfig, UNetConfig
 from ..safety.limits import bare, short
 from ..safety.paths import PathLike
 from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, TrainedAdapter
@@ -65,7 +65,7 @@ def _rounded(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[s
     return found if all(map(is_finite, found.values())) else dict(weights)  # too large for half precision
 
 
-def load_adapter(path: PathLike, unet_config: UNetConfig | None = None) -> TrainedAdapter:
+def load_adapter(path: PathLike, unet_config: NetworkConfig | None = None) -> TrainedAdapter:
     """Read one of our files, the authors' adapter (`.pth`), or a text embedding of any program, onto the CPU.
 
     Weights keep their dtype; 8-bit ones become float16, which holds them exactly. Text embeddings are the authors' and

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.adapters import ADAPTER_NAMES, AdapterConfig, AnyAdapter
-from ..models.config import UNetConfig
+from ..models.config import NetworkConfig
 from ..models.deltas import WeightDelta
 from ..safety.limits import LIMITS, short
 from ..safety.paths import atomic_path
@@ -118,7 +118,7 @@ def _as_rows(value: StoredTensor) -> StoredTensor:
     return StoredTensor((1, *value.shape), value.dtype, lambda: value.read()[None])
 
 
-def authors_adapter(path: Path, state: Mapping[str, Any], step: Any, unet_config: UNetConfig) -> TrainedAdapter:
+def authors_adapter(path: Path, state: Mapping[str, Any], step: Any, unet_config: NetworkConfig) -> TrainedAdapter:
     check_specs(state, f"{path.name}, an adapter of the authors' format, is unusable")
     steps = step if type(step) is int and 0 <= step <= LIMITS["steps"].most else None
     info = AdapterInfo(kind=_kind(path, state), unet_config=unet_config, steps=steps)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..safety.limits import LIMITS, MOST_CHANNELS, short, whole
-from .config import Stored, UNetConfig, temporal_convolutions, transformer_sites
+from .config import NetworkConfig, Stored, UNetConfig, temporal_convolutions, transformer_sites
 from .deltas import DeltaConfig, WeightDelta, attach
 from .over_time import ConvResidual, FrameVectors
 
@@ -155,7 +155,7 @@ class Adapter(nn.Module):
     def __init__(
         self,
         config: AdapterConfig,
-        unet_config: UNetConfig,
+        unet_config: NetworkConfig,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
@@ -210,7 +210,7 @@ AnyConfig = AdapterConfig | DeltaConfig
 AnyAdapter = Adapter | WeightDelta
 
 
-def narrowed(config: AnyConfig, unet_config: UNetConfig) -> AnyConfig:
+def narrowed(config: AnyConfig, unet_config: NetworkConfig) -> AnyConfig:
     """The config with widths and ranks that are given in numbers scaled to a base narrower than the full-size one."""
     share = min(1.0, unet_config.dim / UNetConfig().dim)
     numbers = {name: number for name in ("hidden", "conv_rank", "rank") if (number := getattr(config, name, None))}
@@ -219,7 +219,7 @@ def narrowed(config: AnyConfig, unet_config: UNetConfig) -> AnyConfig:
 
 def build_adapter(
     config: AnyConfig,
-    unet_config: UNetConfig,
+    unet_config: NetworkConfig,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,

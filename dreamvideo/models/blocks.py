@@ -1,85 +1,21 @@
-"""What the UNet is built of: residual blocks, attention, spatial and temporal transformers, temporal convolutions."""
+"""What the UNets are built of: residual blocks, attention, spatial and temporal transformers, temporal convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .config import UNetConfig
+from .call import Call, fold_frames, run, unfold_frames
+from .config import NetworkConfig, UNetConfig
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-
 TOKENS_IN_CACHE = 1024  # a CPU's; what a layer makes of more is written to main memory and read again
-
-
-class BoundAdapters(Protocol):
-    """Adapters ready for one forward. All must be pure: gradient checkpointing calls them again."""
-
-    def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """The residual stream that enters a temporal block: `x` plus what adapters tell it of its frames.
-
-        block: e.g. "input_blocks.1.2.transformer_blocks.0"; x [B, N, F, C] as for `add`.
-        """
-        ...
-
-    def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
-        """The residual stream behind a sublayer: `after` plus whatever adapters sit at `site`.
-
-        site: e.g. "input_blocks.1.1.transformer_blocks.0.attn2"; sublayers are attn1, attn2 and ff.
-        before: the stream entering the sublayer (not normalised); after: before + sublayer(norm(before)).
-        Both are [B, F, N, C], or [B, N, F, C] where `temporal`, with N = h*w of this level, row-major; size: (h, w).
-        """
-        ...
-
-    def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
-        """What a spatial block's cross-attention reads [B, F, N, C], where parts of the video read texts of their own.
-
-        text: what it read in the prompt; attend: what all of it would read in other text states [B, T, D].
-        """
-        ...
-
-    def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
-        """What leaves a temporal convolution: `after` plus whatever adapters sit at `site`.
-
-        site: e.g. "input_blocks.1.0.temopral_conv.conv1"; before: what the convolution takes, normalised and activated.
-        Both are [B, C, F, h, w].
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Call:
-    """What every layer may read during one forward."""
-
-    frames: int
-    embedding: Tensor  # [B, E], of the timestep
-    context: Tensor  # [B, T, D], one row a video
-    adapters: BoundAdapters | None
-    checkpointing: bool
-
-
-def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
-    """Timesteps [B] -> [B, dim], cosines first, float32 whatever the model's dtype: the phase is up to 999 rad."""
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    phase = torch.outer(timesteps.float(), torch.pow(10000, -steps / half))
-    return torch.cat([phase.cos(), phase.sin()], dim=1)
-
-
-def unfold_frames(x: Tensor, frames: int) -> Tensor:
-    return rearrange(x, "(b f) c h w -> b c f h w", f=frames)
-
-
-def fold_frames(x: Tensor) -> Tensor:
-    return rearrange(x, "b c f h w -> (b f) c h w")
 
 
 class TemporalConv(nn.Module):
@@ -115,7 +51,9 @@ class TemporalConv(nn.Module):
 
 
 class ResBlock(nn.Module):
-    def __init__(self, config: UNetConfig, channels: int, out_channels: int, ops, factory: dict) -> None:
+    """Two convolutions of every frame by itself, which learn of the timestep between them."""
+
+    def __init__(self, config: NetworkConfig, channels: int, out_channels: int, ops, factory: dict) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
             ops.GroupNorm(config.norm_groups, channels, **factory),
@@ -132,19 +70,33 @@ class ResBlock(nn.Module):
         self.skip_connection = (
             nn.Identity() if channels == out_channels else ops.Conv2d(channels, out_channels, 1, **factory)
         )
-        self.temopral_conv = TemporalConv(config, out_channels, ops, factory)
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         embedding = self.emb_layers(call.embedding).repeat_interleave(call.frames, dim=0)  # [B*F, C]
-        h = self.in_layers(x) + embedding[:, :, None, None]
-        return self.temopral_conv(self.skip_connection(x) + self.out_layers(h), call)
+        h = call.through(self.in_layers, x) + embedding[:, :, None, None]
+        return self.skip_connection(x) + call.through(self.out_layers, h)
 
 
-def in_pieces(layer: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """A layer that takes rows of tokens [S, L, C] independently of one another; on a CPU it takes a few at a time."""
+class VideoResBlock(ResBlock):
+    """A residual block with convolutions over time behind it."""
+
+    def __init__(self, config: UNetConfig, channels: int, out_channels: int, ops, factory: dict) -> None:
+        super().__init__(config, channels, out_channels, ops, factory)
+        self.temopral_conv = TemporalConv(config, out_channels, ops, factory)
+
+    def forward(self, x: Tensor, call: Call) -> Tensor:
+        return self.temopral_conv(super().forward(x, call), call)
+
+
+def in_pieces(layer: Callable[..., Tensor], rows: Tensor, *others: Tensor) -> Tensor:
+    """A layer that takes rows of tokens [S, L, C] independently of one another; on a CPU it takes a few at a time.
+
+    others: further things that it takes row by row, [S, ...].
+    """
     if rows.device.type != "cpu":
-        return layer(rows)
-    return torch.cat([layer(few) for few in rows.split(max(1, TOKENS_IN_CACHE // rows.shape[1]))])
+        return layer(rows, *others)
+    few = max(1, TOKENS_IN_CACHE // rows.shape[1])
+    return torch.cat([layer(*pieces) for pieces in zip(*(each.split(few) for each in (rows, *others)), strict=True)])
 
 
 class Attention(nn.Module):
@@ -160,13 +112,16 @@ class Attention(nn.Module):
         self.to_v = ops.Linear(source, width, bias=False, **factory)
         self.to_out = nn.Sequential(ops.Linear(width, width, **factory))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, source: Tensor | None = None) -> Tensor:
         """x [B, S, L, C] attends within its L tokens, or, all S*L of them as one row of queries, to context [B, T, D].
 
-        The second way projects the context of a video once instead of once a frame.
+        The second way projects the context of a video once instead of once a frame. source [B, S, T, C]: what takes the
+        place of the L tokens, row by row, where they are to attend to others.
         """
         if context is not None:
             return self._attend(x.flatten(1, 2), context).view_as(x)
+        if source is not None and source is not x:
+            return in_pieces(self._attend, x.flatten(0, 1), source.flatten(0, 1)).view_as(x)
         if x.shape[2] == 1:  # a softmax over one token is one, whatever queries and keys are
             return self.to_out(self.to_v(x))
         return in_pieces(lambda rows: self._attend(rows, rows), x.flatten(0, 1)).view_as(x)
@@ -222,10 +177,12 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], call: Call) -> Tensor:
         def adapted(sublayer: str, before: Tensor, residual: Tensor) -> Tensor:
-            after = before + residual
-            if call.adapters is None:
-                return after
-            return call.adapters.add(f"{self.site}.{sublayer}", before, after, size, temporal=self.temporal)
+            return call.adapted(self.site, sublayer, before, residual, size, temporal=self.temporal)
+
+        def attend(x: Tensor) -> Tensor:
+            if call.adapters is None or self.temporal:
+                return self.attn1(x)
+            return self.attn1(x, source=call.adapters.source(self.site, x))
 
         def read(x: Tensor) -> Tensor:
             text = self.attn2(x, call.context)
@@ -235,7 +192,7 @@ class TransformerBlock(nn.Module):
 
         if self.temporal and call.adapters is not None:
             x = call.adapters.enter(self.site, x, size)
-        x = adapted("attn1", x, self.attn1(self.norm1(x)))
+        x = adapted("attn1", x, attend(self.norm1(x)))
         x = adapted("attn2", x, self.attn2(self.norm2(x)) if self.temporal else read(self.norm2(x)))
         return adapted("ff", x, self.ff(self.norm3(x)))
 
@@ -243,24 +200,48 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Attention among the positions of one frame, and to the text."""
 
-    def __init__(self, config: UNetConfig, channels: int, attention: AttentionFunction, ops, factory: dict) -> None:
+    def __init__(
+        self, config: NetworkConfig, channels: int, heads: int, attention: AttentionFunction, ops, factory: dict
+    ) -> None:
         super().__init__()
-        heads = channels // config.head_dim
         self.norm = ops.GroupNorm(config.norm_groups, channels, eps=1e-6, **factory)
-        self.proj_in = ops.Linear(channels, channels, **factory)
+        self.proj_in = self._projection(channels, ops, factory)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(channels, heads, config.context_dim, attention, ops, factory)]
         )
-        self.proj_out = ops.Linear(channels, channels, **factory)
+        self.proj_out = self._projection(channels, ops, factory)
+
+    @staticmethod
+    def _projection(channels: int, ops, factory: dict) -> nn.Module:
+        return ops.Linear(channels, channels, **factory)
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         height, width = x.shape[-2:]
-        h = self.proj_in(rearrange(self.norm(x), "bf c h w -> bf (h w) c"))
+        h = self._into(self.norm(x))  # [B*F, N, C]
         h = rearrange(h, "(b f) n c -> b f n c", f=call.frames)
         for block in self.transformer_blocks:
             h = block(h, (height, width), call)
-        h = self.proj_out(rearrange(h, "b f n c -> (b f) n c"))
-        return x + rearrange(h, "bf (h w) c -> bf c h w", h=height)
+        return x + self._out_of(rearrange(h, "b f n c -> (b f) n c"), height)
+
+    def _into(self, x: Tensor) -> Tensor:
+        return self.proj_in(rearrange(x, "bf c h w -> bf (h w) c"))
+
+    def _out_of(self, h: Tensor, height: int) -> Tensor:
+        return rearrange(self.proj_out(h), "bf (h w) c -> bf c h w", h=height)
+
+
+class ConvolvedTransformer(SpatialTransformer):
+    """The same with convolutions of one position as projections, as Stable Diffusion 1 has them."""
+
+    @staticmethod
+    def _projection(channels: int, ops, factory: dict) -> nn.Module:
+        return ops.Conv2d(channels, channels, 1, **factory)
+
+    def _into(self, x: Tensor) -> Tensor:
+        return rearrange(self.proj_in(x), "bf c h w -> bf (h w) c")
+
+    def _out_of(self, h: Tensor, height: int) -> Tensor:
+        return self.proj_out(rearrange(h, "bf (h w) c -> bf c h w", h=height))
 
 
 class TemporalTransformer(nn.Module):
@@ -304,10 +285,6 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def run(layer: nn.Module, x: Tensor, call: Call) -> Tensor:
-    return cast(Tensor, checkpoint(layer, x, call, use_reentrant=False)) if call.checkpointing else layer(x, call)
 
 
 class Block(nn.ModuleList):

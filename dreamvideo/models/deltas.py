@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..safety.limits import MOST_CHANNELS, short, whole
-from .config import Stored, UNetConfig, transformer_sites
-from .unet import UNet
+from .config import NetworkConfig, Stored, transformer_sites
+from .families import build_network
+from .network import VideoUNet
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -62,7 +63,7 @@ class DeltaConfig(Stored):
 
 
 @functools.lru_cache(maxsize=8)
-def weight_shapes(unet_config: UNetConfig, groups: tuple[str, ...]) -> dict[str, torch.Size]:
+def weight_shapes(unet_config: NetworkConfig, groups: tuple[str, ...]) -> dict[str, torch.Size]:
     """Name -> shape of the UNet's weights that belong to any of the groups, in the order of its state dict."""
     temporal = tuple(f"{site.name}." for site in transformer_sites(unet_config) if site.kind == "temporal")
 
@@ -70,7 +71,7 @@ def weight_shapes(unet_config: UNetConfig, groups: tuple[str, ...]) -> dict[str,
         mixes_frames = TEMPORAL_CONV in name or name.startswith(temporal)
         return any(WEIGHT_GROUPS[group](name, mixes_frames) for group in groups)
 
-    state = UNet(unet_config, device="meta").state_dict()
+    state = build_network(unet_config, device="meta").state_dict()
     return {name: tensor.shape for name, tensor in state.items() if belongs(name)}
 
 
@@ -119,7 +120,7 @@ class WeightDelta(nn.Module):
     def __init__(
         self,
         config: DeltaConfig,
-        unet_config: UNetConfig,
+        unet_config: NetworkConfig,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
@@ -160,7 +161,7 @@ def attach(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(name, module)
 
 
-def merge(unet: UNet, deltas: list[tuple[WeightDelta, float]]) -> UNet:
+def merge(unet: VideoUNet, deltas: list[tuple[WeightDelta, float]]) -> VideoUNet:
     """The UNet with W + sum of strength * delta for its weights; everything else is shared with `unet`, not copied.
 
     Differentiable in the deltas. Sums are formed in float32 or better where the weight lies, and rounded once to the
@@ -179,7 +180,7 @@ def merge(unet: UNet, deltas: list[tuple[WeightDelta, float]]) -> UNet:
     return overlay(unet, {name: _sum(unet, name, terms) for name, terms in changes.items()})
 
 
-def _sum(unet: UNet, name: str, changes: list[tuple[Tensor, float]]) -> Tensor:
+def _sum(unet: VideoUNet, name: str, changes: list[tuple[Tensor, float]]) -> Tensor:
     """A weight of the UNet + sum of strength * change, in the UNet's dtype."""
     module, _, leaf = name.rpartition(".")
     try:

@@ -14,8 +14,8 @@ from torch import Tensor
 from .adapters import Adapter, AnyAdapter, Bottleneck
 from .config import level_of
 from .deltas import WeightDelta, merge
+from .network import VideoUNet
 from .regions import BoundRegions, Region, check_mask, mask_at
-from .unet import UNet
 
 LAST_TIMESTEP = 999  # the noisiest
 # How a mask [B, F, H, W] lies beside what it weighs: tokens of pictures or, True, of places over time; videos.
@@ -115,7 +115,7 @@ class AdapterStack:
         self.entries = tuple(entries)
         self.regions = tuple(regions)
         self.region_shares = torch.as_tensor(region_shares, dtype=torch.float32)
-        self._merged: tuple[Any, UNet] | None = None  # of what, and the result
+        self._merged: tuple[Any, VideoUNet] | None = None  # of what, and the result
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
         self.conditions: dict[Bottleneck, Tensor] = {}  # what the feature adds, kept from step to step of sampling
@@ -153,7 +153,7 @@ class AdapterStack:
         shares = self.region_shares.to(device=device)
         return AdapterStack(entries, feature, self.feature_strength.to(device=device), regions, shares)
 
-    def network(self, unet: UNet, timesteps: Tensor) -> UNet:
+    def network(self, unet: VideoUNet, timesteps: Tensor) -> VideoUNet:
         """The UNet with the weight deltas of this stack merged in; `unet` itself where there are none.
 
         Without gradients the merge is kept, so that the steps of a sampling share one as long as the factors stay.
@@ -221,7 +221,7 @@ class BoundStack:
         self.weights: dict[tuple[int, tuple[int, int], str], Tensor] = {}  # of each entry at each level, float32
 
     def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """`x` plus the frame vectors of all adapters at a temporal block; see `unet.BoundAdapters`."""
+        """`x` plus the frame vectors of all adapters at a temporal block; see `call.BoundAdapters`."""
         for index, (entry, factors) in enumerate(self.acting):
             adapter = entry.adapter
             if isinstance(adapter, WeightDelta) or (vectors := adapter.frame_vectors(block)) is None:
@@ -232,8 +232,12 @@ class BoundStack:
             x = x + weight.to(x) * vectors(x.shape[2]).to(x)
         return x
 
+    def source(self, block: str, x: Tensor) -> Tensor:
+        """What a spatial block's self-attention takes keys and values from; see `call.BoundAdapters`."""
+        return x
+
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
-        """`after` plus the residuals of all adapters at `site`; see `unet.BoundAdapters` for the shapes."""
+        """`after` plus the residuals of all adapters at `site`; see `call.BoundAdapters` for the shapes."""
         x = after
         for index, (entry, factors) in enumerate(self.acting):
             adapter = entry.adapter
@@ -247,11 +251,11 @@ class BoundStack:
         return x
 
     def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
-        """What cross-attention reads, place by place; see `unet.BoundAdapters`."""
+        """What cross-attention reads, place by place; see `call.BoundAdapters`."""
         return text if self.regions is None else self.regions.read(attend, text, size)
 
     def add_over_time(self, site: str, before: Tensor, after: Tensor) -> Tensor:
-        """`after` plus the residuals of all adapters at a temporal convolution; see `unet.BoundAdapters`."""
+        """`after` plus the residuals of all adapters at a temporal convolution; see `call.BoundAdapters`."""
         x = after
         for index, (entry, factors) in enumerate(self.acting):
             adapter = entry.adapter

@@ -8,50 +8,33 @@ owns none of them.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..safety.sizes import check_divides
 from .blocks import (
     AttentionFunction,
     Block,
-    BoundAdapters,
-    Call,
     Downsample,
-    ResBlock,
     SpatialTransformer,
     TemporalConv,
     TemporalTransformer,
     TransformerBlock,
     Upsample,
-    fold_frames,
-    run,
-    sinusoid,
-    unfold_frames,
+    VideoResBlock,
 )
+from .call import Call, run
 from .config import UNetConfig
-from .threads import threads_for
+from .network import VideoUNet, close_residuals
 
 
-class Adapters(Protocol):
-    def network(self, unet: UNet, timesteps: Tensor) -> UNet:
-        """Called once a forward with timesteps [B]: the UNet whose layers run, `unet` or one with other weights."""
-        ...
-
-    def bind(self, timesteps: Tensor, size: tuple[int, int]) -> BoundAdapters:
-        """Called once a forward with timesteps [B] and the latent size (h, w)."""
-        ...
-
-
-class UNet(nn.Module):
-    """Predicts the noise in video latents.
+class UNet(VideoUNet):
+    """ModelScope's.
 
     operations: namespace of the parametrised layers (Conv1d, Conv2d, Conv3d, Linear, GroupNorm, LayerNorm), each built
     with device= and dtype=. attention: function of q, k, v [batch, heads, length, head_dim], scaled by head_dim**-0.5.
-    gradient_checkpointing: attribute; recomputes each layer in the backward pass instead of keeping its activations.
     """
 
     def __init__(
@@ -65,14 +48,13 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
         ops, factory = operations, {"device": device, "dtype": dtype}
         dim, levels = config.dim, list(zip(config.channels, config.attention_levels, strict=True))
 
         def stage(channels_in: int, channels: int, attends: bool) -> Block:
-            block = Block([ResBlock(config, channels_in, channels, ops, factory)])
+            block = Block([VideoResBlock(config, channels_in, channels, ops, factory)])
             if attends:
-                block.append(SpatialTransformer(config, channels, attention, ops, factory))
+                block.append(SpatialTransformer(config, channels, channels // config.head_dim, attention, ops, factory))
                 block.append(
                     TemporalTransformer(config, channels, channels // config.head_dim, attention, ops, factory)
                 )
@@ -99,7 +81,7 @@ class UNet(nn.Module):
                 skips.append(width)
 
         self.middle_block = stage(width, width, attends=True)
-        self.middle_block.append(ResBlock(config, width, width, ops, factory))
+        self.middle_block.append(VideoResBlock(config, width, width, ops, factory))
 
         self.output_blocks = nn.ModuleList()
         for level, (channels, attends) in reversed(list(enumerate(levels))):
@@ -121,65 +103,22 @@ class UNet(nn.Module):
                 module.site = name
 
     def _zero_residuals(self) -> None:
-        """A new network starts with every residual branch, and its output, at zero."""
         layers: list[nn.Module] = [self.out[-1]]
         for module in self.modules():
-            if isinstance(module, ResBlock):
+            if isinstance(module, VideoResBlock):
                 layers += [module.out_layers[-1], module.temopral_conv.conv4[-1]]
             elif isinstance(module, SpatialTransformer | TemporalTransformer):
                 layers.append(module.proj_out)
-        for layer in layers:
-            for parameter in layer.parameters():
-                nn.init.zeros_(parameter)
+        close_residuals(layers)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights, which is what `x` should come in."""
-        return next(self.time_embed.parameters()).dtype
-
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None = None) -> Tensor:
-        """Noise in the latents x [B, C, F, h, w] at timesteps [B] (0..999), given text states context [B, T, D].
-
-        One context row a video. Returns [B, C, F, h, w] in x's dtype. Raises ValueError for shapes that do not fit.
-        """
-        self._check(x, timesteps, context)
-        with threads_for(self, x.device):
-            return self._predict(x, timesteps, context, adapters)
-
-    def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None) -> Tensor:
-        frames = x.shape[2]
-        timesteps = timesteps.to(x.device)
-        network = self if adapters is None else adapters.network(self, timesteps)
-        call = Call(
-            frames=frames,
-            embedding=network.time_embed(sinusoid(timesteps, self.config.dim).to(x.dtype)),  # [B, E]
-            context=context.to(x),
-            adapters=None if adapters is None else adapters.bind(timesteps, size=(x.shape[3], x.shape[4])),
-            checkpointing=self.gradient_checkpointing and torch.is_grad_enabled(),
-        )
-
-        first_conv, first_transformer = network.input_blocks[0].children()
-        h = run(first_transformer, first_conv(fold_frames(x)), call)  # [B*F, C, h, w]
+    def path(self, x: Tensor, call: Call) -> Tensor:
+        first_conv, first_transformer = self.input_blocks[0].children()
+        h = run(first_transformer, first_conv(x), call)  # [B*F, C, h, w]
         skips = [h]
-        for block in network.input_blocks[1:]:
+        for block in self.input_blocks[1:]:
             h = block(h, call)
             skips.append(h)
-        h = network.middle_block(h, call)
-        for block in network.output_blocks:
+        h = self.middle_block(h, call)
+        for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), call)
-        return unfold_frames(network.out(h), frames)
-
-    def _check(self, x: Tensor, timesteps: Tensor, context: Tensor) -> None:
-        config, stride = self.config, self.config.stride
-        if x.ndim != 5 or x.shape[1] != config.in_channels or 0 in x.shape:
-            raise ValueError(
-                f"The UNet takes latents of shape [B, {config.in_channels}, F, h, w], got {list(x.shape)}."
-            )
-        batch, height, width = x.shape[0], x.shape[3], x.shape[4]
-        check_divides("A latent", width, height, stride, "cells")
-        if timesteps.shape != (batch,):
-            raise ValueError(f"The UNet takes one timestep a video, [{batch}], got {list(timesteps.shape)}.")
-        if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != config.context_dim:
-            raise ValueError(
-                f"The UNet takes one text state a video, [{batch}, T, {config.context_dim}], got {list(context.shape)}."
-            )
+        return call.through(self.out, h)

@@ -25,8 +25,8 @@ from ..devices import choose_checkpointing, free_bytes
 from ..files.fingerprint import fingerprint
 from ..files.tensors import write_safetensors
 from ..models.diffusion import SCHEDULE, against_a_frame
+from ..models.network import VideoUNet
 from ..models.threads import threads_for
-from ..models.unet import UNet
 from .data import EMPTY_PROMPT, TrainingData, digest
 from .drawing import Batch, check_drawable, draw_batch, notes_on
 from .methods import Learner, Method
@@ -77,7 +77,7 @@ class TrainingResult:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def train(
-    unet: UNet,
+    unet: VideoUNet,
     data: TrainingData,
     method: Method,
     settings: TrainingSettings,
@@ -151,7 +151,7 @@ class _Run:
 
     def __init__(
         self,
-        unet: UNet,
+        unet: VideoUNet,
         data: TrainingData,
         method: Method,
         settings: TrainingSettings,
@@ -333,7 +333,7 @@ def _checkpoints(run: _Run, callbacks: Callbacks) -> bool:
 
 
 @contextmanager
-def _checkpointing(unet: UNet, on: bool) -> Iterator[None]:
+def _checkpointing(unet: VideoUNet, on: bool) -> Iterator[None]:
     before, unet.gradient_checkpointing = unet.gradient_checkpointing, on
     try:
         yield

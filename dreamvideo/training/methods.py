@@ -18,8 +18,8 @@ from ..encoders.protocols import TextEncoder
 from ..models.adapters import CONV_RESIDUAL, FRAME_VECTORS, AdapterConfig, AnyAdapter, AnyConfig
 from ..models.deltas import DeltaConfig
 from ..models.diffusion import SCHEDULE, diffusion_loss
+from ..models.network import Adapters
 from ..models.stack import AdapterStack, StackEntry
-from ..models.unet import Adapters
 
 LossFunction = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 """(prediction, noise, mask or None, normalize the mask's area) -> scalar; see `diffusion.diffusion_loss`."""

@@ -17,7 +17,7 @@ from ..encoders.protocols import TextEncoder
 from ..files.adapter_info import AdapterInfo, TrainedAdapter
 from ..files.fingerprint import fingerprint
 from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter, narrowed
-from ..models.unet import UNet
+from ..models.network import VideoUNet
 from ..safety.texts import quoted
 from .data import TrainingData, with_text
 from .loop import TrainingResult, train
@@ -38,7 +38,7 @@ RARE_WORD = "sks"  # what rows with a rare token call a subject by, before its c
 
 
 def train_textual_inversion(
-    unet: UNet,
+    unet: VideoUNet,
     text: TextEncoder,
     data: TrainingData,
     *,
@@ -58,7 +58,7 @@ def train_textual_inversion(
 
 
 def train_identity(
-    unet: UNet,
+    unet: VideoUNet,
     text: TextEncoder,
     data: TrainingData,
     *,
@@ -79,7 +79,7 @@ def train_identity(
 
 
 def train_motion(
-    unet: UNet,
+    unet: VideoUNet,
     text: TextEncoder,
     data: TrainingData,
     *,
@@ -101,7 +101,7 @@ def train_motion(
 
 
 def train_method(
-    unet: UNet,
+    unet: VideoUNet,
     text: TextEncoder,
     data: TrainingData,
     method: Method,
@@ -169,7 +169,7 @@ def _tokens(
     return {placeholder: rows[torch.arange(vectors) % len(rows)] if method.token == "learned" else rows}
 
 
-def _fresh(method: Method, unet: UNet, data: TrainingData, generator: torch.Generator) -> AnyAdapter | None:
+def _fresh(method: Method, unet: VideoUNet, data: TrainingData, generator: torch.Generator) -> AnyAdapter | None:
     """What a row trains beside its token, in float32 whatever the base's precision."""
     config = method.config
     if config is None:
@@ -180,7 +180,7 @@ def _fresh(method: Method, unet: UNet, data: TrainingData, generator: torch.Gene
     return build_adapter(config, unet.config, next(unet.parameters()).device, torch.float32, generator)
 
 
-def _absorber(unet: UNet, generator: torch.Generator) -> AnyAdapter:
+def _absorber(unet: VideoUNet, generator: torch.Generator) -> AnyAdapter:
     config = narrowed(ABSORBER, unet.config)
     return build_adapter(config, unet.config, next(unet.parameters()).device, torch.float32, generator)
 
@@ -206,7 +206,7 @@ def _learner(
 
 def _about(
     method: Method,
-    unet: UNet,
+    unet: VideoUNet,
     data: TrainingData,
     settings: TrainingSettings,
     placeholder: str,

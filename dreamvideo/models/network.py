@@ -1,0 +1,99 @@
+"""What all video UNets share: how they are called, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..safety.sizes import check_divides
+from .call import BoundAdapters, Call, fold_frames, sinusoid, unfold_frames
+from .config import NetworkConfig
+from .threads import threads_for
+
+
+class Adapters(Protocol):
+    def network(self, unet: VideoUNet, timesteps: Tensor) -> VideoUNet:
+        """Called once a forward with timesteps [B]: the UNet whose layers run, `unet` or one with other weights."""
+        ...
+
+    def bind(self, timesteps: Tensor, size: tuple[int, int]) -> BoundAdapters:
+        """Called once a forward with timesteps [B] and the latent size (h, w)."""
+        ...
+
+
+class VideoUNet(nn.Module):
+    """Predicts the noise in video latents.
+
+    gradient_checkpointing: recomputes each layer in the backward pass instead of keeping its activations.
+    """
+
+    config: NetworkConfig
+    time_embed: nn.Sequential
+    input_blocks: nn.ModuleList
+    gradient_checkpointing = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, which is what `x` should come in."""
+        return next(self.time_embed.parameters()).dtype
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None = None) -> Tensor:
+        """Noise in the latents x [B, C, F, h, w] at timesteps [B] (0..999), given text states context [B, T, D].
+
+        One context row a video. Returns [B, C, F, h, w] in x's dtype. Raises ValueError for shapes that do not fit.
+        """
+        self._check(x, timesteps, context)
+        with threads_for(self, x.device):
+            return self._predict(x, timesteps, context, adapters)
+
+    def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None) -> Tensor:
+        timesteps = timesteps.to(x.device)
+        network = self if adapters is None else adapters.network(self, timesteps)
+        call = Call(
+            frames=x.shape[2],
+            embedding=network.time_embed(sinusoid(timesteps, self.config.dim).to(x.dtype)),  # [B, E]
+            context=context.to(x),
+            adapters=None if adapters is None else adapters.bind(timesteps, size=(x.shape[3], x.shape[4])),
+            checkpointing=self.gradient_checkpointing and torch.is_grad_enabled(),
+            norm_across_frames=self.config.norm_across_frames,
+        )
+        return unfold_frames(network.path(fold_frames(x), call), call.frames)
+
+    def path(self, x: Tensor, call: Call) -> Tensor:
+        """The way of the data, frames folded into the batch: [B*F, C, h, w] -> [B*F, C, h, w]."""
+        raise NotImplementedError
+
+    def _check(self, x: Tensor, timesteps: Tensor, context: Tensor) -> None:
+        config, stride = self.config, self.config.stride
+        if x.ndim != 5 or x.shape[1] != config.in_channels or 0 in x.shape:
+            raise ValueError(
+                f"The UNet takes latents of shape [B, {config.in_channels}, F, h, w], got {list(x.shape)}."
+            )
+        batch, _, frames, height, width = x.shape
+        check_divides("A latent", width, height, stride, "cells")
+        check_frames(config, frames)
+        if timesteps.shape != (batch,):
+            raise ValueError(f"The UNet takes one timestep a video, [{batch}], got {list(timesteps.shape)}.")
+        if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != config.context_dim:
+            raise ValueError(
+                f"The UNet takes one text state a video, [{batch}, T, {config.context_dim}], got {list(context.shape)}."
+            )
+
+
+def check_frames(config: NetworkConfig, frames: int) -> None:
+    """Raise ValueError for a video that is longer than a network has positions for."""
+    most = config.most_frames
+    if most is not None and frames > most:
+        raise ValueError(
+            f"This motion module has positions for {most} frames and the video has {frames}: ask for {most} or fewer, "
+            "or take a motion module with more (AnimateDiff v2 and v3 have 32)."
+        )
+
+
+def close_residuals(layers: list[nn.Module]) -> None:
+    """A new network starts with every residual branch, and its output, at zero: these are their last layers."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
