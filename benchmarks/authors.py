@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dreamvideo.encoders.protocols import Encoders
+from dreamvideo.files.conversion import diffusers_config
 from dreamvideo.files.layouts import diffusers_name, diffusers_shape
-from dreamvideo.files.unet import diffusers_config
 from dreamvideo.models.adapters import Adapter, Bottleneck
 from dreamvideo.models.diffusion import SCHEDULE, diffusion_loss, offset_noise
 from dreamvideo.models.unet import UNet

@@ -23,7 +23,8 @@ from .encoders.parking import park
 from .encoders.protocols import Encoders
 from .files.base import BaseFiles, find_base
 from .files.fingerprint import fingerprint
-from .files.unet import UNetFile, build_unet, read_unet
+from .files.unet import build_unet, read_unet
+from .files.unet_file import UNetFile
 from .media.folders import PathLike, Say, quiet
 from .models.layers import economical
 from .models.network import VideoUNet
@@ -86,11 +87,14 @@ def look_at_base(
     unet: PathLike | None = None,
     clip: PathLike | None = None,
     vae: PathLike | None = None,
+    motion_module: PathLike | None = None,
 ) -> FoundBase:
     """What `open_base` would load, in a moment. Raises ValueError as it does, but for weights that are no numbers."""
-    embedded = not (folder or unet or clip or vae)
-    files = find_base(EMBEDDED_FOLDER if embedded else folder, unet=unet, clip=clip, vae=vae)
-    found = FoundBase(files, read_unet(files.file("unet")), open_encoders(files), embedded)
+    embedded = not (folder or unet or clip or vae or motion_module)
+    where = EMBEDDED_FOLDER if embedded else folder
+    files = find_base(where, unet=unet, clip=clip, vae=vae, motion_module=motion_module)
+    network = read_unet(files.file("unet"), motion_module=files.motion_module)
+    found = FoundBase(files, network, open_encoders(files), embedded)
     check_matches(found.unet.config, found.encoders)
     return found
 
@@ -101,6 +105,7 @@ def open_base(
     unet: PathLike | None = None,
     clip: PathLike | None = None,
     vae: PathLike | None = None,
+    motion_module: PathLike | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     encoder_dtype: torch.dtype | None = None,
@@ -109,6 +114,8 @@ def open_base(
     found: FoundBase | None = None,
 ) -> Base:
     """Load the base of a folder or of the files given (which go before the folder's); the embedded one without either.
+
+    motion_module: of an image base, whose UNet is a Stable Diffusion 1.5 checkpoint.
 
     device, dtype: of the UNet, by default what suits the machine. The encoders compute on the same device. Where UNet
     and encoders would crowd it they lie in main memory, and where they would crowd that, in their files until they are
@@ -120,7 +127,7 @@ def open_base(
     """
     device = choose_device() if device is None else _device(device)
     dtype = dtype or choose_dtype(device)
-    found = found or look_at_base(folder, unet=unet, clip=clip, vae=vae)
+    found = found or look_at_base(folder, unet=unet, clip=clip, vae=vae, motion_module=motion_module)
     if memory is not None:
         limit(device, memory)
     sizes = {name: part.parameters for name, part in found.encoders.parts.items()}
@@ -128,6 +135,8 @@ def open_base(
     say = quiet if found.embedded else say
     say(plan.reason)
     say(f"Loading the UNet ({file_and_size(found.unet.state)}) ...")
+    if found.unet.motion is not None:
+        say(f"Loading the motion module ({file_and_size(found.unet.motion.state)}) ...")
     network = build_unet(found.unet, device, dtype, economical(nn))
     encoders = _encoders(found.encoders, device, plan, say)
     parked, offloaded = plan.encoders == PARKED, plan.encoders == OFFLOADED

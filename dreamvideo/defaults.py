@@ -9,6 +9,7 @@ import torch
 
 from .models.adapters import CONV_RESIDUAL, FRAME_VECTORS, narrowed
 from .models.config import NetworkConfig
+from .models.image_config import ImageUNetConfig
 from .sampling import SamplingSettings
 from .training.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method, motion_method
 from .training.settings import TrainingSettings
@@ -18,7 +19,7 @@ STAGES = {"token": TEXTUAL_INVERSION, "identity": IDENTITY, "motion": MOTION}
 
 @dataclass(frozen=True)
 class Defaults:
-    """Size in pixels, length in frames, guidance, and what a stage's training changes of its method's settings.
+    """Size in pixels, length in frames, guidance and steps, and what a stage's training changes of a method's.
 
     rates: name of a row -> its learning rate against what `settings_for`'s rule gives, where another suits it better.
     part_rates: part of an adapter -> its learning rate against the rest's, where it is another than the row says.
@@ -30,6 +31,7 @@ class Defaults:
     frames: int = 32
     fps: float = 8.0
     guidance: float = 9.0
+    steps: int = 50
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     part_rates: dict[str, float] = field(default_factory=dict)
@@ -55,7 +57,7 @@ class Defaults:
 
     def sampling(self, prompt: str, **overrides: Any) -> SamplingSettings:
         """Sampling settings for a prompt; overrides of None are left out."""
-        own = {name: getattr(self, name) for name in ("height", "width", "frames", "fps", "guidance")}
+        own = {name: getattr(self, name) for name in ("height", "width", "frames", "fps", "guidance", "steps")}
         given = {name: value for name, value in overrides.items() if value is not None}
         return SamplingSettings(prompt, **{**own, **given})
 
@@ -87,6 +89,15 @@ EMBEDDED = Defaults(
 )
 
 
+# Stable Diffusion 1.5 with AnimateDiff's motion modules: 16 frames of 512 pixels; guidance and steps are those of the
+# authors' own prompts (configs/prompts/1_animate).
+IMAGE = Defaults(height=512, width=512, frames=16, guidance=8.0, steps=25, adapter_dtype=torch.float16)
+
+
 def defaults_for(config: NetworkConfig) -> Defaults:
-    """What suits a base, told by its UNet's width: nothing as narrow as the embedded one draws 256 pixels."""
-    return EMBEDDED if config.dim < 64 else FULL_SIZE
+    """What suits a base, told by its family and width: nothing as narrow as the embedded one draws 256 pixels."""
+    if config.dim < 64:
+        return replace(EMBEDDED, frames=min(EMBEDDED.frames, config.most_frames or EMBEDDED.frames))
+    if config.family == ImageUNetConfig.family:
+        return replace(IMAGE, frames=min(IMAGE.frames, config.most_frames or IMAGE.frames))
+    return FULL_SIZE

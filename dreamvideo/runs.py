@@ -25,6 +25,7 @@ from .media.folders import PathLike
 from .media.photographs import Photo
 from .media.writing import write_png
 from .models.diffusion import Callback
+from .models.network import check_frames
 from .plans import Plan, digest_of, motion_plan, subject_plan
 from .previews import preview_video, snapshot_sheet
 from .safety.paths import write_text
@@ -156,6 +157,7 @@ def train_motion(
     reports = reports or Reports()
     size = size or (base.defaults.height, base.defaults.width)
     frames, fps = frames or base.defaults.frames, fps or base.defaults.fps
+    check_frames(base.unet.config, frames)
     plan = motion_plan(
         base.defaults,
         base.unet.config,

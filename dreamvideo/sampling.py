@@ -17,9 +17,9 @@ from .customizing import NOTHING, Customization
 from .encoders.loading import check_matches
 from .encoders.prompts import unknown_placeholders
 from .encoders.protocols import Encoders, at_once, release
-from .files.unet import UNetFile
-from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise
-from .models.network import VideoUNet
+from .files.unet_file import UNetFile
+from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise, schedule_for
+from .models.network import VideoUNet, check_frames
 from .models.regions import Region
 from .models.stack import AdapterStack
 from .safety.limits import LIMITS
@@ -168,7 +168,7 @@ def sample_latents(
         noise_of = unet(doubled, timesteps, context, adapters=stack).float().chunk(len(halves))
         return noise_of[0] + guidance * (noise_of[-1] - noise_of[0])
 
-    return ddim_sample(predict, noise.to(device, torch.float32), steps, callback=callback)
+    return ddim_sample(predict, noise.to(device, torch.float32), steps, schedule_for(unet.config), callback)
 
 
 def _conditions(
@@ -200,7 +200,7 @@ def invert(
         timesteps = torch.full((len(x),), t, device=device)
         return unet(x.to(unet.dtype), timesteps, context.expand(len(x), -1, -1)).float()
 
-    return ddim_invert(predict, latents.to(device, torch.float32), steps, callback=callback)
+    return ddim_invert(predict, latents.to(device, torch.float32), steps, schedule_for(unet.config), callback)
 
 
 @torch.no_grad()
@@ -224,6 +224,7 @@ def generate(
     misshapen prior clip.
     """
     check_matches(unet.config, encoders.text)
+    check_frames(unet.config, settings.frames)
     shape = (1, unet.config.in_channels, settings.frames, *latent_size(unet, settings.height, settings.width))
     check_prompts(settings, customization)
     prompts = [settings.prompt, settings.negative_prompt, *(region.prompt for region in customization.regions)]

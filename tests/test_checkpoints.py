@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreamvideo.files import dtypes
+from dreamvideo.files.conversion import convert
 from dreamvideo.files.fingerprint import fingerprint, same_base
 from dreamvideo.files.layouts import diffusers_name, diffusers_shape, infer_config, original_shapes
 from dreamvideo.files.tensors import CheckpointError
-from dreamvideo.files.unet import convert, load_unet, read_unet
+from dreamvideo.files.unet import load_unet, read_unet
 from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.unet import UNet
 
@@ -98,7 +99,7 @@ def test_full_size_counts():
 def test_diffusers_names_and_shapes_are_those_of_diffusers(config):
     from diffusers import UNet3DConditionModel
 
-    from dreamvideo.files.unet import diffusers_config
+    from dreamvideo.files.conversion import diffusers_config
 
     with torch.device("meta"):
         model = UNet3DConditionModel(**{k: v for k, v in diffusers_config(config).items() if k != "_class_name"})
@@ -235,7 +236,8 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import torch
-from dreamvideo.files.unet import convert, load_unet
+from dreamvideo.files.conversion import convert
+from dreamvideo.files.unet import load_unet
 
 def resident(key):
     with open("/proc/self/status") as lines:
@@ -431,7 +433,7 @@ STRANGERS = {
     "HiGen": lambda s: s | zeros("asim_embedding.0.weight"),
     "VideoComposer": lambda s: s | zeros("depth_embedding.0.weight", "local_image_embedding.0.weight"),
     "8 input channels": lambda s: s | {"input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3)},
-    "Stable Diffusion image": lambda s: {n: v for n, v in s.items() if "temopral" not in n and ".2.trans" not in n},
+    "Stable Diffusion 2": lambda s: {n: v for n, v in s.items() if "temopral" not in n and ".2.trans" not in n},
     "Stable Video Diffusion": lambda s: zeros("input_blocks.1.0.time_stack.in_layers.0.weight"),
     "AnimateDiff": lambda s: zeros("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"),
     "DreamVideo adapter": lambda s: zeros("input_blocks.1.1.transformer_blocks.0.cross_attn_adapter.up_linear.bias"),
@@ -460,7 +462,7 @@ def test_diffusers_lookalikes_are_refused_by_name(tmp_path, state):
     with pytest.raises(CheckpointError, match="I2VGen-XL"):
         read_unet(save(tmp_path / "x.pth", state | zeros("image_latents_proj_in.0.weight")))
     flat = {name: value for name, value in state.items() if "temp_" not in name and "transformer_in" not in name}
-    with pytest.raises(CheckpointError, match="Stable Diffusion image"):
+    with pytest.raises(CheckpointError, match="Stable Diffusion 2"):
         read_unet(save(tmp_path / "y.pth", flat))
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dreamvideo.files.base import describe, find_base, inspect
+from dreamvideo.files.base import find_base
 from dreamvideo.files.encoders import open_clip_file, read_clip, read_vae
+from dreamvideo.files.inspection import describe, inspect
 from dreamvideo.files.tensors import CheckpointError
 from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.unet import UNet

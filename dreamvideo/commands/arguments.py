@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..base import EMBEDDED_FOLDER
-from ..files.unet import LAYOUTS
+from ..files.conversion import LAYOUTS
 from ..safety.limits import LIMITS, Limits
 from ..safety.texts import SHOWN
 from ..sampling import SamplingSettings
@@ -204,10 +204,14 @@ def _inspect(parser: Parser) -> None:
 
 
 def _convert(parser: Parser) -> None:
-    parser.add_argument("source", type=Path, metavar="SRC", help="a UNet, a base's folder, or an adapter")
+    parser.add_argument(
+        "source", type=Path, metavar="SRC", help="a UNet, a motion module, a base's folder, or an adapter"
+    )
     parser.add_argument("target", type=Path, metavar="DST", help="its suffix chooses the format")
     parser.add_argument("--layout", choices=LAYOUTS, help="of a UNet (default: original)")
     parser.add_argument("--dtype", choices=DTYPES, help="of a UNet (default: the source's)")
+    lora = "AnimateDiff's motion LoRA for a motion module, or its domain adapter for a UNet, to merge; several times"
+    _option(parser, "--lora", "FILE", lora, Path, action=Several, default=[])
 
 
 def _check(parser: Parser) -> None:
@@ -273,10 +277,12 @@ def _nano_evaluate(parser: Parser) -> None:
 
 
 def _base(parser: Parser) -> None:
-    group = parser.add_argument_group("base", "Without any of the first four, the embedded base.")
+    group = parser.add_argument_group("base", "Without any of the first five, the embedded base.")
     _option(group, "--base", "DIR", "folder with the UNet, the CLIP and the VAE of a base", Path)
     for name in ("UNet", "CLIP", "VAE"):
         _option(group, f"--{name.lower()}", "FILE", f"the {name} alone; goes before that of --base", Path)
+    motion = "AnimateDiff's, where the UNet is a Stable Diffusion 1.5 checkpoint"
+    _option(group, "--motion-module", "FILE", motion, Path)
     _option(group, "--device", "NAME", "cuda, mps or cpu (default: the fastest there is)")
     memory = "that this program may take there; less is slower (default: what is free)"
     add_option(group, "memory", memory)

@@ -40,6 +40,7 @@ def open_for(args: Namespace, terminal: Terminal, found: FoundBase | None = None
         unet=args.unet,
         clip=args.clip,
         vae=args.vae,
+        motion_module=args.motion_module,
         device=args.device,
         dtype=DTYPES[args.dtype] if args.dtype else None,
         encoder_dtype=DTYPES[args.encoder_dtype] if args.encoder_dtype else None,
@@ -114,13 +115,15 @@ def base_files(args: Namespace) -> Iterator[Path]:
     parts = {part: getattr(args, part) for part in PARTS}
     if args.base or any(parts.values()):
         files = find_base(args.base, **parts, partial=True)
-        yield from filter(None, (getattr(files, part) for part in PARTS))
+        yield from files.present.values()
 
 
 def base_options(args: Namespace) -> list[str]:
     """The arguments that named the base, as another command takes them."""
     names = ("base", *PARTS)
-    return [text for name in names if (path := getattr(args, name)) for text in (f"--{name}", str(path))]
+    return [
+        text for name in names if (path := getattr(args, name)) for text in (f"--{name.replace('_', '-')}", str(path))
+    ]
 
 
 def media_files(paths: Iterable[str | Path | None]) -> Iterator[Path]:

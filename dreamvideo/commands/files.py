@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..defaults import defaults_for
-from ..files import base as checkpoints
 from ..files.adapter_info import TrainedAdapter
 from ..files.adapters import load_adapter, save_trained
+from ..files.base import find_base
+from ..files.conversion import convert as convert_network
 from ..files.foreign_adapters import save_authors_adapter, save_authors_embedding
+from ..files.inspection import describe
+from ..files.inspection import inspect as inspect_file
 from ..files.tensors import CheckpointError
-from ..files.unet import convert as convert_unet
-from ..files.unet import read_unet
 from ..safety.locks import reserved
 from ..safety.paths import keep_apart
 from ..sampling import LATENT_FACTOR
@@ -37,8 +38,8 @@ def inspect(args: Namespace, terminal: Terminal) -> None:
             [f"DreamVideo {loaded.info}", *(f"  {name:<13} {_indented(fact)}" for name, fact in facts.items())]
         )
     else:
-        facts = checkpoints.inspect(args.path)
-        text = checkpoints.describe(facts)
+        facts = inspect_file(args.path)
+        text = describe(facts)
     terminal.say(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else text)
 
 
@@ -47,12 +48,15 @@ def convert(args: Namespace, terminal: Terminal) -> None:
     if loaded is None:
         source = args.source
         if source.is_dir():
-            source = checkpoints.find_base(source, partial=True).unet or source
+            source = find_base(source, partial=True).unet or source
         dtype = DTYPES[args.dtype] if args.dtype else None
-        side = defaults_for(read_unet(source).config).height // LATENT_FACTOR
-        written = [convert_unet(source, args.target, args.layout or "original", dtype, sample_size=side)]
-    elif args.layout or args.dtype:
-        raise ValueError(f"--layout and --dtype are for UNets, and {args.source} is of another kind: {loaded.info}.")
+        size = lambda config: defaults_for(config).height // LATENT_FACTOR  # noqa: E731
+        layout = args.layout or "original"
+        written = [convert_network(source, args.target, layout, dtype, sample_size=size, loras=args.lora)]
+    elif args.layout or args.dtype or args.lora:
+        raise ValueError(
+            f"--layout, --dtype and --lora are for UNets, and {args.source} is of another kind: {loaded.info}."
+        )
     else:
         written = _convert_adapter(loaded, args.source, args.target)
     terminal.say(f"Wrote {' and '.join(map(str, written))}")

@@ -15,7 +15,7 @@ from ..customizing import Customization, customize
 from ..files.adapter_info import check_fits
 from ..files.adapters import load_adapter
 from ..files.fingerprint import fingerprint, same_base
-from ..files.unet import UNetFile
+from ..files.unet_file import UNetFile
 from ..media.clips import read_clip
 from ..media.frame_folders import check_frames_writable, write_frames
 from ..media.photographs import load_image

@@ -31,10 +31,13 @@ class OpenClipText:
     the tower's weights where they ask for them.
     """
 
+    pad = PAD  # behind the end
+    least_blocks = 2
+
     def __init__(self, clip: nn.Module):
         self.clip: Any = clip  # torch knows no types of a module's parts
-        layers = len(self.clip.transformer.resblocks)
-        if layers < 2:
+        layers = len(self._layers())
+        if layers < self.least_blocks:
             raise ValueError(f"A text tower needs at least 2 blocks to have a penultimate one; this one has {layers}.")
         self._warned: set[str] = set()
 
@@ -76,7 +79,7 @@ class OpenClipText:
         slots: list[tuple[str, int]] = [("", 0)]
         weights = [1.0]
         for piece, learned, weight in pieces:
-            found = [PAD] * counts[piece] if learned else clip_tokenizer().encode(piece)
+            found = [self.pad] * counts[piece] if learned else clip_tokenizer().encode(piece)
             ids += found
             slots += [(piece, row) if learned else ("", 0) for row in range(len(found))]
             weights += [weight] * len(found)
@@ -86,7 +89,7 @@ class OpenClipText:
         slots = [*slots[: length - 1], ("", 0)]
         weights = [*weights[: length - 1], 1.0]
         missing = length - len(ids)
-        return ids + [PAD] * missing, slots + [("", 0)] * missing, weights + [1.0] * missing
+        return ids + [self.pad] * missing, slots + [("", 0)] * missing, weights + [1.0] * missing
 
     def _tell_if_cut(self, prompt: str, ids: Sequence[int], slots: Sequence[tuple[str, int]], end: int) -> None:
         if len(ids) > end:
@@ -130,6 +133,9 @@ class OpenClipText:
                 f"{self.width}: it was learned on another base."
             )
         return rows
+
+    def _layers(self) -> Any:
+        return self.clip.transformer.resblocks
 
     def _blocks(self, x: Tensor) -> Tensor:
         transformer, mask = self.clip.transformer, self.clip.attn_mask

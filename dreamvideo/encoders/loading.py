@@ -3,60 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..files.base import BaseFiles
 from ..files.encoders import stored_clip, stored_vae
 from ..files.fingerprint import weights_digest
 from ..files.tensors import StateDict
+from ..files.text_encoders import stored_text
 from .autoencoder import KLAutoencoder, build_vae, hollow_vae
 from .clip import OpenClipImage, OpenClipText, build_clip, hollow_clip
+from .clip_text import ClipText, build_text, hollow_text
 from .offloading import Offloaded
-from .protocols import Encoders, TextEncoder
+from .protocols import Encoders, ImageEncoder, NoImages, TextEncoder
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class StoredEncoders:
-    """The encoders of a base in their files: looked at, and no tensor of them read yet."""
+    """The encoders of a base in their files: looked at, and no tensor of them read yet.
 
-    clip: StateDict
+    clip: open_clip's two towers, None where there are none. text: a text tower of its own, which goes before theirs.
+    """
+
+    clip: StateDict | None
     clip_config: dict[str, Any]
     vae: StateDict
     vae_config: dict[str, Any]
+    text: StateDict | None = None
+    text_config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
         """Of the text states."""
+        if self.text is not None:
+            return self.text_config["width"]
+        assert self.clip is not None
         return self.clip.shapes["token_embedding.weight"][1]
 
     @property
     def parts(self) -> dict[str, StateDict]:
-        """Text encoder, image encoder and autoencoder."""
+        """Text encoder, image encoder, where there is one, and autoencoder."""
         towers: dict[bool, list[str]] = {False: [], True: []}
-        for name in self.clip:
+        for name in self.clip or ():
             towers[name.startswith("visual.")].append(name)
-        return {
-            "text encoder": self.clip.only(towers[False]),
-            "image encoder": self.clip.only(towers[True]),
-            "autoencoder": self.vae,
-        }
+        found = {"autoencoder": self.vae}
+        if self.clip is not None:
+            found = {
+                "text encoder": self.clip.only(towers[False]),
+                "image encoder": self.clip.only(towers[True]),
+                **found,
+            }
+        return {**found, "text encoder": self.text} if self.text is not None else found
 
     def fingerprint(self, device: torch.device | str, dtype: torch.dtype) -> str:
         """Names these weights and how they compute: with equal ones a picture is encoded alike."""
-        weights = weights_digest(self.clip, self.vae)
+        weights = weights_digest(*filter(None, (self.clip, self.vae, self.text)))
         return f"{weights}-{torch.device(device).type}-{str(dtype).removeprefix('torch.')}-{torch.__version__}"
 
 
 def open_encoders(base: BaseFiles) -> StoredEncoders:
     """The encoders of a base, not yet read. ValueError if the base lacks a part or a file is unusable."""
-    clip_file, vae_file = base.file("clip"), base.file("vae")
-    (clip, clip_config), (vae, vae_config) = stored_clip(clip_file), stored_vae(vae_file)
-    return StoredEncoders(clip, clip_config, vae, vae_config)
+    clip_file = base.file("clip") if base.text is None else base.clip
+    vae_file = base.file("vae")
+    text = None if base.text is None else stored_text(base.text)
+    clip = None if clip_file is None else stored_clip(clip_file)
+    vae = stored_vae(vae_file)
+    return StoredEncoders(*(clip or (None, {})), *vae, *(text or (None, {})))
 
 
 def read_encoders(
@@ -66,24 +83,49 @@ def read_encoders(
     say: Say = lambda text: None,
 ) -> Encoders:
     """The text encoder, image encoder and autoencoder, frozen; `say` hears what is read."""
-    say(f"Loading the text and image encoder ({file_and_size(stored.clip)}) ...")
-    clip = build_clip(dict(stored.clip.stream(device, dtype)), stored.clip_config, device, dtype)
+    clip = tower = None
+    if stored.clip is not None:
+        say(f"Loading the text and image encoder ({file_and_size(stored.clip)}) ...")
+        clip = build_clip(dict(stored.clip.stream(device, dtype)), stored.clip_config, device, dtype)
+    if stored.text is not None:
+        say(f"Loading the text encoder ({file_and_size(stored.text)}) ...")
+        tower = build_text(dict(stored.text.stream(device, dtype)), stored.text_config, device, dtype)
     say(f"Loading the autoencoder ({file_and_size(stored.vae)}) ...")
     vae = build_vae(dict(stored.vae.stream(device, dtype)), stored.vae_config, device, dtype)
-    named = stored.fingerprint(device, dtype)
-    return Encoders(OpenClipText(clip), OpenClipImage(clip), KLAutoencoder(vae), named)
+    return Encoders(*_faces(clip, tower), KLAutoencoder(vae), stored.fingerprint(device, dtype))
+
+
+def _faces(clip: nn.Module | None, tower: nn.Module | None) -> tuple[TextEncoder, ImageEncoder]:
+    """Text and image encoder of open_clip's towers and of a text tower by itself, one of which there is."""
+    image = NoImages() if clip is None else OpenClipImage(clip)
+    if tower is not None:
+        return ClipText(tower), image
+    assert clip is not None
+    return OpenClipText(clip), image
 
 
 def offload_encoders(stored: StoredEncoders, dtype=torch.float32, say: Say = lambda text: None) -> Encoders:
     """The same on the CPU, whose weights stay in their files but while they are needed: see `Offloaded`."""
-    clip, vae = hollow_clip(stored.clip_config, dtype), hollow_vae(stored.vae_config, dtype)
-    encoders = (OpenClipText(clip), clip), (OpenClipImage(clip), clip), (KLAutoencoder(vae), vae)
-    found: list[Any] = []
-    for (encoder, module), (what, part) in zip(encoders, stored.parts.items(), strict=True):
+    clip = None if stored.clip is None else hollow_clip(stored.clip_config, dtype)
+    tower = None if stored.text is None else hollow_text(stored.text_config, dtype)
+    vae = hollow_vae(stored.vae_config, dtype)
+    text, image = _faces(clip, tower)
+    found: dict[str, tuple[Any, nn.Module | None]] = {
+        "text encoder": (text, tower or clip),
+        "image encoder": (image, clip),
+        "autoencoder": (KLAutoencoder(vae), vae),
+    }
+
+    def offloaded(what: str) -> Any:
+        encoder, module = found[what]
+        if module is None:
+            return encoder
+        part = stored.parts[what]
         told = f"Loading the {what} ({file_and_size(part)}) ..."
-        found.append(Offloaded(encoder, module, part, dtype, lambda told=told: say(told)))
-    text, image, autoencoder = found
-    return Encoders(text, image, autoencoder, stored.fingerprint("cpu", dtype))
+        return Offloaded(encoder, module, part, dtype, lambda: say(told))
+
+    parts = {name: offloaded(what) for name, what in zip(("text", "image", "vae"), found, strict=True)}
+    return Encoders(**parts, fingerprint=stored.fingerprint("cpu", dtype))
 
 
 def load_encoders(base: BaseFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Encoders:
@@ -103,5 +145,5 @@ def check_matches(unet_config, text: TextEncoder | StoredEncoders) -> None:
     if text.width != unet_config.context_dim:
         raise ValueError(
             f"The UNet reads text states of width {unet_config.context_dim} and this text encoder gives {text.width}: "
-            "use the CLIP file that belongs to the base (OpenCLIP ViT-H-14 for ModelScope)."
+            "use the one of the base (OpenCLIP ViT-H-14 for ModelScope, CLIP ViT-L for Stable Diffusion 1.5)."
         )

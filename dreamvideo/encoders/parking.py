@@ -65,8 +65,9 @@ def _slice(x: Tensor, factor: int) -> int:
 def park(encoders: Encoders, device: torch.device) -> Encoders:
     """The same encoders (of `encoders.load_encoders`, on the CPU), each visiting `device` when it is called."""
     clip, vae = networks_of(encoders)
+    seen = getattr(encoders.image, "clip", None)  # the same CLIP, another one, or none at all
     text: Any = Parked(encoders.text, lambda: _of(clip, visual=False), device)
-    image: Any = Parked(encoders.image, lambda: _of(clip, visual=True), device)
+    image: Any = encoders.image if seen is None else Parked(encoders.image, lambda: _of(seen, visual=True), device)
     autoencoder = ParkedAutoencoder(encoders.vae, lambda: [*vae.parameters(), *vae.buffers()], device)
     return Encoders(text, image, autoencoder)
 

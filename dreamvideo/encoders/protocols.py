@@ -51,6 +51,18 @@ class ImageEncoder(Protocol):
         ...
 
 
+class NoImages:
+    """In the place of an image encoder, where a base has none: motions are then learned without appearance guidance."""
+
+    width = 0
+
+    def encode(self, images: Tensor) -> Tensor:
+        raise ValueError(
+            "This base has no image encoder, so no image guides: give one besides (--clip with "
+            "open_clip_pytorch_model.bin), or leave appearance guidance out."
+        )
+
+
 @dataclass(frozen=True)
 class Moments:
     """Mean and standard deviation of scaled latents, each [N, 4, H/8, W/8]."""
@@ -78,7 +90,7 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class Encoders:
-    """The three encoders of a base.
+    """The three encoders of a base; an image base may lack the one for images, see `NoImages`.
 
     fingerprint: names their weights, device and precision, for what is cached of their results; "" where unknown.
     """

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ..models.adapters import TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyConfig
-from ..models.config import NetworkConfig, temporal_convolutions, transformer_sites
+from ..models.config import NetworkConfig, UNetConfig, temporal_convolutions, transformer_sites
 from ..models.deltas import TEMPORAL_CONV, DeltaConfig, weight_shapes
 from ..models.families import config_from
+from ..models.image_config import ImageUNetConfig
 from ..safety.limits import LIMITS, json_object, line, parsed, real, short, whole
 
 FORMAT = "dreamvideo-adapter"
-FORMAT_VERSION = 2  # the newest that is read; a file has the oldest that holds what is in it
+FORMAT_VERSION = 3  # the newest that is read; a file has the oldest that holds what is in it
+BASES = {UNetConfig.family: "a ModelScope text-to-video UNet", ImageUNetConfig.family: "a Stable Diffusion image UNet"}
 MOST_RUN = 200_000  # characters of a run file that an adapter tells
 KINDS = (*TRANSFORMER_KINDS, DeltaConfig.kind, "token")
 
@@ -54,7 +56,9 @@ class AdapterInfo:
 
     @property
     def format_version(self) -> int:
-        """Which version of the format holds it: frame vectors and residuals of convolutions came with the second."""
+        """Which version holds it: the second brought frame vectors and residuals, the third image bases."""
+        if self.unet_config is not None and self.unet_config.family != UNetConfig.family:
+            return 3
         return self.adapter_config.format_version if isinstance(self.adapter_config, AdapterConfig) else 1
 
     def to_metadata(self) -> dict[str, str]:
@@ -71,7 +75,7 @@ class AdapterInfo:
         """What model managers show of a file (Stability AI's ModelSpec); no date: same weights, same bytes."""
         told = {
             "sai_model_spec": "1.0.1",
-            "architecture": f"modelscope-text-to-video/dreamvideo-{self.kind}",
+            "architecture": f"{self._base_model}/dreamvideo-{self.kind}",
             "implementation": "https://github.com/dreamvideo/dreamvideo",
             "title": self.placeholder or self.class_word or f"DreamVideo {self.kind}",
             "description": str(self),
@@ -80,6 +84,11 @@ class AdapterInfo:
         if "width" in self.extra and "height" in self.extra:
             told["resolution"] = f"{self.extra['width']}x{self.extra['height']}"
         return {f"modelspec.{name}": text for name, text in told.items() if text}
+
+    @property
+    def _base_model(self) -> str:
+        image = self.unet_config is not None and self.unet_config.family != UNetConfig.family
+        return "stable-diffusion-v1" if image else "modelscope-text-to-video"
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> AdapterInfo:
@@ -153,6 +162,11 @@ def check_fits(
     if kind is not None and info.kind != kind:
         raise ValueError(f"This file is of kind {info.kind} ({info}), but one of kind {kind} is wanted here.")
     theirs = info.unet_config
+    if theirs is not None and theirs.family != unet_config.family:
+        raise ValueError(
+            f"This {info} is for another kind of base: it was made for {BASES[theirs.family]} and this is "
+            f"{BASES[unet_config.family]}; load the base it was trained on, or train it again on this one."
+        )
     if theirs is not None and theirs.context_dim != unet_config.context_dim:
         raise ValueError(
             f"This {info} is for another base: it was made for text states of width {theirs.context_dim}, "

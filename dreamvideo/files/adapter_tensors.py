@@ -19,7 +19,8 @@ from .pickle_machine import Unusable
 from .pickles import StoredTensor, TensorSpec
 
 ADAPTER_KEY = re.compile(
-    r"(?P<site>(?:(?:input|output)_blocks\.\d+|middle_block)\.\d+)\.transformer_blocks\.0"
+    r"(?P<site>(?:(?:input|output)_blocks\.\d+|middle_block)\.\d+|motion\.[\w.]+\.temporal_transformer)"
+    r"\.transformer_blocks\.0"
     r"\.(?P<name>attn|cross_attn|ff)_adapter\.(?P<linear>down|up|condition)_linear\.(?:weight|bias)"
 )
 

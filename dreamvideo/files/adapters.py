@@ -87,7 +87,8 @@ def load_adapter(path: PathLike, unet_config: NetworkConfig | None = None) -> Tr
     if not file.tensors:
         raise CheckpointError(f"{path.name} is no adapter: it holds no tensors.")
     if isinstance(state, Mapping) and state and all(isinstance(k, str) and ADAPTER_KEY.fullmatch(k) for k in state):
-        return authors_adapter(path, state, file.contents.get("step"), unet_config or UNetConfig())
+        made_for = unet_config if isinstance(unet_config, UNetConfig) else UNetConfig()
+        return authors_adapter(path, state, file.contents.get("step"), made_for)
     raise CheckpointError(f"{path.name} is no adapter: it holds {name_foreign(state)}.")
 
 

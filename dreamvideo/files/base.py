@@ -1,24 +1,28 @@
 """A base on disk: which files of a folder are its UNet, its text and image encoder and its autoencoder.
 
-The front door to everything about checkpoint files; the rooms behind it: unet_files (UNet), encoder_files (CLIP, VAE),
-fingerprint, and tensor_files, which knows file formats only.
+A ModelScope base is a UNet, a text and image encoder, and an autoencoder. An image base is a Stable Diffusion 1.5
+checkpoint, in which autoencoder and text encoder lie too, or a folder of diffusers; a motion module beside it, and an
+image encoder if there is one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..safety.paths import PathLike
-from .encoders import find_clip, find_vae, open_clip_file, open_vae
-from .fingerprint import fingerprint
-from .layouts import find_layout, name_stranger
+from .kinds import kinds_or_none, refuse_other_unet
 from .shards import shards
-from .tensors import SUFFIXES, CheckpointError, StateDict, TensorFile
-from .unet import read_unet
+from .tensors import SUFFIXES, CheckpointError
 
-PARTS = {"unet": "UNet", "clip": "text and image encoder (CLIP)", "vae": "autoencoder (VAE)"}
+PARTS = {
+    "unet": "UNet",
+    "clip": "text and image encoder (CLIP)",
+    "vae": "autoencoder (VAE)",
+    "motion_module": "motion module (AnimateDiff)",
+}
+TEXT = "text encoder (CLIP)"  # an image base's own
 
 # Names under which the parts are published, best first; patterns below the base's folder.
 FILE_NAMES = {
@@ -30,6 +34,8 @@ FILE_NAMES = {
         "model_scope_v1-4_0600000.pth",
         "unet/diffusion_pytorch_model*.safetensors",
         "unet/diffusion_pytorch_model*.bin",
+        "v1-5-pruned*.safetensors",
+        "v1-5-pruned*.ckpt",
     ),
     "clip": (
         "clip.safetensors",
@@ -47,6 +53,17 @@ FILE_NAMES = {
         "v2-1_512-ema-pruned.safetensors",
         "v2-1_512-ema-pruned.ckpt",
     ),
+    "text": ("text_encoder/model*.safetensors", "text_encoder/pytorch_model*.bin"),
+    "motion_module": (
+        "motion_module.safetensors",
+        "v3_sd15_mm.ckpt",
+        "v3_sd15_mm.safetensors",
+        "mm_sd_v15_v2.ckpt",
+        "mm_sd_v15_v2.safetensors",
+        "mm_sd_v15.ckpt",
+        "mm_sd_v15.safetensors",
+        "motion_adapter/diffusion_pytorch_model*.safetensors",
+    ),
 }
 SOURCES = {
     "unet": (
@@ -59,30 +76,53 @@ SOURCES = {
         "VQGAN_autoencoder.pth from iic/text-to-video-synthesis on ModelScope, or v2-1_512-ema-pruned.ckpt from "
         "stabilityai/stable-diffusion-2-1-base on Hugging Face"
     ),
+    "text": "text_encoder/model.safetensors of Stable Diffusion 1.5 in diffusers' layout, or a whole checkpoint of it",
 }
 
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """The files of a base; None where a part is missing."""
+    """The files of a base; None where a part is missing.
+
+    An image base has a `text` encoder of its own, which may lie in the UNet's file, and perhaps a motion module; a
+    ModelScope base has neither.
+    """
 
     unet: Path | None
     clip: Path | None
     vae: Path | None
+    motion_module: Path | None = None
+    text: Path | None = None
+    image: bool = False
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Which of "unet", "clip", "vae" there is no file for."""
-        return tuple(part for part in PARTS if getattr(self, part) is None)
+        """Which parts that it needs there is no file for."""
+        needed = ("unet", "vae") if self.image and (self.text or self.clip) else ("unet", "clip", "vae")
+        return tuple(
+            "text" if self.image and part == "clip" else part for part in needed if getattr(self, part) is None
+        )
+
+    @property
+    def present(self) -> dict[str, Path]:
+        """Part -> file, a file only once."""
+        parts = {part: getattr(self, part) for part in (*PARTS, "text")}
+        inside = {part for part in ("vae", "text") if parts[part] == self.unet}
+        return {part: path for part, path in parts.items() if path is not None and part not in inside}
 
     def file(self, part: str) -> Path:
         """The file of "unet", "clip" or "vae". Raises CheckpointError where there is none."""
         path = getattr(self, part)
         if path is None:
             raise CheckpointError(
-                f"The base has no {PARTS[part]}: put its file into the same folder ({SOURCES[part]})."
+                f"The base has no {named(part)}: put its file into the same folder ({SOURCES[part]})."
             )
         return path
+
+
+def named(part: str) -> str:
+    """A part in words."""
+    return {**PARTS, "text": TEXT}[part]
 
 
 def find_base(
@@ -91,6 +131,7 @@ def find_base(
     unet: PathLike | None = None,
     clip: PathLike | None = None,
     vae: PathLike | None = None,
+    motion_module: PathLike | None = None,
     partial: bool = False,
 ) -> BaseFiles:
     """The files of the base in `folder`, or the files given, which go before those of the folder.
@@ -99,7 +140,8 @@ def find_base(
     Raises CheckpointError when a part is missing (unless `partial`), telling which and where it comes from, and when a
     given file or the folder does not exist.
     """
-    given = {part: Path(path) for part, path in (("unet", unet), ("clip", clip), ("vae", vae)) if path}
+    paths = {"unet": unet, "clip": clip, "vae": vae, "motion_module": motion_module}
+    given = {part: Path(path) for part, path in paths.items() if path}
     for part, path in given.items():
         if path.is_dir():
             raise CheckpointError(
@@ -110,90 +152,29 @@ def find_base(
     if folder is not None and Path(folder).is_file():
         raise CheckpointError(
             f"{folder} is a file, and a base is a folder: give the folder that holds it, or the file as a part "
-            "(--unet, --clip or --vae)."
+            "(--unet, --clip, --vae or --motion-module)."
         )
     if folder is not None and not Path(folder).is_dir():
         raise CheckpointError(f"There is no folder {folder} to take the base from.")
-    found = {part: given.get(part) or (_find_part(Path(folder), part) if folder else None) for part in PARTS}
-    base = BaseFiles(**found)
+    base = _of_parts(given, None if folder is None else Path(folder))
     if base.missing and not partial:
-        raise CheckpointError(_incomplete(base, folder))
+        raise CheckpointError(incomplete(base, folder))
     return base
 
 
-def inspect(path: PathLike) -> dict[str, Any]:
-    """What a base folder or one checkpoint file holds, JSON-safe, without reading the weights; `describe` prints it.
+def _of_parts(given: Mapping[str, Path], folder: Path | None) -> BaseFiles:
+    def part(name: str) -> Path | None:
+        return given.get(name) or (None if folder is None else _find_part(folder, name))
 
-    A folder: {"path", "parts": {part: file's description}, "missing": {part: where it comes from}}. A file: the
-    description of its UNet, else of its CLIP or VAE. Raises CheckpointError for anything else.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        file = TensorFile(path)
-        kinds = _kinds(file)
-        if not kinds:
-            raise CheckpointError(f"{path} is {name_stranger(file.specs)}, not a part of a base.")
-        return _inspect_part(path, kinds[0])
-    base = find_base(path, partial=True)
-    if len(base.missing) == len(PARTS):
-        raise CheckpointError(_incomplete(base, path))
-    return {
-        "path": str(path),
-        "parts": {part: _inspect_part(getattr(base, part), part) for part in PARTS if part not in base.missing},
-        "missing": {part: SOURCES[part] for part in base.missing},
-    }
-
-
-def describe(info: dict[str, Any]) -> str:
-    """The result of `inspect` as text for a terminal."""
-    if "parts" not in info:
-        return "\n".join(_lines(info))
-    blocks = ["\n".join(_lines(part)) for part in info["parts"].values()]
-    blocks += [f"{PARTS[part]}: missing\n  comes from    {source}" for part, source in info["missing"].items()]
-    return "\n\n".join(blocks)
-
-
-def _lines(info: dict[str, Any]) -> list[str]:
-    config = ", ".join(f"{key} {value}" for key, value in info["config"].items())
-    rows = [
-        ("file", info["path"]),
-        ("layout", info["layout"]),
-        ("dtype", info["dtype"]),
-        ("parameters", f"{info['parameters']:,} in {info['tensors']} tensors"),
-        ("config", config),
-        *([("fingerprint", info["fingerprint"])] if "fingerprint" in info else []),
-        *(("note", note) for note in info.get("notes", [])),
-    ]
-    return [PARTS[info["part"]], *(f"  {label:<13} {value}" for label, value in rows)]
-
-
-def _inspect_part(path: Path, part: str) -> dict[str, Any]:
-    if part == "unet":
-        found = read_unet(path)
-        facts: dict[str, Any] = {"layout": found.layout, "config": found.config.to_dict()}
-        state: StateDict = found.state
-        extra = {"notes": list(found.notes), "fingerprint": fingerprint(state)}
-    else:
-        state, config = open_vae(path) if part == "vae" else open_clip_file(path)
-        vae = find_vae(state) if part == "vae" else None
-        layout = "open_clip" if vae is None else vae[0]
-        facts, extra = {"layout": layout, "config": config}, {}
-    dtype = str(state.dtype).removeprefix("torch.")
-    return {
-        "path": str(path),
-        "part": part,
-        **facts,
-        "dtype": dtype,
-        "parameters": state.parameters,
-        "tensors": len(state),
-        **extra,
-    }
-
-
-def _kinds(file: TensorFile) -> list[str]:
-    """Which parts of a base a file holds, the UNet first."""
-    finders = {"unet": find_layout, "clip": find_clip, "vae": find_vae}
-    return [part for part, find in finders.items() if find(file.specs) is not None]
+    unet = part("unet")
+    held = [] if unet is None else kinds_or_none(unet)
+    if unet is not None and not {"unet", "image unet"} & set(held):
+        refuse_other_unet(unet)
+    if "image unet" not in held:
+        return BaseFiles(unet, part("clip"), part("vae"), given.get("motion_module"))
+    vae = given.get("vae") or (unet if "vae" in held else part("vae"))
+    text = unet if "text" in held else part("text")
+    return BaseFiles(unet, part("clip"), vae, part("motion_module"), text, image=True)
 
 
 def _find_part(folder: Path, part: str) -> Path | None:
@@ -202,26 +183,25 @@ def _find_part(folder: Path, part: str) -> Path | None:
         hits = sorted(files, key=lambda path: (len(path.name), path))
         if hits:
             return hits[0]
-    named = {name for names in FILE_NAMES.values() for name in names}
-    others = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.name not in named]
-    hits = sorted({shards(path)[0] for path in others if part in _kinds_or_none(path)})
+    known = {name for names in FILE_NAMES.values() for name in names}
+    others = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.name not in known]
+    kinds = {path: kinds_or_none(path) for path in others}
+    hits = sorted({shards(path)[0] for path in others if part in kinds[path]})
+    if part == "unet" and not hits:
+        hits = sorted({shards(path)[0] for path in others if "image unet" in kinds[path]})
+        for path in others if not hits else ():
+            refuse_other_unet(path)
     if len(hits) > 1:
         raise CheckpointError(
-            f"{folder} has several files with a {PARTS[part]} ({', '.join(path.name for path in hits)}): name one."
+            f"{folder} has several files with a {named(part)} ({', '.join(path.name for path in hits)}): name one."
         )
     return hits[0] if hits else None
 
 
-def _kinds_or_none(path: Path) -> list[str]:
-    try:
-        return _kinds(TensorFile(path))
-    except CheckpointError:
-        return []  # a neighbour that is no checkpoint is no reason to refuse the folder
-
-
-def _incomplete(base: BaseFiles, folder: PathLike | None) -> str:
-    present = [PARTS[part] for part in PARTS if part not in base.missing]
-    lacks = "; ".join(f"the {PARTS[part]}: {SOURCES[part]}" for part in base.missing)
+def incomplete(base: BaseFiles, folder: PathLike | None) -> str:
+    """What a base lacks and where it comes from, in a sentence."""
+    present = [named(part) for part in base.present]
+    lacks = "; ".join(f"the {named(part)}: {SOURCES[part]}" for part in base.missing)
     where = folder if folder is not None else "The base"
     state = f"is half a base (it has the {' and the '.join(present)})" if present else "holds no base"
     return f"{where} {state}; what is missing and where it comes from: {lacks}."

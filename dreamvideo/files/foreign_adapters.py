@@ -23,7 +23,18 @@ from .pickles import StoredTensor, TensorSpec
 
 # What a file that is no adapter may be, by a part of its keys; the first match speaks.
 FOREIGN = (
+    (
+        r"motion_modules\..*lora",
+        "a motion LoRA of AnimateDiff, which is merged into the motion module (dreamvideo convert MODULE OUT "
+        "--lora FILE)",
+    ),
+    (
+        r"attentions\..*\.processor\..*lora",
+        "AnimateDiff's domain adapter, which is merged into the image model (dreamvideo convert CHECKPOINT OUT "
+        "--lora FILE)",
+    ),
     (r"lora", "LoRA weights"),
+    (r"motion_modules\.", "a motion module of AnimateDiff, a part of a base (--motion-module)"),
     (r"temopral_conv|temp_convs", "a whole text-to-video UNet, a base and no adapter"),
     (r"input_blocks\.0\.0\.|down_blocks\.0\.", "a diffusion model or autoencoder"),
     (r"first_stage_model|decoder\.conv_out|decoder\.up", "an autoencoder (VAE)"),

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ..models.config import UNetConfig
-from ..models.unet import UNet
+from ..models.config import NetworkConfig, UNetConfig
+from ..models.families import build_network
 from ..safety.limits import bare
 from .tensors import CheckpointError
 
@@ -155,9 +155,9 @@ def diffusers_shape(name: str, shape: Shape) -> Shape:
     return shape[:2] if _PROJECTION.search(name) else shape
 
 
-def original_shapes(config: UNetConfig) -> dict[str, Shape]:
+def original_shapes(config: NetworkConfig) -> dict[str, Shape]:
     """Every tensor of the UNet: original name -> shape."""
-    return {name: tuple(tensor.shape) for name, tensor in UNet(config, device="meta").state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in build_network(config, device="meta").state_dict().items()}
 
 
 def infer_config(shapes: Mapping[str, Shape], layout: str, head_dim: int | None = None) -> UNetConfig:
@@ -166,7 +166,7 @@ def infer_config(shapes: Mapping[str, Shape], layout: str, head_dim: int | None 
     Head width is in no shape; unless given it is an eighth of the inner width of the first temporal transformer, which
     has eight heads in every published model. Raises CheckpointError when the tensors are not this family's.
     """
-    levels, res_blocks = _depth(shapes, layout)
+    levels, res_blocks = depth(shapes, layout)
 
     def shape(name: str) -> Shape:
         stored = name if layout == "original" else diffusers_name(name, res_blocks)
@@ -203,8 +203,8 @@ def infer_config(shapes: Mapping[str, Shape], layout: str, head_dim: int | None 
     )
 
 
-def _depth(shapes: Mapping[str, Shape], layout: str) -> tuple[int, int]:
-    """(levels, residual blocks a level)"""
+def depth(shapes: Mapping[str, Shape], layout: str) -> tuple[int, int]:
+    """(levels, residual blocks a level) of any UNet with these names, without prefix."""
 
     def numbers(pattern: str) -> list[int]:
         return sorted({int(match[1]) for name in shapes if (match := re.match(pattern, name))})

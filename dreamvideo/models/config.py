@@ -52,6 +52,7 @@ class NetworkConfig(Stored):
     family: ClassVar[str]
     norm_across_frames: bool = False
     in_channels: int
+    out_channels: int
     dim: int
     dim_mult: tuple[int, ...]
     res_blocks: int
@@ -73,6 +74,11 @@ class NetworkConfig(Stored):
     @property
     def embed_dim(self) -> int:
         return 4 * self.dim
+
+    @property
+    def linear_betas(self) -> bool:
+        """Of the noise schedule that it was trained with: see `diffusion.Schedule`."""
+        return False
 
     @property
     def head_width(self) -> int:

@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .config import NetworkConfig
+
 Predict = Callable[[Tensor, int], Tensor]
 """The noise in x at integer timestep t: (x, t) -> epsilon, of the shape of x."""
 
@@ -22,16 +24,19 @@ Callback = Callable[[int, int, Tensor], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Betas that are linear in their square root, as in Stable Diffusion and ModelScope."""
+    """Betas that are linear in their square root, as of Stable Diffusion and ModelScope, or linear as AnimateDiff's."""
 
     steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.0120
+    linear: bool = False
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """Share of the signal's variance left at each timestep, float64 [steps]."""
-        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64) ** 2
+        power = 1.0 if self.linear else 2.0
+        ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
+        betas = torch.linspace(*ends, self.steps, dtype=torch.float64) ** power
         return torch.cumprod(1.0 - betas, dim=0)
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -45,6 +50,12 @@ class Schedule:
 
 
 SCHEDULE = Schedule()
+LINEAR_SCHEDULE = Schedule(linear=True)
+
+
+def schedule_for(config: NetworkConfig) -> Schedule:
+    """The one that a network was trained with."""
+    return LINEAR_SCHEDULE if config.linear_betas else SCHEDULE
 
 
 def offset_noise(

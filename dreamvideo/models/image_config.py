@@ -62,6 +62,10 @@ class ImageUNetConfig(NetworkConfig):
         return self.motion_frames is not None
 
     @property
+    def linear_betas(self) -> bool:
+        return self.has_motion
+
+    @property
     def head_width(self) -> int:
         return self.channels[0] // self.heads
 

@@ -18,7 +18,7 @@ from ..files.encoders import stored_vae
 from ..files.unet import load_unet
 from ..media.writing import write_png
 from ..models.diffusion import offset_noise
-from ..models.unet import UNet
+from ..models.network import VideoUNet
 from ..sampling import sample_latents
 from . import autoencoder, denoiser, package, reconstruction, vision_language, world
 
@@ -97,7 +97,7 @@ def evaluate(
     return {"autoencoder": rebuilt, "samples": sampled}, videos
 
 
-def sampler(unet: UNet, encoders: Encoders, steps: int = 50) -> Callable[[list[str], int], Tensor]:
+def sampler(unet: VideoUNet, encoders: Encoders, steps: int = 50) -> Callable[[list[str], int], Tensor]:
     """A function of captions and a seed that samples their videos [B, F, 3, 64, 64] as one batch."""
 
     def sample(captions: list[str], seed: int) -> Tensor:

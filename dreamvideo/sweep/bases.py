@@ -23,6 +23,7 @@ class BaseSpec:
     unet: str | None = None
     clip: str | None = None
     vae: str | None = None
+    motion_module: str | None = None
     device: str | None = None
     dtype: str | None = None
     encoder_dtype: str | None = None
@@ -30,7 +31,7 @@ class BaseSpec:
 
     def look(self) -> FoundBase:
         """Its files, in a moment. Raises ValueError as `look_at_base` does."""
-        return look_at_base(self.folder, unet=self.unet, clip=self.clip, vae=self.vae)
+        return look_at_base(self.folder, unet=self.unet, clip=self.clip, vae=self.vae, motion_module=self.motion_module)
 
     def open(self, say: Callable[[str], None]) -> Base:
         return open_base(
@@ -38,6 +39,7 @@ class BaseSpec:
             unet=self.unet,
             clip=self.clip,
             vae=self.vae,
+            motion_module=self.motion_module,
             device=self.device,
             dtype=None if self.dtype is None else getattr(torch, self.dtype),
             encoder_dtype=None if self.encoder_dtype is None else getattr(torch, self.encoder_dtype),

@@ -93,7 +93,7 @@ def expand(plan: Plan, run_file: RunFile | None = None, say: Say = quiet) -> Swe
     jobs, cells = _Jobs(), []
     for spec in plan.bases:
         found = spec.look()
-        base = _Base(spec, found, fingerprint(found.unet.state))
+        base = _Base(spec, found, fingerprint(found.unet.tensors))
         for method in plan.methods:
             for subject in plan.subjects or (None,):
                 for motion in plan.motions or (None,):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..base import Base
 from ..files.adapters import load_adapter
+from ..files.base import PARTS
 from ..media.clips import find_clips, read_clip
 from ..media.photographs import load_images
 from ..media.writing import write_video
@@ -95,7 +96,7 @@ class Training:
 
     def _run_file(self, run: str, folder: Path) -> str:
         given = {"images": list(self.media)} if self.kind == "subject" else {"clips": list(self.media)}
-        parts = {name: getattr(self.base, name) for name in ("unet", "clip", "vae", "dtype")}
+        parts = {name: getattr(self.base, name) for name in (*PARTS, "dtype")}
         options = {**self.options, **given, **parts, "base": self.base.folder}
         return "" if self.run_file is None else self.run_file(SimpleNamespace(**options), run, folder)
 

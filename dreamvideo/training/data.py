@@ -219,9 +219,9 @@ class _Encoding:
     done: int = 0
 
     @torch.no_grad()
-    def moments_and_features(self, clip: Tensor, later: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and std [4, N, h, w] of the latents and image features [N, D] of a clip [N, 3, H, W]; `later`: clips
-        that come after it."""
+    def moments_and_features(self, clip: Tensor, later: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean and std [4, N, h, w] of the latents of a clip [N, 3, H, W], and its image features [N, D] where the base
+        makes any; `later`: clips that come after it."""
         self.clips, self.frames = self.clips + 1, self.frames + len(clip)
         total = self.frames + round(later * self.frames / self.clips)
         self.report(self.done, total)
@@ -234,13 +234,14 @@ class _Encoding:
                 write_cached(cache, key, found)
         self.done = self.frames
         self.report(self.done, total)
-        return found["mean"], found["std"], found["features"]
+        return found["mean"], found["std"], found["features"] if found["features"].numel() else None
 
     def _encoded(self, clip: Tensor, total: int) -> dict[str, Tensor]:
         moments, features = [], []
         for part in clip.split(at_once(*clip.shape[-2:])):
             moments.append(self.encoders.vae.encode(part))  # [n, 4, h, w]
-            features += [self.encoders.image.encode(few).float().cpu() for few in part.split(IMAGES_AT_ONCE)]
+            if self.encoders.image.width:
+                features += [self.encoders.image.encode(few).float().cpu() for few in part.split(IMAGES_AT_ONCE)]
             self.done += len(part)
             if self.done < self.frames:
                 self.report(self.done, total)
@@ -250,7 +251,7 @@ class _Encoding:
             ).contiguous()
             for name in ("mean", "std")
         )
-        return {"mean": mean, "std": std, "features": torch.cat(features)}
+        return {"mean": mean, "std": std, "features": torch.cat(features) if features else torch.empty(len(clip), 0)}
 
 
 def _latent_mask(mask: Tensor, photo: Tensor, mean: Tensor, index: int) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..devices import choose_checkpointing, free_bytes
 from ..files.fingerprint import fingerprint
 from ..files.tensors import write_safetensors
-from ..models.diffusion import SCHEDULE, against_a_frame
+from ..models.diffusion import against_a_frame, schedule_for
 from ..models.network import VideoUNet
 from ..models.threads import threads_for
 from .data import EMPTY_PROMPT, TrainingData, digest
@@ -215,7 +215,7 @@ class _Run:
             empty = self.data.states[EMPTY_PROMPT].to(device)
             context = torch.where(batch.dropped.to(device)[:, None, None], empty, context)
         adapters = self.learner.adapters(None if batch.features is None else batch.features.to(device))
-        x = SCHEDULE.add_noise(batch.latents, batch.noise, batch.timesteps).to(device, dtype)
+        x = schedule_for(self.unet.config).add_noise(batch.latents, batch.noise, batch.timesteps).to(device, dtype)
         prediction = self.unet(x, batch.timesteps.to(device), context.to(dtype), adapters=adapters)
         mask = None if batch.mask is None else batch.mask.to(device)
         noise, normalize = batch.noise.to(device), self.settings.normalize_mask
