@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.training.data import TrainingData, encode_clips, encode_photos, with_text
+from dreamvideo.training.learners import AdapterLearner, TokenLearner
 from dreamvideo.training.loop import _Run
-from dreamvideo.training.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, AdapterLearner, Method, TokenLearner
+from dreamvideo.training.methods import IDENTITY, MOTION, TEXTUAL_INVERSION, Method
 from dreamvideo.training.settings import TrainingSettings
 
 from .authors import AuthorsNetwork, AuthorsTraining

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .models.adapters import CONV_RESIDUAL, FRAME_VECTORS, narrowed
+from .models.adapters import CONV_RESIDUAL, FRAME_VECTORS, build_adapter, narrowed
 from .models.config import NetworkConfig
 from .models.image_config import ImageUNetConfig
 from .sampling import SamplingSettings
@@ -63,12 +63,17 @@ class Defaults:
 
 
 def fitted(method: Method, config: NetworkConfig) -> Method:
-    """The row with what suits a base: widths and ranks scaled where it is narrower, and rates of an adapter's parts."""
+    """The row with what suits a base: widths and ranks scaled where it is narrower, and rates of an adapter's parts.
+
+    Raises ValueError, before anything is encoded, for a row that trains what this base has not.
+    """
     if method.config is None:
         return method
     own = defaults_for(config).part_rates
     rates = tuple((part, own.get(part, rate)) for part, rate in method.part_rates)
-    return replace(method, config=narrowed(method.config, config), part_rates=rates)
+    found = narrowed(method.config, config)
+    build_adapter(found, config, device="meta")
+    return replace(method, config=found, part_rates=rates)
 
 
 FULL_SIZE = Defaults(adapter_dtype=torch.float16)  # a motion adapter has 312 MB in float32

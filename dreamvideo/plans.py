@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from .defaults import Defaults, fitted
+from .encoders.protocols import ImageEncoder
 from .models.config import NetworkConfig
+from .models.frame_attention import FrameAttentionConfig
 from .training.data import digest
-from .training.methods import TEXTUAL_INVERSION, Method, for_clips
+from .training.methods import TEXTUAL_INVERSION, Method, for_clips, without_guidance
 from .training.places import Run
 from .training.settings import TrainingSettings
 
@@ -95,8 +97,18 @@ def motion_plan(
     settings: Mapping[str, Any],
 ) -> Plan:
     """A motion by a row for clips, of which there are so many. settings: as for `subject_plan`."""
+    if clips > 1 and row.trains == FrameAttentionConfig.kind:
+        raise ValueError(f"Tune-A-Video learns from one clip and here are {clips}: give one, or take another method.")
     row = fitted(for_clips(row, clips), config)
     return Plan(((row, defaults.settings_for(row, **settings)),), placeholder, class_word)
+
+
+def guided(row: Method, images: ImageEncoder, say: Callable[[str], None]) -> Method:
+    """A row for clips, without appearance guidance where the base has no image encoder, which `say` hears."""
+    if not row.appearance_guidance or images.width:
+        return row
+    say("This base has no image encoder (--clip): the motion is learned without appearance guidance.")
+    return without_guidance(row)
 
 
 def digest_of(tokens: Mapping[str, Tensor]) -> str:

@@ -26,7 +26,7 @@ from .media.photographs import Photo
 from .media.writing import write_png
 from .models.diffusion import Callback
 from .models.network import check_frames
-from .plans import Plan, digest_of, motion_plan, subject_plan
+from .plans import Plan, digest_of, guided, motion_plan, subject_plan
 from .previews import preview_video, snapshot_sheet
 from .safety.paths import write_text
 from .sampling import generate, notes_on_motion
@@ -117,7 +117,7 @@ def train_subject(
     )
     pixels = [(photo.image, "" if photo.mask is None else photo.mask) for photo in photos]
     seen = digest(part for pair, caption in zip(pixels, captions, strict=True) for part in (*pair, caption))
-    count = {1: "one stage", 2: "two stages"}[len(plan.stages)]
+    count = ("one stage", "two stages")[len(plan.stages) - 1]
     reports.say(f"Learning {placeholder} from {len(photos)} photograph{'s' * (len(photos) > 1)}, in {count}.")
 
     def encode() -> TrainingData:
@@ -161,7 +161,7 @@ def train_motion(
     plan = motion_plan(
         base.defaults,
         base.unet.config,
-        MOTION_METHODS[method],
+        guided(MOTION_METHODS[method], base.encoders.image, reports.say),
         len(clips) - related,
         placeholder=placeholder,
         class_word=class_word,
@@ -171,8 +171,7 @@ def train_motion(
     covers = [f"mask {number} {file_digest(mask)}" for number, mask in enumerate(masks) if mask]
     seen = digest([*map(file_digest, clips), *captions, *covers])
     run = plan.run(seen, base.fingerprint, height=size[0], width=size[1], frames=frames, fps=fps)
-    own = len(clips) - related
-    source = f"{own} clips" if own > 1 else clips[0].name
+    source = f"{len(clips) - related} clips" if len(clips) - related > 1 else clips[0].name
     reports.say(f"Learning a motion from {source}, {frames} frames at {fps:g} a second.")
     for note in notes_on_motion(captions, frames, known=[placeholder] if plan.last[0].token != "none" else []):
         reports.say(note)

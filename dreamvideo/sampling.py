@@ -19,9 +19,10 @@ from .encoders.prompts import unknown_placeholders
 from .encoders.protocols import Encoders, at_once, release
 from .files.unet_file import UNetFile
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise, schedule_for
+from .models.frame_attention import FrameAttention
 from .models.network import VideoUNet, check_frames
 from .models.regions import Region
-from .models.stack import AdapterStack
+from .models.stack import AdapterStack, StackEntry
 from .safety.limits import LIMITS
 from .safety.sizes import check_divides
 from .safety.texts import quoted, shortened
@@ -189,16 +190,16 @@ def invert(
     latents: Tensor,
     steps: int = 50,
     callback: Callable[[int, int], None] | None = None,
+    stack: AdapterStack | None = None,
 ) -> Tensor:
-    """The noise [B, 4, F, h, w] that would sample these latents on the base alone, given the empty prompt's context.
-
-    callback: see `diffusion.ddim_invert`.
-    """
+    """The noise [B, 4, F, h, w] that would sample these latents given the empty prompt's context: on the base alone, or
+    with a stack. callback: see `diffusion.ddim_invert`."""
     device = next(unet.parameters()).device
+    stack = None if stack is None else stack.to(device, unet.dtype)
 
     def predict(x: Tensor, t: int) -> Tensor:
         timesteps = torch.full((len(x),), t, device=device)
-        return unet(x.to(unet.dtype), timesteps, context.expand(len(x), -1, -1)).float()
+        return unet(x.to(unet.dtype), timesteps, context.expand(len(x), -1, -1), adapters=stack).float()
 
     return ddim_invert(predict, latents.to(device, torch.float32), steps, schedule_for(unet.config), callback)
 
@@ -236,8 +237,9 @@ def generate(
     release(encoders.text, encoders.image)  # for minutes or hours
     noise = offset_noise(shape, torch.Generator().manual_seed(settings.seed), settings.offset_noise)
     if settings.prior_strength > 0:
+        tuned = [entry for entry in customization.entries if isinstance(entry.adapter, FrameAttention)]
         noise = mix_noise_prior(
-            noise, _inverted(unet, encoders, settings, prior_clip, report_for).cpu(), settings.prior_strength
+            noise, _inverted(unet, encoders, settings, prior_clip, report_for, tuned).cpu(), settings.prior_strength
         )
     strength_uncond = settings.feature_strength_uncond
     latents = sample_latents(
@@ -280,7 +282,9 @@ def _inverted(
     settings: SamplingSettings,
     clip: Tensor | None,
     report_for: Callable[[str], Callable[[int, int], None]],
+    tuned: Sequence[StackEntry],
 ) -> Tensor:
+    """A clip's noise. tuned: what learned of the clip itself and so inverts it too, as Tune-A-Video does."""
     if clip is None:
         raise ValueError("A noise prior needs the clip it comes from; give one or set prior_strength to 0.")
     wanted = [settings.frames, 3, settings.height, settings.width]
@@ -293,4 +297,5 @@ def _inverted(
     latents = rearrange(mean, "f c h w -> 1 c f h w")
     context = encoders.text.encode([""])
     release(encoders.text, encoders.vae)
-    return invert(unet, context, latents, settings.steps, report_for("Inverting step"))
+    stack = AdapterStack(tuned) if tuned else None
+    return invert(unet, context, latents, settings.steps, report_for("Inverting step"), stack)

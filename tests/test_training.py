@@ -20,15 +20,14 @@ from dreamvideo.sampling import SamplingSettings, generate
 from dreamvideo.training import loop, precision
 from dreamvideo.training.data import TrainingData, TrainingItem, digest, encode_clips, encode_photos, with_text
 from dreamvideo.training.drawing import draw_batch
+from dreamvideo.training.learners import AdapterLearner, TokenLearner
 from dreamvideo.training.loop import Callbacks, TrainingError, train
 from dreamvideo.training.methods import (
     IDENTITY,
     MOTION,
     MOTION_SEVERAL,
     TEXTUAL_INVERSION,
-    AdapterLearner,
     Method,
-    TokenLearner,
     motion_method,
 )
 from dreamvideo.training.precision import LossScale

@@ -15,6 +15,7 @@ from ..models.adapters import TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyC
 from ..models.config import NetworkConfig, UNetConfig, temporal_convolutions, transformer_sites
 from ..models.deltas import TEMPORAL_CONV, DeltaConfig, weight_shapes
 from ..models.families import config_from
+from ..models.frame_attention import FrameAttentionConfig
 from ..models.image_config import ImageUNetConfig
 from ..safety.limits import LIMITS, json_object, line, parsed, real, short, whole
 
@@ -22,14 +23,19 @@ FORMAT = "dreamvideo-adapter"
 FORMAT_VERSION = 3  # the newest that is read; a file has the oldest that holds what is in it
 BASES = {UNetConfig.family: "a ModelScope text-to-video UNet", ImageUNetConfig.family: "a Stable Diffusion image UNet"}
 MOST_RUN = 200_000  # characters of a run file that an adapter tells
-KINDS = (*TRANSFORMER_KINDS, DeltaConfig.kind, "token")
+CONFIGS: Mapping[str, type[AdapterConfig | DeltaConfig]] = {
+    DeltaConfig.kind: DeltaConfig,
+    FrameAttentionConfig.kind: FrameAttentionConfig,
+}
+KINDS = (*TRANSFORMER_KINDS, *CONFIGS, "token")
 
 
 @dataclass(frozen=True)
 class AdapterInfo:
     """What a file says about itself.
 
-    kind: "identity" or "motion" for an adapter, "weights" for weight deltas, "token" for learned token vectors alone.
+    kind: "identity" or "motion" for an adapter, "weights" for weight deltas, "tune_a_video" for what
+    that learns of a clip, "token" for learned token vectors alone.
     base_fingerprint: of the UNet it was trained on, "" where unknown (the authors' files do not say).
     run: the run file, in TOML, that makes it again from its data and base; "" where the file does not tell.
     """
@@ -49,7 +55,8 @@ class AdapterInfo:
 
     def __str__(self) -> str:
         """E.g. "identity adapter for <wolf> (plushie), 800 steps"."""
-        words = {"token": "learned token", "weights": "set of weight deltas"}.get(self.kind, f"{self.kind} adapter")
+        own = {"token": "learned token", "weights": "set of weight deltas", "tune_a_video": "Tune-A-Video of a clip"}
+        words = own.get(self.kind, f"{self.kind} adapter")
         words += f" for {self.placeholder}" if self.placeholder else ""
         words += f" ({self.class_word})" if self.class_word else ""
         return words + (f", {self.steps} steps" if self.steps is not None else "")
@@ -94,7 +101,7 @@ class AdapterInfo:
     def from_metadata(cls, metadata: Mapping[str, str]) -> AdapterInfo:
         """Raises ValueError where the metadata is not of this format."""
         given = {item.name: metadata[item.name] for item in fields(cls) if item.name in metadata}
-        family = DeltaConfig if given.get("kind") == DeltaConfig.kind else AdapterConfig
+        family = CONFIGS.get(given.get("kind", ""), AdapterConfig)
         texts = ("kind", "base_fingerprint", "class_word", "placeholder")
         if "kind" not in given:
             raise ValueError("it names no kind")

@@ -49,7 +49,8 @@ def read_unet(path: PathLike, *, head_dim: int | None = None, motion_module: Pat
     refuse_averages(file)
     if found is None:
         raise CheckpointError(
-            f"{file.path} is {name_stranger(file.specs)}, not a ModelScope text-to-video UNet nor Stable Diffusion 1.5's."
+            f"{file.path} is {name_stranger(file.specs)}, not a ModelScope text-to-video UNet or one of Stable "
+            "Diffusion 1.5."
         )
     if motion_module is not None:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..safety.limits import LIMITS, MOST_CHANNELS, short, whole
 from .config import NetworkConfig, Stored, UNetConfig, temporal_convolutions, transformer_sites
 from .deltas import DeltaConfig, WeightDelta, attach
+from .frame_attention import FrameAttention, FrameAttentionConfig
 from .over_time import ConvResidual, FrameVectors
 
 # Sublayer of a transformer block -> name of its adapter in the authors' files.
@@ -97,6 +98,20 @@ def _names(sublayers: object) -> str:
     return ", ".join(map(short, sublayers)) if isinstance(sublayers, tuple) and sublayers else short(sublayers)
 
 
+def _check_places(config: AdapterConfig, unet_config: NetworkConfig) -> None:
+    """Raise ValueError for an adapter that would sit nowhere in a UNet."""
+    if config.conv_rank is not None and not temporal_convolutions(unet_config):
+        raise ValueError(
+            "Residuals of temporal convolutions need a ModelScope base, and this one has no such convolutions: take a "
+            "method without them (dreamvideo, or frame_aware)."
+        )
+    if TRANSFORMER_KINDS[config.kind] not in {site.kind for site in transformer_sites(unet_config)}:
+        raise ValueError(
+            f"A {config.kind} adapter sits in the motion module, and this image model has none: give one "
+            "(--motion-module), or take the method tune_a_video, which needs none."
+        )
+
+
 class Bottleneck(nn.Module):
     """up(gelu(down(x) + down.weight @ condition)): the residual of one site. `up` starts at zero."""
 
@@ -166,6 +181,7 @@ class Adapter(nn.Module):
         self.modules_at: dict[str, str] = {}  # "<transformer>.transformer_blocks.0.attn2" -> module path
         generator = generator or torch.Generator().manual_seed(0)
         factory = {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
+        _check_places(config, unet_config)
         for site in transformer_sites(unet_config):
             if site.kind == TRANSFORMER_KINDS[config.kind]:
                 self._add_to(f"{site.name}.transformer_blocks.0", site.width, generator, factory)
@@ -206,7 +222,7 @@ class Adapter(nn.Module):
         return None if path is None else self.get_submodule(path)
 
 
-AnyConfig = AdapterConfig | DeltaConfig
+AnyConfig = AdapterConfig | DeltaConfig  # FrameAttentionConfig among the latter
 AnyAdapter = Adapter | WeightDelta
 
 
@@ -225,6 +241,8 @@ def build_adapter(
     generator: torch.Generator | None = None,
 ) -> AnyAdapter:
     """The fresh adapter or weight deltas that a config describes."""
+    if isinstance(config, FrameAttentionConfig):
+        return FrameAttention(config, unet_config, device, dtype, generator)
     if isinstance(config, DeltaConfig):
         return WeightDelta(config, unet_config, device, dtype, generator)
     return Adapter(config, unet_config, device, dtype, generator)

@@ -7,8 +7,10 @@ motion modules' below `motion`. Without motion modules it is an image UNet that 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -196,6 +198,15 @@ class ImageUNet(VideoUNet):
         for name, module in self.named_modules():
             if isinstance(module, TransformerBlock | MotionBlock):
                 module.site = name
+
+    def still(self) -> ImageUNet:
+        """The image model by itself, for pictures: the same weights without motion modules, and its own schedule."""
+        if self.motion is None:
+            return self
+        copied = copy.copy(self)
+        copied._modules = {**self._modules, "motion": None}
+        copied.config = replace(self.config, motion_frames=None, motion_middle=False, norm_across_frames=False)
+        return copied
 
     def _zero_residuals(self) -> None:
         layers: list[nn.Module] = [self.out[-1]]

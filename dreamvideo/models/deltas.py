@@ -33,6 +33,7 @@ KEYS_AND_VALUES = (".to_k.weight", ".to_v.weight")
 WEIGHT_GROUPS: Mapping[str, Callable[[str, bool], bool]] = {
     "spatial": lambda name, temporal: not temporal and not name.startswith("time_embed."),
     "temporal": lambda name, temporal: temporal,
+    "queries": lambda name, temporal: not temporal and name.endswith(".to_q.weight"),
     "text_kv": lambda name, temporal: not temporal and ".attn2." in name and name.endswith(KEYS_AND_VALUES),
     "temporal_kv": lambda name, temporal: temporal and name.endswith(KEYS_AND_VALUES),
 }
@@ -43,8 +44,8 @@ class DeltaConfig(Stored):
     """Which weights change, and how.
 
     weights: any of `WEIGHT_GROUPS`: "spatial" (all of the image half), "temporal" (temporal transformers and
-    convolutions), "text_kv" (keys and values of the text's cross-attention), "temporal_kv" (keys and values of every
-    attention over time).
+    convolutions, or motion modules), "queries" (of the image half's attention), "text_kv" (keys and values of the
+    text's cross-attention), "temporal_kv" (keys and values of every attention over time).
     rank: of the differences, None for dense ones. Needs groups of matrices alone.
     """
 
@@ -130,7 +131,13 @@ class WeightDelta(nn.Module):
         self.unet_config = unet_config
         generator = generator or torch.Generator().manual_seed(0)
         factory = {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
-        for name, shape in weight_shapes(unet_config, config.weights).items():
+        shapes = weight_shapes(unet_config, config.weights)
+        if not shapes:
+            raise ValueError(
+                f"This base has no {' and '.join(config.weights)} weights: an image model learns how things move in "
+                "its motion module; give one (--motion-module)."
+            )
+        for name, shape in shapes.items():
             part = self._part(name, shape, factory)
             if not next(part.parameters()).is_meta:
                 part.initialise(generator)

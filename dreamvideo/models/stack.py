@@ -14,6 +14,7 @@ from torch import Tensor
 from .adapters import Adapter, AnyAdapter, Bottleneck
 from .config import level_of
 from .deltas import WeightDelta, merge
+from .frame_attention import FrameAttention, first_and_previous
 from .network import VideoUNet
 from .regions import BoundRegions, Region, check_mask, mask_at
 
@@ -234,13 +235,17 @@ class BoundStack:
 
     def source(self, block: str, x: Tensor) -> Tensor:
         """What a spatial block's self-attention takes keys and values from; see `call.BoundAdapters`."""
-        return x
+        reads_others = any(isinstance(entry.adapter, FrameAttention) for entry, _ in self.acting)
+        return first_and_previous(x) if reads_others else x
 
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
         """`after` plus the residuals of all adapters at `site`; see `call.BoundAdapters` for the shapes."""
         x = after
         for index, (entry, factors) in enumerate(self.acting):
             adapter = entry.adapter
+            if isinstance(adapter, FrameAttention) and not temporal and (attention := adapter.behind(site)) is not None:
+                weight = self._weight(index, factors, x.shape[1], size, TOKENS[temporal])
+                x = _plus(x, attention(x), weight)
             if isinstance(adapter, WeightDelta) or (bottleneck := adapter.at(site)) is None:
                 continue
             source = before if adapter.config.placement == "parallel" else after

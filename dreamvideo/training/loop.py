@@ -29,7 +29,8 @@ from ..models.network import VideoUNet
 from ..models.threads import threads_for
 from .data import EMPTY_PROMPT, TrainingData, digest
 from .drawing import Batch, check_drawable, draw_batch, notes_on
-from .methods import Learner, Method
+from .learners import Learner
+from .methods import Method
 from .precision import LossScale, adamw, all_finite, total_norm
 from .settings import TrainingSettings
 from .state import BEGIN_ANEW, STATE_FORMAT, check_same_run, not_whole, read_state

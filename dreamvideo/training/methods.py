@@ -1,25 +1,22 @@
 """What each training method trains, on what, with which loss: one row each. The training loop knows no names.
 
-A row is a `Method`: the recipe, as numbers and functions. What a method trains is a `Learner`: named tensors, and what
-becomes of them in a forward of the UNet. A further method is a further row.
+A row is a `Method`: the recipe, as numbers and functions. What a method trains is a `learners.Learner`. A further
+method is a further row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..encoders.protocols import TextEncoder
-from ..models.adapters import CONV_RESIDUAL, FRAME_VECTORS, AdapterConfig, AnyAdapter, AnyConfig
+from ..models.adapters import CONV_RESIDUAL, FRAME_VECTORS, AdapterConfig, AnyConfig
 from ..models.deltas import DeltaConfig
 from ..models.diffusion import SCHEDULE, diffusion_loss
-from ..models.network import Adapters
-from ..models.stack import AdapterStack, StackEntry
+from ..models.frame_attention import FrameAttentionConfig
 
 LossFunction = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 """(prediction, noise, mask or None, normalize the mask's area) -> scalar; see `diffusion.diffusion_loss`."""
@@ -50,7 +47,7 @@ def noisy_timesteps(count: int, generator: torch.Generator) -> Tensor:
 class Method:
     """One way of training. The numbers are defaults that `TrainingSettings` may override.
 
-    trains: the kind of the file that comes out: "token", "identity", "motion" or "weights".
+    trains: the kind of the file that comes out: "token", "identity", "motion", "weights" or "tune_a_video".
     data: "images" (one frame a sample) or "clips".
     config: of the adapter or the weight deltas that are trained; None where a token is all.
     token: where the vectors of the captions' placeholder come from: "learned" are trained here, "given" come frozen
@@ -61,7 +58,7 @@ class Method:
     appearance_guidance: whether the learner gets the image feature of a random frame of each sample.
     p_text_drop: how often, sample by sample, the empty prompt takes the caption's place.
     p_image_drop: how often a zero image takes the feature's place.
-    debias, absorber: as in `TrainingSettings`, whose defaults they are.
+    offset_noise, debias, absorber: as in `TrainingSettings`, whose defaults they are.
     part_rates: (part of an adapter, its learning rate against the rest's), as on the full-size base.
     """
 
@@ -78,6 +75,7 @@ class Method:
     appearance_guidance: bool = False
     p_text_drop: float = 0.0
     p_image_drop: float = 0.0
+    offset_noise: float = 0.1
     debias: bool = False
     absorber: bool = False
     part_rates: tuple[tuple[str, float], ...] = ()
@@ -121,6 +119,11 @@ def for_clips(method: Method, clips: int) -> Method:
     if clips == 1 or method.data != "clips":
         return method
     return replace(method, name=f"{method.name}_several", batch_size=2, p_image_drop=0.0)
+
+
+def without_guidance(method: Method) -> Method:
+    """The row for a base that has no image encoder."""
+    return replace(method, appearance_guidance=False, p_image_drop=0.0)
 
 
 MOTION_SEVERAL = for_clips(MOTION, 2)
@@ -213,6 +216,18 @@ CUSTOMIZING_MOTION = replace(
     timesteps=noisy_timesteps,
 )
 
+# Wu et al. 2023 (arXiv 2212.11565), on an image model: no dropped captions, no noise that a frame's pixels share.
+TUNE_A_VIDEO = replace(
+    _MOTION,
+    name="tune_a_video",
+    trains=FrameAttentionConfig.kind,
+    config=FrameAttentionConfig(),
+    steps=500,
+    learning_rate=3e-5,
+    p_text_drop=0.0,
+    offset_noise=0.0,
+)
+
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
@@ -230,6 +245,7 @@ METHODS: Mapping[str, Method] = {
         LORA_SUBJECT,
         LORA_MOTION,
         CUSTOMIZING_MOTION,
+        TUNE_A_VIDEO,
     )
 }
 # As a user names them: for a subject from photographs, and for a motion from clips (see `for_clips`).
@@ -250,96 +266,5 @@ MOTION_METHODS: Mapping[str, Method] = {
     "fine_tuning": FINE_TUNING_MOTION,
     "lora": LORA_MOTION,
     "customizing_motion": CUSTOMIZING_MOTION,
+    "tune_a_video": TUNE_A_VIDEO,
 }
-
-
-class Learner(Protocol):
-    """What is trained."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The trained tensors by name: float32 leaves that require gradients."""
-        ...
-
-    def rates(self) -> dict[str, float]:
-        """Of those tensors that have a learning rate of their own, what it is against the others'."""
-        ...
-
-    def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
-        """Text states [B, 77, D] of a batch, given its captions and, where they were cached, their states."""
-        ...
-
-    def adapters(self, features: Tensor | None) -> Adapters | None:
-        """What goes into the UNet's forward, given the image features [B, D] of appearance guidance."""
-        ...
-
-
-class TokenLearner:
-    """Textual inversion (Gal et al. 2022, arXiv 2208.01618): token vectors, by way of the frozen text encoder."""
-
-    def __init__(self, text: TextEncoder, tokens: Mapping[str, Tensor]) -> None:
-        self.text = text
-        self.tokens = {name: vectors.detach().float().clone().requires_grad_() for name, vectors in tokens.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.tokens)
-
-    def rates(self) -> dict[str, float]:
-        return {}
-
-    def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
-        different = list(dict.fromkeys(captions))  # a caption that several samples share is encoded once
-        encoded = self.text.encode(different, self.tokens)  # [captions, 77, D]
-        return encoded[[different.index(caption) for caption in captions]]  # [B, 77, D]
-
-    def adapters(self, features: Tensor | None) -> None:
-        return None
-
-
-class AdapterLearner:
-    """An adapter (Wei et al. 2024, section 3.2) or weight deltas under cached text states.
-
-    absorber: an adapter that is trained beside and belongs to the training alone. part_rates: as a `Method` has them.
-    """
-
-    def __init__(
-        self, adapter: AnyAdapter, absorber: AnyAdapter | None = None, part_rates: tuple[tuple[str, float], ...] = ()
-    ) -> None:
-        self.adapter = adapter.float().requires_grad_()
-        self.absorber = None if absorber is None else absorber.float().requires_grad_()
-        self.part_rates = part_rates
-
-    def tensors(self) -> dict[str, Tensor]:
-        beside = {} if self.absorber is None else dict(self.absorber.named_parameters())
-        return {**dict(self.adapter.named_parameters()), **{f"absorber.{name}": each for name, each in beside.items()}}
-
-    def rates(self) -> dict[str, float]:
-        names = [name for name, _ in self.adapter.named_parameters()]
-        return {name: rate for part, rate in self.part_rates for name in names if f".{part}." in name}
-
-    def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
-        if states is None:
-            raise ValueError("Adapters are trained on cached text states and these data have none; see `with_text`.")
-        return states
-
-    def adapters(self, features: Tensor | None) -> AdapterStack:
-        acting = [self.adapter] if self.absorber is None else [self.adapter, self.absorber]
-        return AdapterStack([StackEntry(each) for each in acting], features)
-
-
-class JointLearner:
-    """Token vectors and what they are learned together with."""
-
-    def __init__(self, token: TokenLearner, adapter: AdapterLearner) -> None:
-        self.token, self.adapter = token, adapter
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self.token.tensors() | self.adapter.tensors()
-
-    def rates(self) -> dict[str, float]:
-        return self.adapter.rates()
-
-    def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
-        return self.token.context(captions, states)
-
-    def adapters(self, features: Tensor | None) -> AdapterStack:
-        return self.adapter.adapters(features)

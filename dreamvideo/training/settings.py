@@ -84,7 +84,8 @@ class TrainingSettings:
     @classmethod
     def for_method(cls, method: Method, **overrides: Any) -> TrainingSettings:
         """A method's own settings, with overrides."""
-        names = ("steps", "learning_rate", "batch_size", "masked", "p_text_drop", "p_image_drop", *LATER_SETTINGS)
+        own = ("steps", "learning_rate", "batch_size", "masked", "p_text_drop", "p_image_drop", "offset_noise")
+        names = (*own, *LATER_SETTINGS)
         return cls(**{**{name: getattr(method, name) for name in names}, **overrides})
 
     def deciding(self) -> dict[str, Any]:

@@ -17,21 +17,13 @@ from ..encoders.protocols import TextEncoder
 from ..files.adapter_info import AdapterInfo, TrainedAdapter
 from ..files.fingerprint import fingerprint
 from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter, narrowed
+from ..models.animatediff import ImageUNet
 from ..models.network import VideoUNet
 from ..safety.texts import quoted
 from .data import TrainingData, with_text
+from .learners import AdapterLearner, JointLearner, Learner, TokenLearner
 from .loop import TrainingResult, train
-from .methods import (
-    ABSORBER,
-    IDENTITY,
-    TEXTUAL_INVERSION,
-    AdapterLearner,
-    JointLearner,
-    Learner,
-    Method,
-    TokenLearner,
-    motion_method,
-)
+from .methods import ABSORBER, IDENTITY, TEXTUAL_INVERSION, Method, motion_method
 from .settings import TrainingSettings
 
 RARE_WORD = "sks"  # what rows with a rare token call a subject by, before its class word (DreamBooth's choice)
@@ -141,6 +133,8 @@ def train_method(
         return TrainedAdapter(adapter, replace(about, adapter_config=config, steps=step), kept, features)
 
     learner = _learner(method, adapter, learned, absorber)
+    if method.data == "images" and isinstance(unet, ImageUNet):
+        unet = unet.still()  # a subject is learned on the image model, as those are that AnimateDiff moves
     result = train(unet, data, method, settings, learner, package=package, **hooks)
     if adapter is not None:
         adapter.requires_grad_(False)
