@@ -112,6 +112,7 @@ class OracleAdapters:
     """The authors' adapters without image condition, as plainly as they can be written."""
 
     names = {"attn1": "attn_adapter", "attn2": "cross_attn_adapter", "ff": "ff_adapter"}
+    norm_across_frames = False
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state
@@ -184,6 +185,8 @@ def test_full_size_keys_are_the_originals() -> None:
 
 class Recorder:
     """Adapters that note what they are offered and, if told to, shift the stream."""
+
+    norm_across_frames = False
 
     def __init__(self, shift: float | None = None) -> None:
         self.shift = shift

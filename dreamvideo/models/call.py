@@ -13,7 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 class BoundAdapters(Protocol):
-    """Adapters ready for one forward. All must be pure: gradient checkpointing calls them again."""
+    """Adapters ready for one forward. All must be pure: gradient checkpointing calls them again.
+
+    norm_across_frames: whether residual blocks' norms are to take their statistics over all frames, see `Call`.
+    """
+
+    @property
+    def norm_across_frames(self) -> bool: ...
 
     def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The residual stream that enters a temporal block: `x` plus what adapters tell it of its frames.

@@ -1,9 +1,10 @@
 """What Tune-A-Video learns of one clip (Wu et al., arXiv 2212.11565), beside an image UNet that stays as it is.
 
-Three things make a video model of an image model. Self-attention of the spatial transformers takes its keys and values
-from the first and the previous frame instead of from its own; behind every block stands a new attention among the
-frames at one position, which starts as nothing; and the queries of self- and cross-attention are trained along. The
-first is how a network reads (`call.BoundAdapters.source`), the second a residual, the third a difference of weights.
+Self-attention of the spatial transformers takes its keys and values from the first and the previous frame instead of
+from its own; behind every block stands a new attention among the frames at one position, which starts as nothing; the
+queries of self- and cross-attention are trained along; and the residual blocks' norms take their statistics over all
+frames, as in the authors' `resnet.py`. The first and the last are how a network reads (`call.BoundAdapters`), the
+second is a residual, the third a difference of weights.
 """
 
 from __future__ import annotations

@@ -51,13 +51,14 @@ class VideoUNet(nn.Module):
     def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None) -> Tensor:
         timesteps = timesteps.to(x.device)
         network = self if adapters is None else adapters.network(self, timesteps)
+        bound = None if adapters is None else adapters.bind(timesteps, size=(x.shape[3], x.shape[4]))
         call = Call(
             frames=x.shape[2],
             embedding=network.time_embed(sinusoid(timesteps, self.config.dim).to(x.dtype)),  # [B, E]
             context=context.to(x),
-            adapters=None if adapters is None else adapters.bind(timesteps, size=(x.shape[3], x.shape[4])),
+            adapters=bound,
             checkpointing=self.gradient_checkpointing and torch.is_grad_enabled(),
-            norm_across_frames=self.config.norm_across_frames,
+            norm_across_frames=self.config.norm_across_frames or (bound is not None and bound.norm_across_frames),
         )
         return unfold_frames(network.path(fold_frames(x), call), call.frames)
 

@@ -221,6 +221,11 @@ class BoundStack:
         self.conditions = conditions
         self.weights: dict[tuple[int, tuple[int, int], str], Tensor] = {}  # of each entry at each level, float32
 
+    @property
+    def norm_across_frames(self) -> bool:
+        """Whether Tune-A-Video makes one video of the frames: in the norms as in what they read."""
+        return any(isinstance(entry.adapter, FrameAttention) for entry, _ in self.acting)
+
     def enter(self, block: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         """`x` plus the frame vectors of all adapters at a temporal block; see `call.BoundAdapters`."""
         for index, (entry, factors) in enumerate(self.acting):
@@ -235,8 +240,7 @@ class BoundStack:
 
     def source(self, block: str, x: Tensor) -> Tensor:
         """What a spatial block's self-attention takes keys and values from; see `call.BoundAdapters`."""
-        reads_others = any(isinstance(entry.adapter, FrameAttention) for entry, _ in self.acting)
-        return first_and_previous(x) if reads_others else x
+        return first_and_previous(x) if self.norm_across_frames else x
 
     def add(self, site: str, before: Tensor, after: Tensor, size: tuple[int, int], *, temporal: bool) -> Tensor:
         """`after` plus the residuals of all adapters at `site`; see `call.BoundAdapters` for the shapes."""
