@@ -305,3 +305,30 @@ def test_a_motion_without_an_image_encoder_is_learned_without_guidance(tmp_path:
     with pytest.raises(ValueError, match="positions for 32 frames and the video has 33"):
         train_motion(base, [tmp_path / "clip.mp4"], ["a dot"], **{**more, "frames": 33})
     assert "dreamvideo" in MOTION_METHODS
+
+
+def test_dreamvideo_from_the_command_line(tmp_path: Path) -> None:
+    from dreamvideo.commands.cli import main
+    from dreamvideo.media.writing import write_png, write_video
+
+    write_tiny_image_base(tmp_path / "base")
+    (tmp_path / "photos").mkdir()
+    for index in range(2):
+        write_png(tmp_path / "photos" / f"{index}.png", torch.rand(3, 64, 64))
+    write_video(tmp_path / "clip.mp4", torch.rand(4, 3, 64, 64), 8)
+    folder = tmp_path / "base"
+    parts = ["--unet", folder / "dreamy.safetensors", "--motion-module", folder / "v3_sd15_mm.safetensors"]
+    base = ["--height", 64, "--width", 64, "--device", "cpu", *parts, "--clip", folder / "clip.safetensors"]
+    dog, run = tmp_path / "dog.safetensors", tmp_path / "run.safetensors"
+    more = ["--steps", 2, "--no-cache", *base]
+    subject = ["train", "subject", tmp_path / "photos", "--class-word", "dog", "--placeholder", "<my-dog>"]
+    motion = ["train", "motion", tmp_path / "clip.mp4", "--caption", "a dog runs", "--frames", 3]
+    sample = ["sample", "a <my-dog> runs", "--adapter", dog, "--adapter", run, "--frames", 3, "--steps", 2, *base]
+    for command in (
+        [*subject, "--token-steps", 2, "--out", dog, *more],
+        [*motion, "--out", run, *more],
+        [*sample, "--out", tmp_path / "video.mp4"],
+    ):
+        assert main([str(each) for each in command]) == 0, command
+    assert (tmp_path / "video.mp4").stat().st_size > 0
+    assert "motion_module = " in (tmp_path / "run.toml").read_text()

@@ -73,13 +73,15 @@ Tells layout, architecture, precision and size of a base's parts, which of them 
 what an adapter file was trained on and how.
 """
 CONVERT = """\
-Writes a UNet in another layout, container or precision, or an adapter in our format (.safetensors) or the authors'
-(.pth, where a learned token is a file of its own and its name is *). SRC stays as it is: DST is another file.
+Writes a UNet or a motion module in another layout, container or precision, with LoRAs of AnimateDiff's merged in, or an
+adapter in our format (.safetensors) or the authors' (.pth, where a learned token is a file of its own and its name is
+*). SRC stays as it is: DST is another file.
 """
 CONVERT_EXAMPLES = """\
 examples:
   dreamvideo convert text2video_pytorch_model.pth unet.safetensors --dtype float16
   dreamvideo convert unet.safetensors my-pipeline --layout diffusers
+  dreamvideo convert mm_sd_v15_v2.ckpt panning.safetensors --lora v2_lora_PanLeft.ckpt
   dreamvideo convert my-dog.safetensors my-dog.pth
 """
 SWEEP = """\

@@ -133,7 +133,7 @@ def _check_out(out: Path, args: Namespace) -> None:
 
 def _load_adapters(args: Namespace, unet: UNetFile, settings: SamplingSettings) -> Customization:
     loaded, strengths, limits = [], [], []
-    weights = None if args.other_base or not args.adapter else fingerprint(unet.state)
+    weights = None if args.other_base or not args.adapter else fingerprint(unet.tensors)
     for given in args.adapter:
         named = given_adapter(given)
         path = named.path

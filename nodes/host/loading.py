@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...dreamvideo.files.encoders import open_clip_file, open_vae
 from ...dreamvideo.files.unet import read_unet
+from ...dreamvideo.models.config import UNetConfig
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ..autoencoder import SmallAutoencoder
 from .model import ModelScopeT2V
@@ -32,6 +33,10 @@ from .paging import is_dynamic, patcher_class
 def load_model(path: Path, dtype: torch.dtype | None) -> Any:
     """A MODEL from a UNet file of any layout. ValueError where it is no such file."""
     found = read_unet(path)
+    if not isinstance(found.config, UNetConfig):
+        raise ValueError(
+            f"{path.name} is a Stable Diffusion image UNet, and this loader is for ModelScope's: use another."
+        )
     if found.layout == "diffusers" or found.config == EMBEDDED_CONFIG:
         # The host's detection runs over the tensor names before it asks us, and these it does not get through.
         return _load_undetected(path, dtype)
