@@ -591,7 +591,7 @@ def test_damaged_or_future_metadata(tmp_path):
     adapter = trained("identity")
     good = AdapterInfo("identity", adapter_config=adapter.config, unet_config=TINY).to_metadata()
     broken = {
-        "format version 3": {"format_version": "3"},
+        "format version 4": {"format_version": "4"},
         "damaged.*'style'": {"kind": "style"},
         "damaged.*'motion'": {"kind": "motion"},
         "damaged: Adapter placement": {"adapter_config": json.dumps({**adapter.config.to_dict(), "placement": "?"})},

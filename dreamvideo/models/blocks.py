@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -42,7 +43,8 @@ class BoundAdapters(Protocol):
     def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
         """What a spatial block's cross-attention reads [B, F, N, C], where parts of the video read texts of their own.
 
-        text: what it read in the prompt; attend: what all of it would read in other text states [B, T, D].
+        text: what it read in the prompt; attend: what all of it would read in other text states [B, T, D], or
+        [B, L, T, D] as in a `Call`.
         """
         ...
 
@@ -55,15 +57,24 @@ class BoundAdapters(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """What looks on at a forward. It is called again, for the same, where gradient checkpointing computes again."""
+
+    def see(self, site: str, attention: Attention, x: Tensor, context: Tensor, size: tuple[int, int]) -> None:
+        """A spatial block reads its text: x [B, F, N, C] by `attention` in context [B, T, D]; site as for `add`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Call:
     """What every layer may read during one forward."""
 
     frames: int
     embedding: Tensor  # [B, E], of the timestep
-    context: Tensor  # [B, T, D], one row a video
+    context: Tensor  # [B, T, D], one row a video; [B, L, T, D] with one for each spatial block
     adapters: BoundAdapters | None
     checkpointing: bool
+    watch: Watch | None = None
 
 
 def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
@@ -207,6 +218,7 @@ class TransformerBlock(nn.Module):
     """Three pre-norm sublayers on x [B, S, L, C]; with a `context_dim` the second one reads the text."""
 
     site = ""  # its full module name; the UNet fills it in
+    layer = 0  # of a spatial one, its number among them; the UNet fills it in
 
     def __init__(
         self, width: int, heads: int, context_dim: int | None, attention: AttentionFunction, ops, factory: dict
@@ -227,17 +239,23 @@ class TransformerBlock(nn.Module):
                 return after
             return call.adapters.add(f"{self.site}.{sublayer}", before, after, size, temporal=self.temporal)
 
+        def attend(x: Tensor, context: Tensor) -> Tensor:
+            return self.attn2(x, self._own(context))
+
         def read(x: Tensor) -> Tensor:
-            text = self.attn2(x, call.context)
-            if call.adapters is None:
-                return text
-            return call.adapters.read(lambda context: self.attn2(x, context), text, size)
+            if call.watch is not None:
+                call.watch.see(f"{self.site}.attn2", self.attn2, x, self._own(call.context), size)
+            text = attend(x, call.context)
+            return text if call.adapters is None else call.adapters.read(partial(attend, x), text, size)
 
         if self.temporal and call.adapters is not None:
             x = call.adapters.enter(self.site, x, size)
         x = adapted("attn1", x, self.attn1(self.norm1(x)))
         x = adapted("attn2", x, self.attn2(self.norm2(x)) if self.temporal else read(self.norm2(x)))
         return adapted("ff", x, self.ff(self.norm3(x)))
+
+    def _own(self, context: Tensor) -> Tensor:
+        return context if context.ndim == 3 else context[:, self.layer]
 
 
 class SpatialTransformer(nn.Module):

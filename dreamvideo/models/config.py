@@ -133,6 +133,11 @@ def transformer_sites(config: UNetConfig) -> list[TransformerSite]:
     return sites
 
 
+def text_layers(config: UNetConfig) -> list[str]:
+    """The transformers that read the text, in the order in which data meets them: 16 in the full size."""
+    return [site.name for site in transformer_sites(config) if site.kind == "spatial"]
+
+
 @dataclass(frozen=True)
 class ConvSite:
     """A temporal convolution: its module name, of its norm, activation and convolution together, and its channels."""

@@ -8,7 +8,7 @@ owns none of them.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,13 @@ from .blocks import (
     TemporalTransformer,
     TransformerBlock,
     Upsample,
+    Watch,
     fold_frames,
     run,
     sinusoid,
     unfold_frames,
 )
-from .config import UNetConfig
+from .config import UNetConfig, text_layers
 from .threads import threads_for
 
 
@@ -119,6 +120,8 @@ class UNet(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, TransformerBlock | TemporalConv):
                 module.site = name
+        for layer, site in enumerate(text_layers(config)):
+            cast(TransformerBlock, self.get_submodule(f"{site}.transformer_blocks.0")).layer = layer
 
     def _zero_residuals(self) -> None:
         """A new network starts with every residual branch, and its output, at zero."""
@@ -137,16 +140,26 @@ class UNet(nn.Module):
         """Of the weights, which is what `x` should come in."""
         return next(self.time_embed.parameters()).dtype
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        adapters: Adapters | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
         """Noise in the latents x [B, C, F, h, w] at timesteps [B] (0..999), given text states context [B, T, D].
 
-        One context row a video. Returns [B, C, F, h, w] in x's dtype. Raises ValueError for shapes that do not fit.
+        One context row a video, or one for each of the L spatial transformers too, [B, L, T, D]; watch: see `Watch`.
+        Returns [B, C, F, h, w] in x's dtype. Raises ValueError for shapes that do not fit.
         """
         self._check(x, timesteps, context)
         with threads_for(self, x.device):
-            return self._predict(x, timesteps, context, adapters)
+            return self._predict(x, timesteps, context, adapters, watch)
 
-    def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None) -> Tensor:
+    def _predict(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None, watch: Watch | None
+    ) -> Tensor:
         frames = x.shape[2]
         timesteps = timesteps.to(x.device)
         network = self if adapters is None else adapters.network(self, timesteps)
@@ -156,6 +169,7 @@ class UNet(nn.Module):
             context=context.to(x),
             adapters=None if adapters is None else adapters.bind(timesteps, size=(x.shape[3], x.shape[4])),
             checkpointing=self.gradient_checkpointing and torch.is_grad_enabled(),
+            watch=watch,
         )
 
         first_conv, first_transformer = network.input_blocks[0].children()
@@ -179,7 +193,13 @@ class UNet(nn.Module):
         check_divides("A latent", width, height, stride, "cells")
         if timesteps.shape != (batch,):
             raise ValueError(f"The UNet takes one timestep a video, [{batch}], got {list(timesteps.shape)}.")
-        if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != config.context_dim:
+        layers = len(text_layers(config))
+        if context.ndim == 4 and context.shape[1] != layers:
+            raise ValueError(
+                f"The text has states for {context.shape[1]} layers and this UNet has {layers} that read it: "
+                "its word was learned on another base."
+            )
+        if context.ndim not in (3, 4) or context.shape[0] != batch or context.shape[-1] != config.context_dim:
             raise ValueError(
                 f"The UNet takes one text state a video, [{batch}, T, {config.context_dim}], got {list(context.shape)}."
             )

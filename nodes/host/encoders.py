@@ -84,10 +84,14 @@ class HostText:
         with threads_for(network, self.clip.patcher.load_device), _differentiable(network):
             return torch.cat([self._encode(tokenizer, prompt, weighted) for prompt in prompts])
 
+    def places(self, prompts: Sequence[str], tokens: Mapping[str, Tensor]) -> Tensor:
+        tokenizer = _tokenizer_of(self.clip, tokens)
+        chunks = [next(iter(_tokenized(tokenizer, prompt, weighted=False).values()))[0] for prompt in prompts]
+        own = [[isinstance(token, Tensor) and bool(_name_of(token, tokens)) for token, *_ in chunk] for chunk in chunks]
+        return torch.tensor(own)
+
     def _encode(self, tokenizer: PlaceholderTokenizer, prompt: str, weighted: bool) -> Tensor:
-        # The host reads escapes of brackets where it reads no weights, too: there the backslash is escaped.
-        text = prompt if weighted else re.sub(r"\\(?=[()])", r"\\\\", prompt)
-        found = tokenizer.tokenize_with_weights(text, disable_weights=not weighted)
+        found = _tokenized(tokenizer, prompt, weighted)
         first = {encoder: chunks[:1] for encoder, chunks in found.items()}  # the base was trained on one
         self._tell_if_cut(prompt, next(iter(found.values())), tokenizer.tokens)
         return self.clip.encode_from_tokens(first).float()
@@ -108,6 +112,12 @@ class HostText:
                 break
             found.append(token)
         return found
+
+
+def _tokenized(tokenizer: PlaceholderTokenizer, prompt: str, weighted: bool) -> dict[str, list]:
+    # The host reads escapes of brackets where it reads no weights, too: there the backslash is escaped.
+    text = prompt if weighted else re.sub(r"\\(?=[()])", r"\\\\", prompt)
+    return tokenizer.tokenize_with_weights(text, disable_weights=not weighted)
 
 
 def _name_of(row: Tensor, tokens: Mapping[str, Tensor]) -> str:
