@@ -12,13 +12,7 @@ from .data import EMPTY_PROMPT, TrainingData, TrainingItem
 from .methods import Method
 from .settings import TrainingSettings
 
-
-NO_MASKS = (
-    "mask_attention pulls the subject's word to the photographs' masks, and these have none: give masks or leave it out."
-)
-
-    "mask_attention pulls the subject's word to the photographs' masks and there are none: give masks or leave it out."
-)
+NO_MASKS = "mask_attention pulls a word to masks, and these photographs have none: give masks, or leave it out."
 
 
 @dataclass(frozen=True)
