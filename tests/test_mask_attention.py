@@ -8,7 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fakes import CONFIG, fake_encoders, pictures, tiny_unet
+from tiny_base import SIDE, write_tiny_base
 
+from dreamvideo.commands.cli import main
+from dreamvideo.files.adapters import load_adapter
+from dreamvideo.files.toml import parse_toml
+from dreamvideo.media.writing import write_png
 from dreamvideo.models.attention_maps import MASK_ATTENTION, AttentionMaps, attention_map, mask_attention_loss
 from dreamvideo.models.config import UNetConfig
 from dreamvideo.models.unet import UNet
@@ -183,3 +188,53 @@ def test_resumed_it_ends_as_one_that_went_through(unet, method, layered, tmp_pat
     again = run(unet, data, method, state_path=state, resume=True, **more)
     assert again.losses == whole.losses
     assert torch.equal(again.trained.tokens[DOG], whole.trained.tokens[DOG])
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("subject")
+    write_tiny_base(folder / "base")
+    (folder / "photos" / "masks").mkdir(parents=True)
+    mask = torch.zeros(3, SIDE, SIDE)
+    mask[:, :, : SIDE // 2] = 1
+    for number, photo in enumerate(pictures(2, side=SIDE)):
+        write_png(folder / "photos" / f"{number}.png", photo)
+        write_png(folder / "photos" / "masks" / f"{number}.png", mask)
+    return folder
+
+
+def train(folder, out: str, *more: str) -> list[str]:
+    base = ["--base", str(folder / "base"), "--device", "cpu", "--out", str(folder / out), "--no-cache"]
+    short = ["--steps", "2", "--token-steps", "2", "--batch", "2", "--height", str(SIDE), "--width", str(SIDE)]
+    given = [] if "--config" in more else [str(folder / "photos"), "--class-word", "dog", "--placeholder", DOG, *short]
+    return ["train", "subject", *given, *base, *more]
+
+
+def test_the_command_line_has_both_and_a_run_file_does_again(folder, capsys):
+    for name, words in {
+        "plus": ["--method", "dreamvideo_plus"],
+        "options": ["--layered-token", "--mask-attention"],
+        "word": ["--method", "textual_inversion", "--layered-token", "--no-mask-attention"],
+        "paper": [],
+    }.items():
+        assert main(train(folder, f"{name}.safetensors", *words)) == 0
+        told = parse_toml((folder / f"{name}.toml").read_text())
+        assert (told["layered_token"], told["mask_attention"]) == (name != "paper", name in ("plus", "options"))
+        assert main(train(folder, f"{name}-2.safetensors", "--config", str(folder / f"{name}.toml"))) == 0
+        first, again = ((folder / f"{each}.safetensors").read_bytes() for each in (name, f"{name}-2"))
+        assert first == again
+        assert load_adapter(folder / f"{name}.safetensors").tokens[DOG].ndim == (2 if name == "paper" else 3)
+    words = ["sample", f"a ({DOG}:1.2) on grass", "--adapter", str(folder / "plus.safetensors"), "--steps", "2"]
+    size = ["--frames", "2", "--height", str(SIDE), "--width", str(SIDE), "--out", str(folder / "video.gif")]
+    region = ["--region", f"left: a {DOG}", "--base", str(folder / "base"), "--device", "cpu"]
+    assert main([*words, *size, *region]) == 0
+    capsys.readouterr()
+
+
+def test_without_masks_the_command_line_says_so_before_the_base_is_opened(folder, monkeypatch, capsys):
+    monkeypatch.setattr("dreamvideo.commands.train.open_for", lambda *_: pytest.fail("the base was opened"))
+    assert main(train(folder, "none.safetensors", "--mask-attention", "--no-masks")) != 0
+    assert "these photographs have none: give masks, or leave it out" in capsys.readouterr().err
