@@ -52,7 +52,7 @@ def _learned(flow: Workflow, base: int, media: list[int]) -> tuple[list, list]:
                 flow.beside()
             node = flow.add("DreamVideoTrainSubject", title=f"Learn toy {number + 1}", images=(source, 0),
                             masks=(source, 1), placeholder=word, class_word="toy", preview_every=0,
-                            filename_prefix=word.strip("<>"), room=BELOW_TEXT, **sockets,
+                            filename_prefix=f"toy-{number + 1}", room=BELOW_TEXT, **sockets,
                             **subject_widgets(True))  # fmt: skip
             subjects.append((node, 0))
     with flow.group("3 · Two motions"):
@@ -63,7 +63,8 @@ def _learned(flow: Workflow, base: int, media: list[int]) -> tuple[list, list]:
                              caption=f"a yellow circle {word} in the night", **TOY)  # fmt: skip
             node = flow.add("DreamVideoTrainMotion", title=f"Learn motion {number + 1}", clips=(clips, 0),
                             captions=(clips, 1), frames=(clips, 2), method="dreamvideo_plus", preview_every=0,
-                            filename_prefix=word, room=PICTURE, **sockets, **widgets("motion", True))  # fmt: skip
+                            filename_prefix=f"{word}-plus", room=PICTURE, **sockets,
+                            **widgets("motion", True))  # fmt: skip
             motions.append((node, 0))
     return subjects, motions
 
