@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -81,8 +81,9 @@ def subject_plan(
     own = (row, defaults.settings_for(row, **settings))
     if row.token != "given":
         return Plan((own,), placeholder, class_word)
-    without_snapshots = {**token, "snapshot_every": 0}
-    first = (TEXTUAL_INVERSION, defaults.settings("token", **without_snapshots))
+    shared = {name: getattr(own[1], name) for name in ("layered_token", "mask_attention")}  # a row's own among them
+    alone = replace(TEXTUAL_INVERSION, mask_attention=row.mask_attention)
+    first = (alone, defaults.settings("token", **{**token, "snapshot_every": 0, **shared}))
     return Plan((first, own), placeholder, class_word, {}, vectors)
 
 

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .customizing import NOTHING, Customization
+from .encoders.layered import encode
 from .encoders.loading import check_matches
 from .encoders.prompts import unknown_placeholders
 from .encoders.protocols import Encoders, at_once, release
@@ -150,14 +151,15 @@ def sample_latents(
 ) -> Tensor:
     """Latents [B, 4, F, h, w] from noise of that shape, float32.
 
-    context_cond, context_uncond [B, 77, D] (one row serves all B); feature [B or 1, D] or None, of the guidance image;
-    feature_strengths: of the unconditional and the conditional half. Both halves go through the UNet as one batch,
-    the unconditional one first and with a zero image; at guidance 1 there is only the conditional one.
+    context_cond, context_uncond [B, 77, D] or [B, L, 77, D] (one row serves all B); feature [B or 1, D] or None, of the
+    guidance image; feature_strengths: of the unconditional and the conditional half. Both halves go through the UNet as
+    one batch, the unconditional one first and with a zero image; at guidance 1 there is only the conditional one.
     callback: see `diffusion.ddim_sample`.
     """
     device, batch = next(unet.parameters()).device, len(noise)
     halves = [context_cond] if guidance == 1 else [context_uncond, context_cond]
-    context = torch.cat([half.expand(batch, -1, -1) for half in halves]).to(device, unet.dtype)  # [2B, 77, D]
+    expanded = [half.expand(batch, *half.shape[1:]) for half in halves]
+    context = torch.cat(expanded).to(device, unet.dtype)  # [2B, 77, D] or [2B, L, 77, D]
     if stack is not None:
         stack = stack.to(device, unet.dtype)
         stack = stack.with_condition(*_conditions(feature, feature_strengths, batch, len(halves), device))
@@ -229,7 +231,7 @@ def generate(
     shape = (1, unet.config.in_channels, settings.frames, *latent_size(unet, settings.height, settings.width))
     check_prompts(settings, customization)
     prompts = [settings.prompt, settings.negative_prompt, *(region.prompt for region in customization.regions)]
-    cond, uncond, *own = encoders.text.encode(prompts, customization.tokens, weighted=True).split(1)
+    cond, uncond, *own = encode(encoders.text, prompts, customization.tokens, weighted=True).split(1)
     regions = [Region(text, region.mask) for text, region in zip(own, customization.regions, strict=True)]
     feature = customization.feature
     if guidance_image is not None:

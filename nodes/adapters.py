@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..dreamvideo.files.adapter_info import TrainedAdapter
 from ..dreamvideo.files.adapters import load_adapter, save_trained
@@ -111,6 +112,8 @@ def _shown_path(path: Path) -> str:
 
 
 def _save_embedding(placeholder: str, vectors, stem: str) -> str:
+    if vectors.ndim == 3:
+        return f"{placeholder} has a vector a layer, which no embedding can hold, so there is none to save"
     name = "-".join(filter(None, (re.sub(r"[^\w-]+", "", placeholder), stem.strip("_"))))
     with reserved(host.folders_of("embeddings")[0] / f"{name}.safetensors") as path:
         rows = vectors.detach().float().reshape(-1, vectors.shape[-1])
@@ -258,7 +261,7 @@ def describe(loaded: TrainedAdapter) -> str:
     parameters = 0 if loaded.adapter is None else sum(p.numel() for p in loaded.adapter.parameters())
     facts: dict[str, object] = {
         "what": str(info),
-        "placeholder": ", ".join(f"{name} ({len(rows)} vectors)" for name, rows in loaded.tokens.items()),
+        "placeholder": ", ".join(f"{name} ({_counted(rows)})" for name, rows in loaded.tokens.items()),
         "class word": info.class_word,
         "captions": " | ".join(dict.fromkeys(info.captions)),
         "parameters": f"{parameters:,}" if parameters else "",
@@ -275,6 +278,10 @@ def describe(loaded: TrainedAdapter) -> str:
         "details": json.dumps(info.extra, ensure_ascii=False) if info.extra else "",
     }
     return "\n".join(f"{name}: {value}" for name, value in facts.items() if value not in (None, ""))
+
+
+def _counted(rows: Tensor) -> str:
+    return f"{len(rows)} vectors" if rows.ndim < 3 else f"{rows.shape[1]} vectors for each of {len(rows)} layers"
 
 
 NODES = [LoadAdapter, SaveAdapter, ApplyAdapter, AdapterInfo]

@@ -40,20 +40,26 @@ class ToyMedia(io.ComfyNode):
             inputs=[
                 io.Int.Input(
                     "frames", default=8, min=2, max=64, tooltip="Length of the clip in frames; the embedded base has 8."
-                )
+                ),
+                io.Boolean.Input(
+                    "other",
+                    default=False,
+                    optional=True,
+                    tooltip="Another toy, <other-toy>, and a clip of another motion: for two of each in one video.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="Photographs of a toy, 64 x 64 pixels."),
                 io.Mask.Output(display_name="masks", tooltip="White on the toy, one for each photograph."),
                 io.Image.Output(display_name="clip", tooltip="A clip of another toy, 8 frames a second, as a batch."),
                 io.String.Output(display_name="caption", tooltip="What happens in the clip."),
-                io.String.Output(display_name="prompt", tooltip="A prompt for the toy <my-toy> in that motion."),
+                io.String.Output(display_name="prompt", tooltip="A prompt for the toy in that motion."),
             ],
         )
 
     @classmethod
-    def execute(cls, frames=8) -> io.NodeOutput:
-        found = toy_material(frames)
+    def execute(cls, frames=8, other=False) -> io.NodeOutput:
+        found = toy_material(frames, other)
         photographs = [photo.image for photo in found.photos]
         sheet = contact_sheet([("photographs", photographs), ("clip", few_frames(found.clip, len(photographs)))])
         return io.NodeOutput(

@@ -43,6 +43,14 @@ class FakeText:
             rows.append(F.pad(words.cumsum(0), (0, 0, 0, 77 - len(words))))
         return torch.stack(rows)
 
+    def places(self, prompts, tokens):
+        rows = []
+        for prompt in prompts:
+            parts = [[False], *([word in tokens] * len(tokens.get(word, "-")) for word in prompt.split())]
+            flat = [place for part in parts for place in part]
+            rows.append(flat + [False] * (77 - len(flat)))
+        return torch.tensor(rows)
+
     def _draw(self, word):
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "little")
         return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -67,6 +68,18 @@ def test_a_folder_of_frames_has_its_masks_inside(tmp_path):
     write(tmp_path / "turn" / "masks", moving_mask())
     assert reading.find_clips(tmp_path / "turn", 2) == [tmp_path / "turn"]
     assert reading.find_masks([tmp_path / "turn"]) == [tmp_path / "turn" / "masks"]
+
+
+def test_a_mask_of_another_length_is_told_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "turn.gif", pictures(FRAMES, side=EDGE))
+    write(tmp_path / "turn_mask.gif", moving_mask(FRAMES - 1))
+    told = f"The mask {tmp_path / 'turn_mask.gif'} has 5 frames and its clip 6: make both of one length"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        reading.find_masks([tmp_path / "turn.gif"])
+    monkeypatch.setattr("dreamvideo.commands.train.open_for", lambda *_: pytest.fail("the base was opened"))
+    out = str(tmp_path / "turn.safetensors")
+    words = ["train", "motion", str(tmp_path / "turn.gif"), "--caption", "a toy turns", "--out", out, "--frames", "4"]
+    assert main(words) != 0 and told in capsys.readouterr().err
 
 
 def test_masks_that_fit_nothing_are_named(tmp_path):

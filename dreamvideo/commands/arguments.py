@@ -141,6 +141,8 @@ FIRST = ("steps", "learning_rate", "batch_size", "seed")
 DEFAULTS = {
     "absorber": "default: as the method has it",
     "debias": "default: as the method has it",
+    "layered_token": "default: as the method has it",
+    "mask_attention": "default: as the method has it",
     "gradient_checkpointing": "default: where a step would not fit into what is free",
     "p_image_drop": "default: as released",
     "p_text_drop": "default: as released",

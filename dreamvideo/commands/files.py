@@ -72,6 +72,11 @@ def _convert_adapter(loaded: TrainedAdapter, source: Path, target: Path) -> list
         save_trained(target, loaded)
         return [target]
     written = []
+    if loaded.info.token_layers is not None:
+        raise ValueError(
+            f"The authors' files hold one vector a word and {source.name} has {loaded.info.token_layers}, one a layer: "
+            "save it as .safetensors."
+        )
     if loaded.adapter is not None:
         save_authors_adapter(target, loaded.adapter, loaded.info.steps or 0)
         written.append(target)

@@ -17,6 +17,7 @@ from ..media.photographs import load_images
 from ..media.writing import write_animation
 from ..runs import Outcome, Reports, train_motion, train_subject
 from ..safety.paths import check_writable, keep_apart
+from ..training.drawing import NO_MASKS
 from ..training.methods import SUBJECT_METHODS
 from ..training.places import Run, beside, companions, preview_path
 from .common import (
@@ -49,6 +50,8 @@ def subject(args: Namespace, terminal: Terminal) -> None:
     found = found_for(args)
     size = training_size(args, found)
     photos = load_images(one_or_many(args.images), size, with_masks=not args.no_masks, say=terminal.say)
+    if args.mask_attention and not row.mask_attention and all(photo.mask is None for photo in photos):
+        raise ValueError(NO_MASKS)
     base = open_for(args, terminal, found)
     outcome = train_subject(
         base,

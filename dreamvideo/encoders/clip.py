@@ -125,6 +125,11 @@ class OpenClipText:
             x = full_precision(self.clip.ln_final(self._blocks(x)))
         return _weigh(x[:-1], x[-1], weights[:-1]) if weighs else x
 
+    def places(self, prompts: Sequence[str], tokens: Mapping[str, Tensor]) -> Tensor:
+        """Where learned tokens [n, D] stand in the text states of B prompts: bool [B, 77]."""
+        counts = {name: len(rows) for name, rows in tokens.items()}
+        return torch.tensor([[bool(name) for name, _ in self.tokenize(prompt, counts)[1]] for prompt in prompts])
+
     def _checked(self, name: str, rows: Tensor) -> Tensor:
         rows = rows[None] if rows.ndim == 1 else rows
         if rows.ndim != 2 or rows.shape[1] != self.width or not len(rows):

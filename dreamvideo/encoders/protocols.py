@@ -35,6 +35,10 @@ class TextEncoder(Protocol):
         """Token embeddings [n, D] of a word or a phrase, one row a byte-pair token."""
         ...
 
+    def places(self, prompts: Sequence[str], tokens: Mapping[str, Tensor]) -> Tensor:
+        """Where learned tokens [n, D] stand in the text states of B prompts: bool [B, 77]."""
+        ...
+
     def check_placeholder(self, name: str, taken: Iterable[str] = ()) -> None:
         """Raise ValueError unless `name` can stand for a learned token beside the placeholders `taken`."""
         ...

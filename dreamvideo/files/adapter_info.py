@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..models.adapters import TRANSFORMER_KINDS, AdapterConfig, AnyAdapter, AnyConfig
-from ..models.config import NetworkConfig, UNetConfig, temporal_convolutions, transformer_sites
+from ..models.config import NetworkConfig, UNetConfig, temporal_convolutions, text_layers, transformer_sites
 from ..models.deltas import TEMPORAL_CONV, DeltaConfig, weight_shapes
 from ..models.families import config_from
 from ..models.frame_attention import FrameAttentionConfig
 from ..models.image_config import ImageUNetConfig
-from ..safety.limits import LIMITS, json_object, line, parsed, real, short, whole
+from ..safety.limits import LIMITS, MOST_CHANNELS, json_object, line, parsed, real, short, whole
 
 FORMAT = "dreamvideo-adapter"
 FORMAT_VERSION = 3  # the newest that is read; a file has the oldest that holds what is in it
@@ -37,6 +37,7 @@ class AdapterInfo:
     kind: "identity" or "motion" for an adapter, "weights" for weight deltas, "tune_a_video" for what
     that learns of a clip, "token" for learned token vectors alone.
     base_fingerprint: of the UNet it was trained on, "" where unknown (the authors' files do not say).
+    token_layers: for how many layers its tokens have vectors of their own; None for ordinary ones. Told by the tokens.
     run: the run file, in TOML, that makes it again from its data and base; "" where the file does not tell.
     """
 
@@ -51,6 +52,7 @@ class AdapterInfo:
     learning_rate: float | None = None
     seed: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    token_layers: int | None = None
     run: str = ""
 
     def __str__(self) -> str:
@@ -63,8 +65,13 @@ class AdapterInfo:
 
     @property
     def format_version(self) -> int:
-        """Which version holds it: the second brought frame vectors and residuals, the third image bases."""
-        if self.unet_config is not None and self.unet_config.family != UNetConfig.family:
+        """Which version of the format holds it.
+
+        Frame vectors and residuals of convolutions came with the second, tokens with a vector a layer and image bases
+        with the third.
+        """
+        image = self.unet_config is not None and self.unet_config.family != UNetConfig.family
+        if image or self.token_layers is not None:
             return 3
         return self.adapter_config.format_version if isinstance(self.adapter_config, AdapterConfig) else 1
 
@@ -74,8 +81,9 @@ class AdapterInfo:
         values |= {name: values[name] and values[name].to_dict() for name in ("adapter_config", "unet_config")}
         values["format_version"] = self.format_version
         texts = {key: value if isinstance(value, str) else _json(value) for key, value in values.items()}
-        if not self.run:
-            del texts["run"]
+        for name in ("run", "token_layers"):  # what the first version did not have, where there is none
+            if not values[name]:
+                del texts[name]
         return {"format": FORMAT, "description": f"DreamVideo {self}", **self._modelspec(), **texts}
 
     def _modelspec(self) -> dict[str, str]:
@@ -138,6 +146,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "captions": _captions,
     "steps": lambda name, value: whole(name, value, int(LIMITS["steps"].most), 0),
     "learning_rate": lambda name, value: real(name, value, 0),
+    "token_layers": lambda name, value: whole(name, value, MOST_CHANNELS),
     "seed": lambda name, value: whole(name, value, int(LIMITS["seed"].most), 0),
     "extra": _extra,
 }
@@ -145,7 +154,10 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class TrainedAdapter:
-    """A file's contents. tokens: placeholder -> [n, D]; features: image features of the photographs, [n, D]."""
+    """A file's contents. tokens: placeholder -> [n, D], or [L, n, D] with a vector a layer.
+
+    features: image features of the photographs, [n, D].
+    """
 
     adapter: AnyAdapter | None
     info: AdapterInfo
@@ -178,6 +190,12 @@ def check_fits(
         raise ValueError(
             f"This {info} is for another base: it was made for text states of width {theirs.context_dim}, "
             f"but this base has {unet_config.context_dim}."
+        )
+    layers = len(text_layers(unet_config))
+    if info.token_layers not in (None, layers):
+        raise ValueError(
+            f"This {info} is for another base: its word has vectors for {info.token_layers} layers that read the text, "
+            f"but this base has {layers}."
         )
     if theirs is not None and info.kind != "token" and places(info, theirs) != places(info, unet_config):
         fits, has = (describe(places(info, config)) for config in (theirs, unet_config))

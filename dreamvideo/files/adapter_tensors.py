@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models.adapters import AnyAdapter, build_adapter
-from ..models.config import NetworkConfig
+from ..models.config import NetworkConfig, text_layers
 from ..models.deltas import TEMPORAL_CONV
 from ..safety.limits import bare, line, short
 from .adapter_info import AdapterInfo, describe
@@ -92,8 +92,30 @@ def check_specs(tensors: Mapping[Any, Any], subject: str) -> None:
         raise ValueError(f"{subject}: {bare(str(key))} is {what}, not a tensor of weights.")
 
 
-def check_tokens(tokens: Mapping[str, TensorSpec], subject: str, unet_config: NetworkConfig | None) -> None:
-    """Raise ValueError unless they are vectors [n, D] with names; D is what the UNet reads, where that is known."""
+def token_layers(tokens: Mapping[str, Any]) -> int | None:
+    """For how many layers tokens have vectors of their own, [L, n, D]; None where all are ordinary ones, [n, D].
+
+    Raises ValueError where they differ.
+    """
+    found = {rows.shape[0] for rows in tokens.values() if len(rows.shape) == 3}
+    if len(found) > 1:
+        raise ValueError(
+            f"The tokens have vectors for {' and '.join(map(str, sorted(found)))} layers: take one of both."
+        )
+    return found.pop() if found else None
+
+
+def check_tokens(
+    tokens: Mapping[str, TensorSpec], subject: str, unet_config: NetworkConfig | None, layers: int | None = None
+) -> None:
+    """Raise ValueError unless they are vectors [n, D], or [layers, n, D], with names.
+
+    D is what the UNet reads, where that is known, and so is for how many layers there are vectors.
+    """
+    if unet_config is not None and layers not in (None, most := len(text_layers(unet_config))):
+        raise ValueError(
+            f"{subject}: it tells of vectors for {layers} layers, and its UNet has {most} that read a text."
+        )
     for name, vectors in tokens.items():
         if not name.strip():
             raise ValueError(f"{subject}: one of its tokens has no name.")
@@ -101,14 +123,16 @@ def check_tokens(tokens: Mapping[str, TensorSpec], subject: str, unet_config: Ne
             line("a token's name", name)
         except ValueError as error:
             raise ValueError(f"{subject}: {error}.") from error
-        if len(vectors.shape) != 2 or not vectors.elements:
-            raise ValueError(f"{subject}: the vectors of {short(name)} are {list(vectors.shape)} and not [n, D].")
-        if unet_config is not None and vectors.shape[1] != unet_config.context_dim:
+        layered = layers is not None and len(vectors.shape) == 3 and vectors.shape[0] == layers
+        if not (layered or len(vectors.shape) == 2) or not vectors.elements:
+            wanted = "[n, D]" if layers is None else f"[{layers}, n, D]"
+            raise ValueError(f"{subject}: the vectors of {short(name)} are {list(vectors.shape)} and not {wanted}.")
+        if unet_config is not None and vectors.shape[-1] != unet_config.context_dim:
             raise ValueError(
-                f"{subject}: the vectors of {short(name)} are {vectors.shape[1]} wide, "
+                f"{subject}: the vectors of {short(name)} are {vectors.shape[-1]} wide, "
                 f"and its UNet reads text states of {unet_config.context_dim}."
             )
-    if len({vectors.shape[1] for vectors in tokens.values()}) > 1:
+    if len({vectors.shape[-1] for vectors in tokens.values()}) > 1:
         raise ValueError(f"{subject}: its tokens are of several widths.")
 
 

@@ -19,7 +19,16 @@ from ..models.config import NetworkConfig, UNetConfig
 from ..safety.limits import bare, short
 from ..safety.paths import PathLike
 from .adapter_info import FORMAT, FORMAT_VERSION, KINDS, AdapterInfo, TrainedAdapter
-from .adapter_tensors import ADAPTER_KEY, assemble, check_specs, check_tensors, check_tokens, read_all, without_stop
+from .adapter_tensors import (
+    ADAPTER_KEY,
+    assemble,
+    check_specs,
+    check_tensors,
+    check_tokens,
+    read_all,
+    token_layers,
+    without_stop,
+)
 from .dtypes import is_finite
 from .foreign_adapters import authors_adapter, embedding_in, name_foreign, text_embedding
 from .tensors import CheckpointError, OpenFile, open_file, write_safetensors
@@ -38,7 +47,7 @@ def save_adapter(
 ) -> None:
     """Write a safetensors file, atomically; the same contents give the same bytes.
 
-    adapter: None for learned tokens alone (kind "token"). tokens: placeholder -> [n, D]; features: [n, D].
+    adapter: None for learned tokens alone (kind "token"). tokens: placeholder -> [n, D] or [L, n, D]; features: [n, D].
     dtype: of the adapter's weights in the file, where they fit into it; their own by default.
     Raises ValueError for weights that are not finite and for an info of another kind.
     """
@@ -47,6 +56,7 @@ def save_adapter(
         raise ValueError(f"The info describes a {info.kind} file, but what is to be saved is of kind {kind}.")
     if adapter is not None:
         info = replace(info, adapter_config=adapter.config, unet_config=adapter.unet_config)
+    info = replace(info, token_layers=token_layers(tokens or {}))
     tensors = _rounded(adapter.state_dict(), dtype) if adapter is not None else {}
     tensors |= {TOKEN_PREFIX + name: vectors for name, vectors in (tokens or {}).items()}
     if features is not None:
@@ -123,7 +133,7 @@ def _own(path: Path, file: OpenFile) -> TrainedAdapter:
     unusable = f"{path.name}, a {info}, is unusable"
     check_specs(tensors, unusable)
     tokens = {key.removeprefix(TOKEN_PREFIX): value for key, value in tensors.items() if key.startswith(TOKEN_PREFIX)}
-    check_tokens(tokens, unusable, info.unet_config)
+    check_tokens(tokens, unusable, info.unet_config, info.token_layers)
     features = tensors.get(FEATURES)
     if features is not None and (len(features.shape) != 2 or not features.elements):
         raise ValueError(f"{unusable}: its image features are {list(features.shape)} and not [n, D].")

@@ -113,11 +113,26 @@ def find_clips(source: PathLike | Sequence[PathLike], frames: int = 1, say: Say 
 
 
 def find_masks(clips: Sequence[Path]) -> list[Path | None]:
-    """The mask of each clip, where there is one, of which a frame was found to decode; see `folders.clip_masks`."""
+    """The mask of each clip, where there is one, of which a frame was found to decode; see `folders.clip_masks`.
+
+    Raises ValueError for one of another length than its clip: before an hour's work rather than in it.
+    """
     masks = clip_masks(clips)
-    for mask in filter(None, masks.values()):
-        _look_at(mask, 1)
+    for clip, mask in masks.items():
+        if mask is not None:
+            _look_at(mask, 1)
+            _check_length(mask, _frame_count(mask), _frame_count(clip))
     return [masks[path] for path in clips]
+
+
+def _frame_count(path: Path) -> int:
+    """How many frames a clip has, damaged ones among them."""
+    return sum(1 for _ in _frames_of(_clip_source(path)))
+
+
+def _check_length(mask: object, count: int, wanted: int) -> None:
+    if count != wanted:
+        raise ValueError(f"The mask {mask} has {count} frames and its clip {wanted}: make both of one length.")
 
 
 def _look_at(path: Path, frames: int) -> None:
@@ -193,8 +208,7 @@ def read_cover(path: PathLike, taken: Taken, size: Size) -> Tensor:
             pixels = frame().float().mean(0, keepdim=True)  # [1, H, W] in 0..255
             check_mask_shape(pixels, taken.size, path, "clip")
             covers.append(cover_crop(pixels, *size)[0] > 127.5)
-    if count != taken.count:
-        raise ValueError(f"The mask {path} has {count} frames and its clip {taken.count}: make both of one length.")
+    _check_length(path, count, taken.count)
     cover = torch.stack(covers)[places]
     if not cover.any():
         raise ValueError(f"The mask {path} is all black; paint white what is not to be learned from.")

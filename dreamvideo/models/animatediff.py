@@ -31,7 +31,7 @@ from .blocks import (
 )
 from .call import Call, run
 from .image_config import ImageUNetConfig
-from .network import VideoUNet, close_residuals
+from .network import VideoUNet, close_residuals, number_text_layers
 
 
 def frame_positions(frames: int, width: int, like: Tensor) -> Tensor:
@@ -198,6 +198,7 @@ class ImageUNet(VideoUNet):
         for name, module in self.named_modules():
             if isinstance(module, TransformerBlock | MotionBlock):
                 module.site = name
+        number_text_layers(self)
 
     def still(self) -> ImageUNet:
         """The image model by itself, for pictures: the same weights without motion modules, and its own schedule."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -162,6 +163,7 @@ class TransformerBlock(nn.Module):
     """Three pre-norm sublayers on x [B, S, L, C]; with a `context_dim` the second one reads the text."""
 
     site = ""  # its full module name; the UNet fills it in
+    layer = 0  # of a spatial one, its number among them; the UNet fills it in
 
     def __init__(
         self, width: int, heads: int, context_dim: int | None, attention: AttentionFunction, ops, factory: dict
@@ -179,22 +181,28 @@ class TransformerBlock(nn.Module):
         def adapted(sublayer: str, before: Tensor, residual: Tensor) -> Tensor:
             return call.adapted(self.site, sublayer, before, residual, size, temporal=self.temporal)
 
-        def attend(x: Tensor) -> Tensor:
+        def among(x: Tensor) -> Tensor:
             if call.adapters is None or self.temporal:
                 return self.attn1(x)
             return self.attn1(x, source=call.adapters.source(self.site, x))
 
+        def attend(x: Tensor, context: Tensor) -> Tensor:
+            return self.attn2(x, self._own(context))
+
         def read(x: Tensor) -> Tensor:
-            text = self.attn2(x, call.context)
-            if call.adapters is None:
-                return text
-            return call.adapters.read(lambda context: self.attn2(x, context), text, size)
+            if call.watch is not None:
+                call.watch.see(f"{self.site}.attn2", self.attn2, x, self._own(call.context), size)
+            text = attend(x, call.context)
+            return text if call.adapters is None else call.adapters.read(partial(attend, x), text, size)
 
         if self.temporal and call.adapters is not None:
             x = call.adapters.enter(self.site, x, size)
-        x = adapted("attn1", x, attend(self.norm1(x)))
+        x = adapted("attn1", x, among(self.norm1(x)))
         x = adapted("attn2", x, self.attn2(self.norm2(x)) if self.temporal else read(self.norm2(x)))
         return adapted("ff", x, self.ff(self.norm3(x)))
+
+    def _own(self, context: Tensor) -> Tensor:
+        return context if context.ndim == 3 else context[:, self.layer]
 
 
 class SpatialTransformer(nn.Module):

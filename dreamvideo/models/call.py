@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from einops import rearrange
@@ -47,7 +47,8 @@ class BoundAdapters(Protocol):
     def read(self, attend: Callable[[Tensor], Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
         """What a spatial block's cross-attention reads [B, F, N, C], where parts of the video read texts of their own.
 
-        text: what it read in the prompt; attend: what all of it would read in other text states [B, T, D].
+        text: what it read in the prompt; attend: what all of it would read in other text states [B, T, D], or
+        [B, L, T, D] as in a `Call`.
         """
         ...
 
@@ -57,6 +58,15 @@ class BoundAdapters(Protocol):
         site: e.g. "input_blocks.1.0.temopral_conv.conv1"; before: what the convolution takes, normalised and activated.
         Both are [B, C, F, h, w].
         """
+        ...
+
+
+class Watch(Protocol):
+    """What looks on at a forward. It is called again, for the same, where gradient checkpointing computes again."""
+
+    def see(self, site: str, attention: Any, x: Tensor, context: Tensor, size: tuple[int, int]) -> None:
+        """A spatial block reads its text: x [B, F, N, C] by the `blocks.Attention` in context [B, T, D]; site as for
+        `BoundAdapters.add`."""
         ...
 
 
@@ -82,9 +92,10 @@ class Call:
 
     frames: int
     embedding: Tensor  # [B, E], of the timestep
-    context: Tensor  # [B, T, D], one row a video
+    context: Tensor  # [B, T, D], one row a video; [B, L, T, D] with one for each spatial block
     adapters: BoundAdapters | None
     checkpointing: bool
+    watch: Watch | None = None
     norm_across_frames: bool = False  # of residual blocks: whether a norm's statistics go over all frames of a video
 
     def through(self, layers: nn.Sequential, x: Tensor) -> Tensor:

@@ -127,6 +127,11 @@ class NetworkConfig(Stored):
             )
 
 
+def text_layers(config: NetworkConfig) -> list[str]:
+    """The transformers that read the text, in the order in which data meets them: 16 in the full size."""
+    return [site.name for site in transformer_sites(config) if site.kind == "spatial"]
+
+
 @dataclass(frozen=True)
 class UNetConfig(NetworkConfig):
     """Architecture of the UNet; the defaults are ModelScope 1.7B's.

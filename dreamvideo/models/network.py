@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..safety.sizes import check_divides
-from .call import BoundAdapters, Call, fold_frames, sinusoid, unfold_frames
-from .config import NetworkConfig
+from .blocks import TransformerBlock
+from .call import BoundAdapters, Call, Watch, fold_frames, sinusoid, unfold_frames
+from .config import NetworkConfig, text_layers
 from .threads import threads_for
 
 
@@ -39,16 +40,26 @@ class VideoUNet(nn.Module):
         """Of the weights, which is what `x` should come in."""
         return next(self.time_embed.parameters()).dtype
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        adapters: Adapters | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
         """Noise in the latents x [B, C, F, h, w] at timesteps [B] (0..999), given text states context [B, T, D].
 
-        One context row a video. Returns [B, C, F, h, w] in x's dtype. Raises ValueError for shapes that do not fit.
+        One context row a video, or one for each of the L spatial transformers too, [B, L, T, D]; watch: see `Watch`.
+        Returns [B, C, F, h, w] in x's dtype. Raises ValueError for shapes that do not fit.
         """
         self._check(x, timesteps, context)
         with threads_for(self, x.device):
-            return self._predict(x, timesteps, context, adapters)
+            return self._predict(x, timesteps, context, adapters, watch)
 
-    def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None) -> Tensor:
+    def _predict(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, adapters: Adapters | None, watch: Watch | None
+    ) -> Tensor:
         timesteps = timesteps.to(x.device)
         network = self if adapters is None else adapters.network(self, timesteps)
         bound = None if adapters is None else adapters.bind(timesteps, size=(x.shape[3], x.shape[4]))
@@ -58,6 +69,7 @@ class VideoUNet(nn.Module):
             context=context.to(x),
             adapters=bound,
             checkpointing=self.gradient_checkpointing and torch.is_grad_enabled(),
+            watch=watch,
             norm_across_frames=self.config.norm_across_frames or (bound is not None and bound.norm_across_frames),
         )
         return unfold_frames(network.path(fold_frames(x), call), call.frames)
@@ -77,7 +89,13 @@ class VideoUNet(nn.Module):
         check_frames(config, frames)
         if timesteps.shape != (batch,):
             raise ValueError(f"The UNet takes one timestep a video, [{batch}], got {list(timesteps.shape)}.")
-        if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != config.context_dim:
+        layers = len(text_layers(config))
+        if context.ndim == 4 and context.shape[1] != layers:
+            raise ValueError(
+                f"The text has states for {context.shape[1]} layers and this UNet has {layers} that read it: "
+                "its word was learned on another base."
+            )
+        if context.ndim not in (3, 4) or context.shape[0] != batch or context.shape[-1] != config.context_dim:
             raise ValueError(
                 f"The UNet takes one text state a video, [{batch}, T, {config.context_dim}], got {list(context.shape)}."
             )
@@ -98,3 +116,9 @@ def close_residuals(layers: list[nn.Module]) -> None:
     for layer in layers:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
+
+
+def number_text_layers(unet: VideoUNet) -> None:
+    """Tell each spatial transformer its number among those that read the text."""
+    for layer, site in enumerate(text_layers(unet.config)):
+        cast(TransformerBlock, unet.get_submodule(f"{site}.transformer_blocks.0")).layer = layer

@@ -20,8 +20,9 @@ from .resizing import area_average
 class Region:
     """A part of the video that reads another text.
 
-    context: its text states, [1, T, D]. mask: where, [H, W] or [F, H, W] in 0..1 at any resolution; where several
-    regions overlap they share, and where there is none the video's own prompt is read.
+    context: its text states, [1, T, D], or [1, L, T, D] with one for each layer that reads them. mask: where, [H, W] or
+    [F, H, W] in 0..1 at any resolution; where several regions overlap they share, and where there is none the video's
+    own prompt is read.
     """
 
     context: Tensor
@@ -29,7 +30,7 @@ class Region:
 
     def __post_init__(self) -> None:
         check_mask("A region", self.mask)
-        if self.context.ndim != 3 or len(self.context) != 1:
+        if self.context.ndim not in (3, 4) or len(self.context) != 1:
             raise ValueError(f"A region's text states are [1, T, D], not {list(self.context.shape)}.")
 
     def to(self, device: torch.device | str | None) -> Region:
@@ -55,7 +56,7 @@ class BoundRegions:
         weights = self._weights(text, size)  # [R, B, F or 1, N, 1]
         mixed = text * (1 - weights.sum(0))
         for region, weight in zip(self.regions, weights, strict=True):
-            mixed = mixed + weight * attend(region.context.to(text).expand(len(text), -1, -1))
+            mixed = mixed + weight * attend(region.context.to(text).expand(len(text), *region.context.shape[1:]))
         return mixed
 
     def _weights(self, text: Tensor, size: tuple[int, int]) -> Tensor:

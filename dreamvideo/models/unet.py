@@ -27,7 +27,7 @@ from .blocks import (
 )
 from .call import Call, run
 from .config import UNetConfig
-from .network import VideoUNet, close_residuals
+from .network import VideoUNet, close_residuals, number_text_layers
 
 
 class UNet(VideoUNet):
@@ -101,6 +101,7 @@ class UNet(VideoUNet):
         for name, module in self.named_modules():
             if isinstance(module, TransformerBlock | TemporalConv):
                 module.site = name
+        number_text_layers(self)
 
     def _zero_residuals(self) -> None:
         layers: list[nn.Module] = [self.out[-1]]

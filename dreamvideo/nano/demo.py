@@ -36,6 +36,10 @@ from . import rules, world
 PLACEHOLDER = "<my-toy>"
 SUBJECT = world.Subject("mushroom", "red")  # no mushroom is in the base's training
 MOTION = "circling"
+# A second one of each, for two subjects and a motion that changes in one video.
+OTHER_PLACEHOLDER = "<other-toy>"
+OTHER_SUBJECT = world.Subject("house", "green")
+OTHER_MOTION = "bouncing"
 SEED = 3  # of the photographs and the clip
 MOTION_STRENGTH = 0.9  # beside the subject: less of the clip's looks comes along
 PRIOR_STRENGTH = 0.4  # of the clip's noise in the start of every video; the authors advise up to 0.5 for one clip
@@ -71,18 +75,24 @@ class Material:
         return self.prompt.replace(self.placeholder, name)
 
 
-def toy_material(frames: int) -> Material:
-    """A toy and a motion that were held out of the embedded base's training, and a place that neither was seen in."""
-    shots = world.photographs(SUBJECT, 4, seed=SEED)
+def toy_material(frames: int, other: bool = False) -> Material:
+    """A toy and a motion that were held out of the embedded base's training, and a place that neither was seen in.
+
+    other: a second toy and a second motion.
+    """
+    subject, motion, placeholder = (
+        (OTHER_SUBJECT, OTHER_MOTION, OTHER_PLACEHOLDER) if other else (SUBJECT, MOTION, PLACEHOLDER)
+    )
+    shots = world.photographs(subject, 4, seed=SEED)
     photos = [Photo(shot.frames[0], shot.mask[0] > 0.5, None, Path(f"toy {index}")) for index, shot in enumerate(shots)]
-    actor = world.Scene(world.Subject("circle", "yellow"), MOTION, "in the night", texture=SEED)
+    actor = world.Scene(world.Subject("circle", "yellow"), motion, "in the night", texture=SEED)
     return Material(
         photos,
         world.render(actor, frames).frames,
-        PLACEHOLDER,
+        placeholder,
         world.CLASS_WORD,
         actor.caption,
-        f"a {PLACEHOLDER} {MOTION} on the road",
+        f"a {placeholder} {motion} on the road",
     )
 
 

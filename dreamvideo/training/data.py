@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..encoders.layered import encode
 from ..encoders.protocols import Encoders, TextEncoder, at_once, release
 from ..media.masks import mask_to_latent, uncovered
 from .cache import read_cached, write_cached
@@ -50,7 +51,9 @@ class TrainingItem:
 class TrainingData:
     """What a method trains on: items, and `frames`, how many of an item's frames make one sample.
 
-    states: caption -> text state [77, D], the empty prompt among them; empty where the text encoder runs in the loop.
+    states: caption -> text state [77, D], or [L, 77, D] under a word with a vector a layer, the empty prompt among
+    them; empty where the text encoder runs in the loop. places: caption -> where its learned word stands, bool [77],
+    for a loss on the attention to it.
     digest: tells these data from others when a run is resumed.
     """
 
@@ -58,6 +61,7 @@ class TrainingData:
     frames: int = 1
     states: Mapping[str, Tensor] = field(default_factory=dict)
     digest: str = ""
+    places: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -123,7 +127,7 @@ def with_text(data: TrainingData, text: TextEncoder, tokens: Mapping[str, Tensor
     """The data with the text states of their captions and of the empty prompt, under frozen learned `tokens`."""
     different = list(dict.fromkeys([EMPTY_PROMPT, *data.captions]))
     with torch.no_grad():
-        states = text.encode(different, tokens).float().cpu()  # [captions, 77, D]
+        states = encode(text, different, tokens).float().cpu()  # [captions, 77, D] or [captions, L, 77, D]
     release(text)
     if not torch.isfinite(states).all():
         raise ValueError("The text encoder gives NaN or infinity: its weights are broken or its precision too low.")

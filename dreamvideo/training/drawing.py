@@ -12,6 +12,8 @@ from .data import EMPTY_PROMPT, TrainingData, TrainingItem
 from .methods import Method
 from .settings import TrainingSettings
 
+NO_MASKS = "mask_attention pulls a word to masks, and these photographs have none: give masks, or leave it out."
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -19,7 +21,8 @@ class Batch:
 
     latents, noise [B, 4, F, h, w]; timesteps [B]; states [B, 77, D] or None; dropped [B], where the empty prompt
     replaces the caption; features [B, D], zeros where dropped, or None; mask [B, 1, F, h, w] or None; anchors [B], the
-    frame that the others are compared with in a debiased loss, or None.
+    frame that the others are compared with in a debiased loss, or None. subjects, for a loss on the attention: where
+    the subject is [B, 1, F, h, w], and the samples [B] that tell, by a mask and a caption; or None.
     """
 
     latents: Tensor
@@ -31,6 +34,7 @@ class Batch:
     features: Tensor | None
     mask: Tensor | None
     anchors: Tensor | None = None
+    subjects: tuple[Tensor, Tensor] | None = None
 
 
 def draw_batch(
@@ -49,7 +53,7 @@ def draw_batch(
     dropped = torch.rand(size, generator=generator) < settings.p_text_drop  # [B]
     blind = torch.rand(size, generator=generator) < settings.p_image_drop  # [B]
     weighed = settings.masked or method.data == "clips"  # whose masks are given to be used
-    masked = weighed and any(item.mask is not None for item in items)
+    marked = torch.tensor([item.mask is not None for item in items])  # [B]
     states = torch.stack([data.states[item.caption] for item in items]) if data.states else None
     timesteps = method.timesteps(size, generator)
     if settings.noisier:
@@ -64,8 +68,9 @@ def draw_batch(
         states=states,
         dropped=dropped,
         features=torch.stack(features) * ~blind[:, None] if method.appearance_guidance else None,
-        mask=torch.stack(masks) if masked else None,
+        mask=torch.stack(masks) if weighed and marked.any() else None,
         anchors=torch.randint(data.frames, (size,), generator=generator) if settings.debias else None,
+        subjects=(torch.stack(masks), marked & ~dropped) if settings.mask_attention else None,
     )
     return batch, queue[size:]
 
@@ -107,6 +112,7 @@ def check_drawable(data: TrainingData, method: Method, settings: TrainingSetting
         raise ValueError(f"The method {method.name} needs an image feature of every frame, and these data lack some.")
     if (settings.debias or settings.absorber) and method.data == "images":
         raise ValueError(f"The method {method.name} trains on photographs: debias and absorber are for clips.")
+    _check_word(data, method, settings)
     if settings.debias and data.frames < 2:
         raise ValueError("A debiased loss compares frames, and these data have one a sample: ask for 2 frames or more.")
     if settings.p_text_drop and EMPTY_PROMPT not in data.states:
@@ -116,10 +122,22 @@ def check_drawable(data: TrainingData, method: Method, settings: TrainingSetting
         raise ValueError(f"There is no text state of the caption {missing[0]!r} in these data; see `with_text`.")
 
 
+def _check_word(data: TrainingData, method: Method, settings: TrainingSettings) -> None:
+    """Of what is done for a subject's word."""
+    own = [name for name in ("layered_token", "mask_attention") if getattr(settings, name)]
+    if own and (method.data != "images" or method.token not in ("learned", "given")):
+        names = f"{' and '.join(own)} {'is' if len(own) == 1 else 'are'}"
+        raise ValueError(f"The method {method.name} learns no word of a subject: {names} for one that does.")
+    if settings.mask_attention and not method.mask_attention and all(item.mask is None for item in data.items):
+        raise ValueError(NO_MASKS)
+
+
 def notes_on(data: TrainingData, method: Method, settings: TrainingSettings) -> list[str]:
     """Sentences about what of the data a method leaves out."""
-    notes = []
-    if method.masked and not settings.masked and any(item.mask is not None for item in data.items):
+    notes, masks = [], any(item.mask is not None for item in data.items)
+    if settings.mask_attention and not masks:
+        notes.append("The photographs have no masks, so the attention to the subject's word is left as it is.")
+    if method.masked and not (settings.masked or settings.mask_attention) and masks:
         notes.append("The masks are not used: with these settings whole photographs are learned from.")
     if method.tells_frames and any(item.mean.shape[1] > data.frames for item in data.items):
         notes.append(

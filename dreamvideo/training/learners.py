@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..encoders.layered import encode
 from ..encoders.protocols import TextEncoder
 from ..models.adapters import AnyAdapter
 from ..models.network import Adapters
@@ -25,7 +26,8 @@ class Learner(Protocol):
         ...
 
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
-        """Text states [B, 77, D] of a batch, given its captions and, where they were cached, their states."""
+        """Text states [B, 77, D], or [B, L, 77, D] with one a layer, of a batch, given its captions and, where they
+        were cached, their states."""
         ...
 
     def adapters(self, features: Tensor | None) -> Adapters | None:
@@ -48,8 +50,8 @@ class TokenLearner:
 
     def context(self, captions: Sequence[str], states: Tensor | None) -> Tensor:
         different = list(dict.fromkeys(captions))  # a caption that several samples share is encoded once
-        encoded = self.text.encode(different, self.tokens)  # [captions, 77, D]
-        return encoded[[different.index(caption) for caption in captions]]  # [B, 77, D]
+        encoded = encode(self.text, different, self.tokens)  # [captions, 77, D] or [captions, L, 77, D]
+        return encoded[[different.index(caption) for caption in captions]]
 
     def adapters(self, features: Tensor | None) -> None:
         return None

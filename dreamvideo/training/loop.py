@@ -24,9 +24,11 @@ from torch import Tensor
 from ..devices import choose_checkpointing, free_bytes
 from ..files.fingerprint import fingerprint
 from ..files.tensors import write_safetensors
+from ..models.attention_maps import AttentionMaps
 from ..models.diffusion import against_a_frame, schedule_for
 from ..models.network import VideoUNet
 from ..models.threads import threads_for
+from .attention import attention_loss
 from .data import EMPTY_PROMPT, TrainingData, digest
 from .drawing import Batch, check_drawable, draw_batch, notes_on
 from .learners import Learner
@@ -214,13 +216,16 @@ class _Run:
         context = self.learner.context(batch.captions, states).to(device)  # [B, 77, D]
         if batch.dropped.any():
             empty = self.data.states[EMPTY_PROMPT].to(device)
-            context = torch.where(batch.dropped.to(device)[:, None, None], empty, context)
+            context = torch.where(batch.dropped.to(device).view(-1, *[1] * (context.ndim - 1)), empty, context)
         adapters = self.learner.adapters(None if batch.features is None else batch.features.to(device))
         x = schedule_for(self.unet.config).add_noise(batch.latents, batch.noise, batch.timesteps).to(device, dtype)
-        prediction = self.unet(x, batch.timesteps.to(device), context.to(dtype), adapters=adapters)
+        maps = None if batch.subjects is None else AttentionMaps((x.shape[3], x.shape[4]), self.unet.config)
+        prediction = self.unet(x, batch.timesteps.to(device), context.to(dtype), adapters=adapters, watch=maps)
         mask = None if batch.mask is None else batch.mask.to(device)
         noise, normalize = batch.noise.to(device), self.settings.normalize_mask
         loss = self.method.loss(prediction, noise, mask, normalize)
+        if maps is not None:
+            loss = loss + attention_loss(maps, batch, self.data.places)
         if batch.anchors is None:
             return loss
         return loss + self.method.loss(*against_a_frame(prediction, noise, mask, batch.anchors), normalize)

@@ -6,41 +6,21 @@ method is a further row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ..models.adapters import CONV_RESIDUAL, FRAME_VECTORS, AdapterConfig, AnyConfig
 from ..models.deltas import DeltaConfig
-from ..models.diffusion import SCHEDULE, diffusion_loss
+from ..models.diffusion import diffusion_loss
 from ..models.frame_attention import FrameAttentionConfig
+from .timesteps import DrawTimesteps, noisy_timesteps, uniform_timesteps
 
 LossFunction = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 """(prediction, noise, mask or None, normalize the mask's area) -> scalar; see `diffusion.diffusion_loss`."""
 
-DrawTimesteps = Callable[[int, torch.Generator], Tensor]
-"""(how many, CPU generator) -> integer timesteps [how many] in 0..999."""
-
 MOTION_WORD = "moving"  # from which a motion's own token begins
-NOISY_BIAS = 0.5  # how much `noisy_timesteps` leans: 0 would be uniform, 1 would never take a clean video
-
-
-def uniform_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Every timestep equally likely (Ho et al. 2020, algorithm 1): int64 [count]."""
-    return torch.randint(SCHEDULE.steps, (count,), generator=generator)
-
-
-def noisy_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps drawn towards the noisy end, where motion is decided: p(t) ~ 1 - a cos(pi t / T): int64 [count].
-
-    From Materzynska et al. 2023 (arXiv 2312.04966); a, `NOISY_BIAS`, is 0.5.
-    """
-    t = torch.arange(SCHEDULE.steps)
-    weights = 1 - NOISY_BIAS * torch.cos(math.pi * t / SCHEDULE.steps)
-    return torch.multinomial(weights, count, replacement=True, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,7 @@ class Method:
     appearance_guidance: whether the learner gets the image feature of a random frame of each sample.
     p_text_drop: how often, sample by sample, the empty prompt takes the caption's place.
     p_image_drop: how often a zero image takes the feature's place.
-    offset_noise, debias, absorber: as in `TrainingSettings`, whose defaults they are.
+    offset_noise, debias, absorber, layered_token, mask_attention: as in `TrainingSettings`, whose defaults they are.
     part_rates: (part of an adapter, its learning rate against the rest's), as on the full-size base.
     """
 
@@ -78,6 +58,8 @@ class Method:
     offset_noise: float = 0.1
     debias: bool = False
     absorber: bool = False
+    layered_token: bool = False
+    mask_attention: bool = False
     part_rates: tuple[tuple[str, float], ...] = ()
     timesteps: DrawTimesteps = uniform_timesteps
     loss: LossFunction = diffusion_loss
@@ -183,6 +165,10 @@ MOTION_BEYOND = (FRAME_AWARE, TEMPORAL_CONVOLUTIONS, FRAME_AWARE_CONVOLUTIONS, M
 # low rank (Zhao et al. 2023, arXiv 2310.08465, and Ren et al. 2024, arXiv 2402.14780, have LoRA there).
 ABSORBER = AdapterConfig.identity(sublayers=ALL_SUBLAYERS, hidden=32)
 
+# A subject beyond the paper: a vector of its word a layer (Voynov et al. 2023, arXiv 2303.09522), and attention to it
+# pulled to the masks (Avrahami et al. 2023, arXiv 2305.16311).
+IDENTITY_PLUS = replace(IDENTITY, name="identity_plus", layered_token=True, mask_attention=True)
+
 # What the paper compares with. Where a paper names no number it has DreamVideo's for the same data.
 _SUBJECT = replace(IDENTITY, trains="weights", token="rare")
 _MOTION = replace(
@@ -235,6 +221,7 @@ METHODS: Mapping[str, Method] = {
         IDENTITY,
         MOTION,
         MOTION_SEVERAL,
+        IDENTITY_PLUS,
         *IDENTITY_ABLATIONS,
         *MOTION_ABLATIONS,
         *MOTION_BEYOND,
@@ -251,6 +238,7 @@ METHODS: Mapping[str, Method] = {
 # As a user names them: for a subject from photographs, and for a motion from clips (see `for_clips`).
 SUBJECT_METHODS: Mapping[str, Method] = {
     "dreamvideo": IDENTITY,
+    "dreamvideo_plus": IDENTITY_PLUS,
     **{method.name.removeprefix("identity_"): method for method in IDENTITY_ABLATIONS},
     "textual_inversion": TEXTUAL_INVERSION,
     "dreamix": DREAMIX,

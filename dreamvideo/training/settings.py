@@ -11,12 +11,12 @@ from .methods import Method
 # What a resumed run may change: these decide where training ends and what it costs, not what a step computes.
 FREE_SETTINGS = ("steps", "save_every", "preview_every", "snapshot_every", "gradient_checkpointing", "memory")
 # What came after the first version, and what a state or an adapter is of that does not tell it.
-LATER_SETTINGS = {"debias": False, "absorber": False}
+LATER_SETTINGS = {"debias": False, "absorber": False, "layered_token": False, "mask_attention": False}
 # What does nothing for a method that learns from such data: subjects need their name, and photographs do not move;
 # clips' masks always count.
 IDLE_SETTINGS = {
-    "images": ("p_text_drop", "p_image_drop", *LATER_SETTINGS),
-    "clips": ("masked", "normalize_mask"),
+    "images": ("p_text_drop", "p_image_drop", "debias", "absorber"),
+    "clips": ("masked", "normalize_mask", "layered_token", "mask_attention"),
 }
 
 
@@ -42,6 +42,8 @@ class TrainingSettings:
     several. A motion trained with 0 is sampled with unconditional feature strength 0.
     debias: add the loss of every frame's difference to a random one, in which looks weigh less (MotionDirector).
     absorber: train a spatial adapter beside for the clip's looks and throw it away (MotionDirector, Customize-A-Video).
+    layered_token: learn a vector of the subject's word for every layer that reads the text (P+).
+    mask_attention: pull the subject's word to the photographs' masks in the cross-attention (Break-A-Scene).
     save_every: steps from one saved state to the next, 0 for one at the end alone.
     preview_every: steps from one sampled preview to the next. 0 for none.
     snapshot_every: steps from one kept adapter to the next, with a sheet of all. 0 for none.
@@ -64,6 +66,8 @@ class TrainingSettings:
     p_image_drop: float = 0.0
     debias: bool = False
     absorber: bool = False
+    layered_token: bool = False
+    mask_attention: bool = False
     save_every: int = 100
     preview_every: int = 0
     snapshot_every: int = 0

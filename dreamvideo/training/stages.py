@@ -5,19 +5,21 @@ No host in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..encoders.layered import at_layer, layers_of
 from ..encoders.loading import check_matches
 from ..encoders.protocols import TextEncoder
 from ..files.adapter_info import AdapterInfo, TrainedAdapter
 from ..files.fingerprint import fingerprint
 from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter, narrowed
 from ..models.animatediff import ImageUNet
+from ..models.config import text_layers
 from ..models.network import VideoUNet
 from ..safety.texts import quoted
 from .data import TrainingData, with_text
@@ -107,12 +109,18 @@ def train_method(
 ) -> TrainingResult:
     """Train a method's row. The result's `trained` is a TrainedAdapter of the kind that the row trains.
 
-    placeholder, class_word: for a row with a token of its own. tokens: placeholder -> [n, D], for a row whose token is
-    given; vectors: how many it learns. hooks: callbacks, state_path and resume of `train`.
+    placeholder, class_word: for a row with a token of its own. tokens: placeholder -> [n, D], or [L, n, D] with a
+    vector a layer, for a row whose token is given; vectors: how many it learns. hooks: callbacks, state_path and resume
+    of `train`.
     """
     check_matches(unet.config, text)
-    tokens = _tokens(method, text, data, placeholder, class_word, tokens or {}, vectors)
     settings = settings or TrainingSettings.for_method(method)
+    tokens = _tokens(method, text, data, placeholder, class_word, tokens or {}, vectors)
+    if settings.layered_token and method.token == "learned":
+        layers = len(text_layers(unet.config))
+        tokens = {name: rows.expand(layers, -1, -1) for name, rows in tokens.items()}
+    if settings.mask_attention:
+        data = replace(data, places=_places(text, data.captions, tokens))
     with torch.inference_mode(False):  # weights are made outside a host's
         generator = torch.Generator().manual_seed(settings.seed)
         adapter = _fresh(method, unet, data, generator)
@@ -130,7 +138,8 @@ def train_method(
         found = tokens if learned is None else learned.tokens
         kept = {name: vectors.detach().cpu().clone() for name, vectors in found.items()}
         config = None if adapter is None else adapter.config
-        return TrainedAdapter(adapter, replace(about, adapter_config=config, steps=step), kept, features)
+        info = replace(about, adapter_config=config, steps=step, token_layers=layers_of(kept))
+        return TrainedAdapter(adapter, info, kept, features)
 
     learner = _learner(method, adapter, learned, absorber)
     if method.data == "images" and isinstance(unet, ImageUNet):
@@ -161,6 +170,12 @@ def _tokens(
         )
     rows = text.embed_word(f"{RARE_WORD} {class_word}" if method.token == "rare" else class_word)  # [n, D]
     return {placeholder: rows[torch.arange(vectors) % len(rows)] if method.token == "learned" else rows}
+
+
+def _places(text: TextEncoder, captions: Sequence[str], tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where the learned words stand in each caption: bool [77]."""
+    different = list(dict.fromkeys(captions))
+    return dict(zip(different, text.places(different, at_layer(tokens, 0)), strict=True))
 
 
 def _fresh(method: Method, unet: VideoUNet, data: TrainingData, generator: torch.Generator) -> AnyAdapter | None:

@@ -20,6 +20,7 @@ from ...dreamvideo.models.deltas import WeightDelta
 from ...dreamvideo.models.regions import Region
 from ...dreamvideo.models.stack import StackEntry
 from .deltas import take_off_deltas, with_deltas
+from .layered import texts_of
 from .model import APPEARANCE, APPEARANCE_STRENGTH, BLANKS, KEY, REGIONS, model_of
 
 
@@ -87,7 +88,9 @@ def with_appearance(conditioning: Any, feature: Tensor, strength: float) -> Any:
 
 def with_region(conditioning: Any, own: Any, mask: Tensor) -> Any:
     """CONDITIONING of whose video a part, mask [H, W] or [F, H, W], reads another CONDITIONING's first text."""
-    region = Region(own[0][0], mask)
+    shown, values = own[0]
+    texts = texts_of(shown, values)
+    region = Region(shown if texts is None else texts, mask)
     return [[text, {**values, REGIONS: (*values.get(REGIONS, ()), region)}] for text, values in conditioning]
 
 

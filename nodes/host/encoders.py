@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from ...dreamvideo.base import Base
 from ...dreamvideo.encoders.clip import clip_pixels, tell_what_is_cut
+from ...dreamvideo.encoders.layered import layers_of
 from ...dreamvideo.encoders.prompts import check_placeholder
 from ...dreamvideo.encoders.protocols import LATENT_SCALE, Encoders, Moments
 from ...dreamvideo.models.threads import threads_for
 from ...dreamvideo.safety.texts import quoted
-from ..placeholders import PlaceholderTokenizer
+from ..placeholders import LAYERS, PlaceholderTokenizer
+from .layered import as_layered
 
 
 def _out_of_place(layer, x, mask=None, optimized_attention=None, **_):
@@ -84,11 +86,16 @@ class HostText:
         with threads_for(network, self.clip.patcher.load_device), _differentiable(network):
             return torch.cat([self._encode(tokenizer, prompt, weighted) for prompt in prompts])
 
+    def places(self, prompts: Sequence[str], tokens: Mapping[str, Tensor]) -> Tensor:
+        tokenizer = _tokenizer_of(self.clip, tokens)
+        chunks = [next(iter(_tokenized(tokenizer, prompt, weighted=False).values()))[0] for prompt in prompts]
+        own = [[isinstance(token, Tensor) and bool(_name_of(token, tokens)) for token, *_ in chunk] for chunk in chunks]
+        return torch.tensor(own)
+
     def _encode(self, tokenizer: PlaceholderTokenizer, prompt: str, weighted: bool) -> Tensor:
-        # The host reads escapes of brackets where it reads no weights, too: there the backslash is escaped.
-        text = prompt if weighted else re.sub(r"\\(?=[()])", r"\\\\", prompt)
-        found = tokenizer.tokenize_with_weights(text, disable_weights=not weighted)
-        first = {encoder: chunks[:1] for encoder, chunks in found.items()}  # the base was trained on one
+        found = _tokenized(tokenizer, prompt, weighted)
+        # The base was trained on one; a word with a vector a layer that the CLIP knew before has their mean here.
+        first = {encoder: chunks[:1] for encoder, chunks in found.items() if encoder != LAYERS}
         self._tell_if_cut(prompt, next(iter(found.values())), tokenizer.tokens)
         return self.clip.encode_from_tokens(first).float()
 
@@ -108,6 +115,12 @@ class HostText:
                 break
             found.append(token)
         return found
+
+
+def _tokenized(tokenizer: PlaceholderTokenizer, prompt: str, weighted: bool) -> dict[str, list]:
+    # The host reads escapes of brackets where it reads no weights, too: there the backslash is escaped.
+    text = prompt if weighted else re.sub(r"\\(?=[()])", r"\\\\", prompt)
+    return tokenizer.tokenize_with_weights(text, disable_weights=not weighted)
 
 
 def _name_of(row: Tensor, tokens: Mapping[str, Tensor]) -> str:
@@ -194,11 +207,13 @@ def encoders_of(clip: Any, vae: Any, vision: Any | None) -> Encoders:
 
 
 def with_tokens(clip: Any, tokens: Mapping[str, Tensor]) -> Any:
-    """A clone of a CLIP whose prompts know learned tokens: placeholder -> [n, D]."""
+    """A clone of a CLIP whose prompts know learned tokens: placeholder -> [n, D], or [L, n, D], one a layer."""
     if not tokens:
         return clip
     clone = clip.clone()
     clone.tokenizer = _tokenizer_of(clip, tokens)
+    if layers_of(clone.tokenizer.tokens) is not None:
+        as_layered(clone)
     return clone
 
 

@@ -23,13 +23,15 @@ from torch import Tensor
 
 from ...dreamvideo.files.fingerprint import fingerprint
 from ...dreamvideo.files.layouts import infer_config, original_shapes
-from ...dreamvideo.models.config import UNetConfig
+from ...dreamvideo.models.config import UNetConfig, text_layers
 from ...dreamvideo.models.layers import economical
 from ...dreamvideo.models.regions import Region
 from ...dreamvideo.models.stack import AdapterStack
 from ...dreamvideo.models.unet import UNet
 from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
 from ...dreamvideo.safety.sizes import check_divides
+from ..placeholders import LAYERS
+from .layered import texts_of
 from .paging import switched_on
 
 log = logging.getLogger(__name__)
@@ -65,10 +67,18 @@ class HostUNet(UNet):
         return self.compute_dtype or self.weight_dtype
 
     def forward(
-        self, x, timesteps, context=None, control=None, transformer_options=None, adapters=None, **conditions
+        self,
+        x,
+        timesteps,
+        context=None,
+        control=None,
+        transformer_options=None,
+        adapters=None,
+        watch=None,
+        **conditions,
     ) -> Tensor:
         if transformer_options is None:
-            return super().forward(x, timesteps, context, adapters)
+            return super().forward(x, timesteps, context, adapters, watch)
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         call = WrapperExecutor.new_class_executor(self._frames, self, wrappers)
         return call.execute(x, timesteps, context, control, transformer_options, **conditions)
@@ -76,7 +86,7 @@ class HostUNet(UNet):
     def _frames(self, x, timesteps, context=None, control=None, transformer_options=None, **conditions) -> Tensor:
         """x [chunks * F, 4, h, w], timesteps and context alike -> the noise in x."""
         _check_frames(x, self.config)
-        _check_text(context, self.config.context_dim)
+        _check_text(context, self.config)
         chunks = len(transformer_options.get("cond_or_uncond", (0,)))
         frames = x.shape[0] // chunks
         video = rearrange(x, "(chunks f) c h w -> chunks c f h w", chunks=chunks)
@@ -89,8 +99,10 @@ class HostUNet(UNet):
             if given:
                 blanks = transformer_options.get(BLANKS, ())
                 given = given[0], torch.where(given[1] < 0, float(bool(blanks) and all(blanks)), given[1])
-            adapters = AdapterStack(entries, *given, regions=_checked(regions, self.config.context_dim))
-        noise = super().forward(video, timesteps[::frames], context[::frames], adapters)
+            adapters = AdapterStack(entries, *given, regions=_checked(regions, self.config))
+        layers = conditions.get(LAYERS)
+        text = context[::frames] if layers is None else layers.texts.to(context).expand(chunks, -1, -1, -1)
+        noise = super().forward(video, timesteps[::frames], text, adapters)
         return rearrange(noise, "chunks c f h w -> (chunks f) c h w")
 
 
@@ -104,18 +116,24 @@ def _check_frames(x: Tensor, config: UNetConfig) -> None:
     check_divides("A video", width, height, 8 * config.stride)
 
 
-def _check_text(context: Tensor | None, width: int) -> None:
+def _check_text(context: Tensor | None, config: UNetConfig) -> None:
+    width, layers = config.context_dim, len(text_layers(config))
     found = "no text" if context is None else f"text states of width {context.shape[-1]}"
     if context is None or context.shape[-1] != width:
         raise ValueError(
             f"The conditioning has {found} and this MODEL reads width {width}: encode the prompt with the CLIP of the "
             "same base (Load ModelScope T2V gives it)."
         )
+    if context.ndim == 4 and context.shape[1] != layers:
+        raise ValueError(
+            f"The conditioning has texts for {context.shape[1]} layers and this MODEL has {layers} that read one: "
+            "its word was learned on another base."
+        )
 
 
-def _checked(regions: Sequence[Region], width: int) -> Sequence[Region]:
+def _checked(regions: Sequence[Region], config: UNetConfig) -> Sequence[Region]:
     for region in regions:
-        _check_text(region.context, width)
+        _check_text(region.context, config)
     return regions
 
 
@@ -139,6 +157,8 @@ class T2VModel(comfy.model_base.BaseModel):
             found[APPEARANCE_STRENGTH] = comfy.conds.CONDRegular(strength)
         if REGIONS in conditions:  # the same for every sample that has them; those without go into a batch of their own
             found[REGIONS] = comfy.conds.CONDConstant(conditions[REGIONS])
+        if texts_of(conditions.get("cross_attn"), conditions) is not None:
+            found[LAYERS] = comfy.conds.CONDConstant(conditions[LAYERS])
         return found
 
 

@@ -164,6 +164,33 @@ def motion_inputs() -> list:
     ]
 
 
+def word_inputs(*, layered: bool = True) -> list:
+    """Of what may be done for a subject's word, beyond the paper. layered: whether a node learns that word."""
+    own = io.Combo.Input(
+        "layered_token",
+        options=list(SWITCH),
+        default="automatic",
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "Learn a vector of the word for every layer that reads the text, 16 for ModelScope (P+); automatic is as "
+            "the method has it."
+        ),
+    )
+    attention = io.Combo.Input(
+        "mask_attention",
+        options=list(SWITCH),
+        default="automatic",
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "Pull what the word is read for to the masks, so that it means the subject and not what is around it "
+            "(Break-A-Scene); automatic is as the method has it."
+        ),
+    )
+    return [own, attention] if layered else [attention]
+
+
 def outputs(*, clip: bool) -> list:
     found = [
         Adapter.Output(display_name="adapter", tooltip="What was learned, for Save and Apply."),

@@ -75,6 +75,7 @@ class Job:
         """Of `TrainingSettings`; widgets at 0 stand for the base's own."""
         own = ("steps", "learning_rate", "batch_size", "preview_every", "snapshot_every")
         chosen: dict[str, Any] = {name: run.get(name) or None for name in own}
+        chosen |= {name: SWITCH[run.get(name) or "automatic"] for name in ("layered_token", "mask_attention")}
         checkpointing = SWITCH[run.get("gradient_checkpointing", "automatic")]
         return chosen | {"seed": run.get("seed", 0), "gradient_checkpointing": checkpointing}
 

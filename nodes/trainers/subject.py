@@ -19,6 +19,7 @@ from .inputs import (
     run_inputs,
     steps_input,
     subject_inputs,
+    word_inputs,
 )
 from .run import Job
 
@@ -48,6 +49,7 @@ class TrainTextualInversion(io.ComfyNode):
                 *run_inputs(),
                 *optional_subject_inputs(),
                 *file_inputs("token"),
+                *word_inputs(),
             ],
             outputs=outputs(clip=True),
             hidden=[io.Hidden.unique_id],
@@ -92,6 +94,7 @@ class TrainIdentity(io.ComfyNode):
                 *run_inputs(),
                 *optional_subject_inputs(),
                 *file_inputs("subject"),
+                *word_inputs(layered=False),
             ],
             outputs=outputs(clip=True),
             hidden=[io.Hidden.unique_id],
@@ -135,6 +138,7 @@ class TrainSubject(io.ComfyNode):
                 method_input(SUBJECT_METHODS),
                 *optional_subject_inputs(),
                 *file_inputs("subject"),
+                *word_inputs(),
             ],
             outputs=outputs(clip=True),
             hidden=[io.Hidden.unique_id],

@@ -1,27 +1,34 @@
 """Writes workflows/*.json and subgraphs/*.json anew: python tests/host/make_workflows.py. None of them is drawn.
 
-The quickstart is for the embedded base, the others for the real one; `on_embedded` turns what those queue into
+The first and the last are for the embedded base, the others for the real one; `on_embedded` turns what those queue into
 something that the embedded base can do, for tests and thumbnails.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from blueprints import PICTURE, blueprints, compose, learn_motion, learn_subject
 from harness import PACK, Graph, Host, find_comfyui
 from litegraph import Workflow
+from several import several
+from template_parts import (
+    BELOW_TEXT,
+    TOY,
+    VIDEO,
+    engine,
+    guided,
+    prompts,
+    sampled,
+    short,
+    subject_widgets,
+    video_out,
+    widgets,
+)
 
-VIDEO = 340  # pixels that a preview needs
-BELOW_TEXT = 190  # a preview below a text box, which gives some of its own
-TOY = {"width": 64, "height": 64}
 BASE = "text2video_pytorch_model.pth"
 DOG_FILE, GUITAR_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
 SUBJECT_FILE, MOTION_FILE = "my-toy_00001_.safetensors", "circling_00001_.safetensors"  # what the quickstart saves
@@ -52,59 +59,6 @@ FILES = """From [this page](https://huggingface.co/ali-vilab/modelscope-damo-tex
 - `VQGAN_autoencoder.pth` → models/vae
 
 and press R. Without them choose **embedded** as base, and 64 x 64 pixels and 8 frames everywhere."""
-
-
-def engine(module: str) -> ModuleType:
-    """A module of the engine, without a host."""
-    sys.path.insert(0, str(PACK))
-    return importlib.import_module(f"dreamvideo.{module}")
-
-
-def widgets(stage: str, embedded: bool) -> dict[str, Any]:
-    """The base's own training settings, spelt out: a template shall show numbers."""
-    defaults = engine("defaults")
-    chosen = asdict((defaults.EMBEDDED if embedded else defaults.FULL_SIZE).settings(stage))
-    return {name: chosen[name] for name in ("steps", "learning_rate", "batch_size")}
-
-
-def short() -> dict[str, Any]:
-    """The embedded base's own length and guidance."""
-    embedded = engine("defaults").EMBEDDED
-    return {"frames": embedded.frames, "cfg": embedded.guidance}
-
-
-def subject_widgets(embedded: bool) -> dict[str, Any]:
-    token = widgets("token", embedded)
-    return widgets("identity", embedded) | {
-        "token_steps": token["steps"],
-        "token_learning_rate": token["learning_rate"],
-    }
-
-
-def prompts(flow: Workflow, clip, text) -> tuple[int, int]:
-    return (
-        flow.add("CLIPTextEncode", title="Prompt", clip=clip, text=text),
-        flow.add("CLIPTextEncode", title="Negative prompt (empty)", clip=clip, text=""),
-    )
-
-
-def guided(flow: Workflow, positive, negative, subject, **strengths) -> int:
-    return flow.add("DreamVideoEncodeAppearance", positive=(positive, 0), negative=(negative, 0), subject=subject,
-                    **strengths)  # fmt: skip
-
-
-def sampled(flow: Workflow, model, positive, negative, **options) -> int:
-    settings = {"frames": 32, "steps": 50, "cfg": 9.0, "seed": 0, **options}
-    return flow.add("DreamVideoSampler", model=model, positive=positive, negative=negative, **settings)
-
-
-def video_out(flow: Workflow, latent, vae, name: str, enlarge: bool = False) -> int:
-    images = flow.add("VAEDecode", samples=latent, vae=vae)
-    if enlarge:
-        images = flow.add("ImageScale", title="Enlarge to look at", image=(images, 0), upscale_method="nearest-exact",
-                          width=256, height=256, crop="disabled")  # fmt: skip
-    made = flow.add("CreateVideo", images=(images, 0), fps=8.0)
-    return flow.add("SaveVideo", video=(made, 0), filename_prefix=f"video/{name}", room=VIDEO)
 
 
 def real_base(flow: Workflow) -> int:
@@ -302,11 +256,12 @@ ALL = {
     "4_subject_and_motion": subject_and_motion,
     "5_subject_or_motion": one_only,
     "6_compare_strengths": strengths,
+    "7_several_subjects_and_motions": several,
 }
 
 
 def on_embedded(graph: Graph) -> Graph:
-    """What a template for the real base queues, turned into what the embedded one can do; the quickstart stays.
+    """What a template for the real base queues, turned into what the embedded one can do; its own stay.
 
     Its sizes, its words, its own training settings; a toy's clip in place of a file that nobody has.
     """
