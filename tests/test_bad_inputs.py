@@ -202,7 +202,7 @@ for name, texts in {
     "seed": ("{", "-1", "1.5", '"x"', "[]", "true", "1" * 30, "1" * 5000),
     "learning_rate": ("{", "-1", '"x"', "[]", "true", "NaN", "Infinity", "1e999"),
     "extra": ("{", "3", '"x"', "[1]", '{"settings": 3}', '{"settings": {"p_image_drop": "x"}}', DEEP),
-    "format_version": ("3", "x", "-1", "{}", "9" * 5000, "²", "1.5"),
+    "format_version": ("4", "x", "-1", "{}", "9" * 5000, "²", "1.5"),
     "kind": ("", "motion", "style", "token", "weights", "\x1b]0;x\x07", "x" * 100_000),
     "class_word": ("\x1b[31mdog", "dog\nModel: x", "\x00", "\u202egod", "d" * 100_000),
     "placeholder": ("\x1b[31mdog", "<a\nb>", "\x00", "\u202egod", "d" * 100_000),
