@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dreamvideo.encoders.loading import load_encoders
 from dreamvideo.files.base import find_base
 from dreamvideo.files.unet import load_unet
-from dreamvideo.nano import autoencoder, denoiser, package, rules, world
+from dreamvideo.models.unet import UNet
+from dreamvideo.nano import autoencoder, denoiser, package, rules, wild, world
 from dreamvideo.nano.command import autoencoder_of, sampler
 
 WEIGHTS = package.FOLDER
@@ -85,16 +89,93 @@ def test_timesteps_lean_to_the_noisy_end_in_every_step():
     assert (evenly.sort().values // 125).tolist() == list(range(8))
 
 
-def test_the_blocks_that_the_unet_reads_train_along(tmp_path):
-    torch.save({"latents": torch.randn(4, world.FRAMES, 4, 8, 8)}, tmp_path / "bank.pt")
+def _small_bank(monkeypatch, folder):
+    """A recipe of two files of two scenes each, in 4 x 4 cells, and the latents in them."""
+    monkeypatch.setattr(denoiser, "BANK", 4)
+    monkeypatch.setattr(denoiser, "PART", 2)
+    monkeypatch.setattr(denoiser, "PICTURES", 2)
+    monkeypatch.setattr(denoiser, "VIDEOS", 2)
+    for first in (0, 2):
+        torch.save(torch.randn(2, world.FRAMES, 4, 4, 4), folder / f"{first:06}.pt")
+
+
+def test_the_blocks_that_the_unet_reads_train_along(tmp_path, monkeypatch):
+    (tmp_path / "bank").mkdir()
+    _small_bank(monkeypatch, tmp_path / "bank")
     encoders = load_encoders(find_base(WEIGHTS))
     before = {name: value.clone() for name, value in encoders.text.clip.state_dict().items()}
     torch.save({"average": before}, tmp_path / "clip.pt")
-    denoiser.train(tmp_path, encoders, steps=1)
+    denoiser.train(tmp_path, encoders, steps=3)  # at first all residual branches are closed
     joined = package.joined_clip(tmp_path)
     changed = {name for name in before if not torch.equal(before[name], joined[name])}
     read = ("transformer.resblocks.0.", "transformer.resblocks.1.", "ln_final.")  # of three blocks
     assert changed and all(name.startswith(read) for name in changed)
+
+
+def test_pictures_train_the_spatial_half_and_videos_all(tmp_path, monkeypatch):
+    (tmp_path / "bank").mkdir()
+    _small_bank(monkeypatch, tmp_path / "bank")
+
+    def trained(steps: int, pictured: float) -> set[str]:
+        """Those weights that differ from the start."""
+        monkeypatch.setattr(denoiser, "PICTURED", pictured)
+        denoiser.train(tmp_path, load_encoders(find_base(WEIGHTS)), steps)
+        torch.manual_seed(0)
+        fresh, now = UNet(denoiser.CONFIG).state_dict(), torch.load(tmp_path / "unet.pt", weights_only=True)["model"]
+        return {name for name in fresh if not torch.equal(fresh[name], now[f"unet.{name}"])}
+
+    def temporal(name: str) -> bool:
+        return "temopral_conv" in name or re.match(r"input_blocks.0.1|\w+_block(s\.\d+)?\.2\.", name) is not None
+
+    assert (still := trained(2, pictured=1)) and not any(map(temporal, still))
+    assert any(map(temporal, trained(3, pictured=0)))
+
+
+def test_the_bank_is_made_once_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(denoiser, "BANK", 2)
+    monkeypatch.setattr(denoiser, "PART", 1)
+    vae = load_encoders(find_base(WEIGHTS)).vae
+    whole = denoiser.bank(tmp_path / "bank", vae)
+    assert whole.shape == (2, world.FRAMES, 4, denoiser.PIXELS // 8, denoiser.PIXELS // 8)
+    (tmp_path / "bank" / "000001.pt").unlink()
+    assert torch.equal(denoiser.bank(tmp_path / "bank", vae), whole)
+
+
+def test_rates_rise_stay_and_fall():
+    rates = [denoiser.rate_at(step, 1000) for step in range(1000)]
+    assert rates[0] < 0.02 and rates[200] == rates[740] == 1 and rates[-1] < 0.02
+    assert all(after <= before for before, after in zip(rates[200:], rates[201:], strict=False))
+
+
+def test_a_part_of_what_it_learns_from_has_no_name():
+    scenes = [wild.scene(torch.Generator().manual_seed(seed)) for seed in range(400)]
+    blobs = [scene for scene in scenes if scene.subject.shape == world.BLOB]
+    wandering = [scene for scene in scenes if scene.motion == world.WANDERING]
+    pairs = [scene for scene in scenes if scene.companion is not None]
+    assert all(0.03 * 400 < len(some) < 0.3 * 400 for some in (blobs, wandering, pairs))
+    words = " ".join(scene.caption for scene in scenes)
+    held_out = (*world.HELD_OUT_SHAPES, *world.HELD_OUT_COLOURS, *world.HELD_OUT_MOTIONS)
+    assert not any(word in words for word in held_out)
+    named = [scene for scene in scenes if scene not in blobs + wandering + pairs]
+    assert not any(map(world.is_held_out, named))
+
+
+def test_ways_without_a_name_differ_and_stay_in_the_picture():
+    paths = [world.path_of(world.WANDERING, wander=seed) for seed in range(50)]
+    assert all(path.x.abs().max() <= 13 and path.y.abs().max() <= 13 for path in paths)
+    assert all(path.scale.min() > 0.6 and path.scale.max() < 1.4 for path in paths)
+    assert len({tuple(path.x.tolist()) for path in paths}) == 50
+
+
+def test_of_two_toys_each_stands_in_its_half():
+    scene = world.Scene(world.Subject("circle", "red"), "jumping", "on the road")
+    pair = replace(scene, companion=world.Subject("square", "blue"))
+    frames = world.render(pair).frames
+    left, right = frames.split(world.SIZE // 2, dim=-1)
+    for half, strong, weak in ((left, 0, 2), (right, 2, 0)):
+        middle = half[:, :, 8:-8, 8:-8].amax((2, 3)) - half[:, :, :4].mean((2, 3))
+        assert (middle[:, strong] > middle[:, weak]).all()
+    assert pair.caption == "a red circle and a blue square jumping on the road"
 
 
 def test_finishing_the_autoencoder_changes_no_picture():
@@ -149,6 +230,5 @@ def test_the_autoencoder_keeps_what_captions_name():
 def test_the_base_follows_captions():
     base = find_base(WEIGHTS)
     unet, encoders = load_unet(base.unet, dtype=torch.float32), load_encoders(base)
-    assert unet.config == denoiser.CONFIG
     seen, _ = package.measure_base(sampler(unet, encoders, steps=20), count=8, batch=8)
     assert min(seen.values()) >= 0.85  # by chance one in nine, ten, eight and five

@@ -1,59 +1,78 @@
-"""Trains the embedded base's UNet, and the text states that it reads, on videos and pictures of the toy world."""
+"""Trains the embedded base's UNet, and the text states that it reads, on pictures and then videos of the toy world.
+
+As ModelScope's began as an image model: its spatial half learns from single frames first, which cost an eighth of a
+video and differ in all that looks depend on; then the temporal half joins it.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..models.blocks import TemporalConv, TemporalTransformer
 from ..models.config import UNetConfig
 from ..models.diffusion import Schedule, offset_noise
 from ..models.unet import UNet
 from ..safety.paths import atomic_path
-from . import world
+from . import wild, world
+from .muon import Muon
 from .progress import Loop, rank
 from .vision_language import caption_of
 
 CONFIG = UNetConfig(
-    dim=56,
+    dim=64,
     dim_mult=(1, 2),
     res_blocks=1,
     attention_levels=(True, True),
-    head_dim=14,
-    first_heads=8,
+    head_dim=64,
+    first_heads=1,
     context_dim=64,
     dropout=0.0,
-    norm_groups=8,
 )
+PIXELS = 128  # a side of what it learns from; 64 are too few for the autoencoder to keep a pattern
 VIDEOS = 8  # a step and process
-PICTURES = 24  # every eighth step
-BANK = 12000  # videos encoded once
+PICTURES = 64  # instead, where it learns from pictures
+PICTURED = 0.4  # part of the training with pictures alone; behind it every fourth step has them
+BANK, PART = 6000, 500  # videos encoded once, and how many of them a file holds
 PATTERNED = 3.0  # how much likelier a step is to draw a patterned subject's video than a plain one's: they are harder
 PLACES_IN_CLIP = {"blocks": "transformer.resblocks", "norm": "ln_final"}  # of the text's parts that train along
-NOISY = 0.85  # part of the training in which timesteps lean to the noisy end
+SETTLING = 0.25  # part of the training in which the rates go down, and timesteps are drawn evenly
+WARM_UP = 100  # steps
 SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556, eq. 6 for velocity)
 
 
-def bank(folder: Path, autoencoder, count: int = BANK) -> dict[str, Tensor]:
-    """Latents [count, 8, 4, 8, 8] of training scenes 0..count-1, encoded once and kept in `folder`."""
-    path = folder / "bank.pt"
-    if path.exists():
-        return torch.load(path, weights_only=True)
-    means = []
-    for first in range(0, count, 16):
-        frames = torch.cat([world.render(_scene(index)).frames for index in range(first, min(first + 16, count))])
-        means.append(autoencoder.encode(frames).mean.half().cpu())
-    latents = {"latents": torch.cat(means).unflatten(0, (count, world.FRAMES))}
-    with atomic_path(path) as temporary:
-        torch.save(latents, temporary)
-    return latents
+def bank(folder: Path, autoencoder) -> Tensor:
+    """Latents [BANK, F, 4, h, w] of training scenes 0..BANK-1 in half precision, encoded once and kept in `folder`.
+
+    Processes of a group share the work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{first:06}.pt" for first in range(0, BANK, PART)]
+    count = dist.get_world_size() if dist.is_initialized() else 1
+    for path in paths[rank() :: count]:
+        if not path.exists():
+            latents = torch.cat([_encoded(autoencoder, int(path.stem) + index) for index in range(PART)])
+            with atomic_path(path) as temporary:
+                torch.save(latents, temporary)
+    if dist.is_initialized():
+        dist.barrier()
+    return torch.cat([torch.load(path, weights_only=True) for path in paths])
+
+
+def _encoded(autoencoder, index: int) -> Tensor:
+    frames = world.render(_scene(index), size=PIXELS).frames
+    with torch.autocast("cpu", torch.bfloat16):
+        return autoencoder.encode(frames).mean[None].half().cpu()  # [1, F, 4, h, w]
 
 
 def _scene(index: int) -> world.Scene:
-    return world.training_scene(torch.Generator().manual_seed(index))
+    return wild.scene(torch.Generator().manual_seed(index))
 
 
 def trained_parts(unet: UNet, clip: Any) -> nn.ModuleDict:
@@ -64,48 +83,76 @@ def trained_parts(unet: UNet, clip: Any) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet, "blocks": clip.transformer.resblocks[:-1], "norm": clip.ln_final})
 
 
-def train(
-    folder: Path,
-    encoders,
-    steps: int,
-    learning_rate: float = 1e-3,
-    device: torch.device | str = "cpu",
-    share: int = 1,
-) -> None:
+def _optimizer(model: nn.ModuleDict) -> Muon:
+    """Muon for what lies between the UNet's convolutions, Adam for its ends and the text's blocks."""
+    matrices, others = [], []
+    for name, weight in model.named_parameters():
+        ends = ("unet.input_blocks.0.0.", "unet.out.", "unet.time_embed.")
+        inside = name.startswith("unet.") and weight.ndim > 1 and not name.startswith(ends)
+        (matrices if inside else others).append(weight)
+    return Muon(matrices, others, rate=1e-2, adam_rate=1e-3)
+
+
+def train(folder: Path, encoders, steps: int, device: torch.device | str = "cpu", share: int = 1) -> None:
     """Train to `folder`/unet.pt, resuming what is there. share: of how many processes this one does the work."""
     torch.manual_seed(0)
+    device = torch.device(device)
     unet = UNet(CONFIG).to(device)
     model = trained_parts(unet, encoders.text.clip).requires_grad_(True)
-    latents = bank(folder, encoders.vae)["latents"]
+    latents = bank(folder / "bank", encoders.vae)
     scenes = [_scene(index) for index in range(len(latents))]
     weights = torch.tensor([1.0 if scene.subject.pattern == "plain" else PATTERNED for scene in scenes])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = _optimizer(model)
     loop = Loop(folder / "unet.pt", model, optimizer, steps, decay=0.997)
-    schedule = Schedule()
     for step in loop:
         generator = torch.Generator().manual_seed(1000 * step + rank())
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 200) * (0.03 + 0.97 * _cosine(step / steps))
-        pictures = step % 8 == 7
+        optimizer.at(rate_at(step, steps))
+        still = step < PICTURED * steps
+        pictures = still or step % 4 == 3
         count = share * (PICTURES if pictures else VIDEOS)
         chosen = weights.multinomial(count, replacement=True, generator=generator)
-        clean = latents[chosen].float().transpose(1, 2)  # [B, 4, F, 8, 8]
+        clean = latents[chosen].float().transpose(1, 2)  # [B, 4, F, h, w]
         if pictures:
-            frame = int(torch.randint(world.FRAMES, (1,), generator=generator))
-            clean = clean[:, :, frame : frame + 1]
+            frames = torch.randint(world.FRAMES, (count, 1, 1, 1, 1), generator=generator)
+            clean = clean.take_along_dim(frames, dim=2)  # [B, 4, 1, h, w]
         captions = [caption_of(scenes[index], generator, moving=not pictures) for index in chosen.tolist()]
         dropped = torch.rand(count, generator=generator) < 0.1
         prompts = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
-        drawn = timesteps(count, generator, noisy=step < NOISY * steps)
-        noise = offset_noise(clean.shape, generator)
-        context = encoders.text.encode(prompts)
-        blurred = schedule.add_noise(clean, noise, drawn).to(device)
-        prediction = unet(blurred, drawn.to(device), context.to(device))
-        error = (prediction - noise.to(device)).square().mean((1, 2, 3, 4))
-        kept = schedule.alphas_cumprod[drawn]
-        snr = kept / (1 - kept)
-        # The velocity's weights: they let the noisiest latents count, where shape and motion are decided.
-        loop.update((error * ((snr.clamp(max=SNR_CAP) + 1) / snr).float().to(device)).mean())
+        drawn = timesteps(count, generator, noisy=step % 2 == 0 and step < (1 - SETTLING) * steps)
+        with torch.autocast(device.type, torch.bfloat16), spatial_half(unet, still):
+            loop.update(_loss(unet, clean.to(device), drawn.to(device), encoders.text.encode(prompts), generator))
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Part of the full rates: up at the start, and evenly down to almost nothing at the end."""
+    return min(1.0, (step + 1) / WARM_UP, (1 - step / steps) / SETTLING + 0.01)
+
+
+def _loss(unet: UNet, clean: Tensor, drawn: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
+    """The noise's squared error with the velocity's weights, of latents [B, 4, F, h, w] at timesteps [B].
+
+    These weights let the noisiest latents count, where shape and motion are decided.
+    """
+    schedule = Schedule()
+    noise = offset_noise(clean.shape, generator).to(clean)
+    prediction = unet(schedule.add_noise(clean, noise, drawn), drawn, context.to(clean.device))
+    error = (prediction.float() - noise).square().mean((1, 2, 3, 4))
+    kept = schedule.alphas_cumprod.to(clean.device)[drawn]
+    snr = kept / (1 - kept)
+    return (error * ((snr.clamp(max=SNR_CAP) + 1) / snr).float()).mean()
+
+
+@contextmanager
+def spatial_half(unet: UNet, alone: bool = True) -> Iterator[None]:
+    """The network without its temporal layers, whose branches are at zero until they are trained; for `alone` only."""
+    temporal = [layer for layer in unet.modules() if isinstance(layer, TemporalConv | TemporalTransformer)]
+    for layer in temporal if alone else ():
+        layer.forward = lambda x, call: x
+    try:
+        yield
+    finally:
+        for layer in temporal if alone else ():
+            del layer.forward
 
 
 def timesteps(count: int, generator: torch.Generator, noisy: bool = True) -> Tensor:
@@ -116,7 +163,3 @@ def timesteps(count: int, generator: torch.Generator, noisy: bool = True) -> Ten
     """
     place = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     return (1000 * (place.sqrt() if noisy else place)).long().clamp(max=999)
-
-
-def _cosine(part: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * part))

@@ -9,11 +9,17 @@ from torch import Tensor
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 HELD_OUT_SHAPES = ("flower", "moon", "house", "mushroom", "fish", "arrow")
+BLOB = "blob"  # what captions call an outline that has no name: there are as many as numbers
 
 
-def signed_distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
-    """Roughly how far (u, v) lies outside the shape, negative inside; the shape's radius is 1 and v points down."""
+def signed_distance(shape: str, u: Tensor, v: Tensor, variant: int = 0) -> Tensor:
+    """Roughly how far (u, v) lies outside the shape, negative inside; the shape's radius is 1 and v points down.
+
+    variant: which blob; nothing to the others.
+    """
     rho, theta = torch.sqrt(u * u + v * v + 1e-9), torch.atan2(u, -v)
+    if shape == BLOB:
+        return 0.7 * (rho - _blob_radius(theta, variant))
     if shape == "circle":
         return rho - 0.95
     if shape == "square":
@@ -48,6 +54,26 @@ def signed_distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
         head = torch.maximum(0.71 * u.abs() - 0.71 * (v + 1.1), v - 0.05)
         return torch.minimum(_box(u, v - 0.4, 0.38, 0.65), head)
     raise ValueError(f"There is no shape '{shape}' in the toy world; it knows {', '.join(SHAPES + HELD_OUT_SHAPES)}.")
+
+
+def _blob_radius(theta: Tensor, variant: int) -> Tensor:
+    """How far a blob's outline lies from its middle in the directions theta: at most 1, lobed, dented or cornered."""
+    generator = torch.Generator().manual_seed(variant)
+    height, phase = torch.rand(2, 5, generator=generator).tolist()
+    cornered = torch.rand(5, generator=generator).tolist()
+    turns = torch.arange(721) * (2 * math.pi / 720)
+
+    def wave(angle: Tensor) -> Tensor:
+        total = torch.zeros_like(angle)
+        for index in range(5):
+            swing = torch.cos((index + 1) * angle + 2 * math.pi * phase[index])
+            total = total + height[index] / (1 + 0.5 * index) * (swing.abs() if cornered[index] < 0.4 else swing)
+        return total
+
+    every = wave(turns)
+    low, high = float(every.min()), float(every.max())
+    waist = 0.45 + 0.35 * height[0]
+    return waist + (1 - waist) * (wave(theta) - low) / (high - low)
 
 
 def _box(u: Tensor, v: Tensor, half_width: float, half_height: float) -> Tensor:

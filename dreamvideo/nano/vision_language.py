@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import world
+from . import wild, world
 from .progress import Loop
 
 CONFIG = {
@@ -31,14 +31,14 @@ def build() -> Any:
 def caption_of(scene: world.Scene, generator: torch.Generator, moving: bool = True) -> str:
     """The scene's caption, sometimes with its looks or its place left open, as captions of the wild do."""
     looks, place = torch.rand(2, generator=generator).tolist()
-    name = world.CLASS_WORD if looks < 0.15 else scene.subject.words
+    name = world.CLASS_WORD if looks < 0.15 and scene.companion is None else scene.words
     words = ["a", name] + ([scene.motion] if moving else []) + ([scene.place] if place > 0.1 else [])
     return " ".join(words)
 
 
 def _batch(generator: torch.Generator, count: int) -> tuple[Tensor, list[str]]:
     """Frames [count, 3, 64, 64] and their captions."""
-    scenes = [world.training_scene(generator) for _ in range(count)]
+    scenes = [wild.scene(generator) for _ in range(count)]
     pick = torch.randint(world.FRAMES, (count,), generator=generator).tolist()
     frames = torch.stack([world.render(scene).frames[index] for scene, index in zip(scenes, pick, strict=True)])
     return frames, [scene.caption for scene in scenes]

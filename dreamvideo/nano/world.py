@@ -6,20 +6,25 @@ motions are held out of the base's training: they are what adapters are to learn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from .paths import FRAMES as FRAMES
+from .paths import HELD_OUT_MOTIONS as HELD_OUT_MOTIONS
+from .paths import MOTIONS as MOTIONS
+from .paths import WANDERING as WANDERING
+from .paths import Path as Path
+from .paths import path_of as path_of
+from .shapes import BLOB as BLOB
 from .shapes import HELD_OUT_SHAPES as HELD_OUT_SHAPES
 from .shapes import SHAPES as SHAPES
 from .shapes import signed_distance
 
 SIZE = 64  # pixels a side
 SPAN = 64  # in whose parts of a picture places and sizes are given, however many pixels it has
-FRAMES = 8
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -43,33 +48,26 @@ PLACES = {
 
 PATTERNS = ("plain", "striped", "spotted")
 
-MOTIONS = (
-    "moving left",
-    "moving right",
-    "moving up",
-    "moving down",
-    "growing",
-    "shrinking",
-    "jumping",
-    "standing still",
-)
-HELD_OUT_MOTIONS = ("circling", "zigzagging", "swinging", "bouncing", "spinning", "shaking")
+BESIDE = 0.75  # of their size and way, where there are two
 
 CLASS_WORD = "toy"  # what captions call a subject whose looks they leave open
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One toy: the looks that an identity adapter has to learn."""
+    """One toy: the looks that an identity adapter has to learn. A colour is a name or, having none, "#rrggbb"."""
 
     shape: str
     colour: str
     second: str = "white"  # the pattern's colour; unused when plain
     pattern: str = "plain"
+    variant: int = 0  # which blob
 
     @property
     def words(self) -> str:
-        """How a caption names it: "red star", "red and white striped star"."""
+        """How a caption names it: "red star", "red and white striped star"; without colours where they have no name."""
+        if self.colour.startswith("#"):
+            return self.shape if self.pattern == "plain" else f"{self.pattern} {self.shape}"
         if self.pattern == "plain":
             return f"{self.colour} {self.shape}"
         return f"{self.colour} and {self.second} {self.pattern} {self.shape}"
@@ -98,55 +96,17 @@ class Scene:
     offset: tuple[float, float] = (0.0, 0.0)
     tilt: float = 0.0  # radians
     texture: int = 0
+    companion: Subject | None = None  # a second one, to the right; both are smaller then and move alike
+    wander: int = 0  # which of the ways that have no name, where the motion is WANDERING
+
+    @property
+    def words(self) -> str:
+        """How a caption names who is to be seen."""
+        return self.subject.words if self.companion is None else f"{self.subject.words} and a {self.companion.words}"
 
     @property
     def caption(self) -> str:
-        return f"a {self.subject.words} {self.motion} {self.place}"
-
-
-# ---------------------------------------------------------------------------------------------------- motion
-
-
-@dataclass(frozen=True)
-class Path:
-    """Where a subject is in each frame.
-
-    x, y in 64ths of the picture from the middle, scale (1 = its own size), angle in radians.
-    """
-
-    x: Tensor  # [F]
-    y: Tensor  # [F]
-    scale: Tensor  # [F]
-    angle: Tensor  # [F]
-
-
-def path_of(motion: str, frames: int = FRAMES) -> Path:
-    """The path of a named motion over `frames` frames. Raises ValueError for an unknown name."""
-    s = torch.linspace(0, 1, frames)  # [F] time from 0 to 1
-    rest, same = torch.zeros(frames), torch.ones(frames)
-    sweep = 24 * (s - 0.5)
-    turn = 2 * math.pi * torch.arange(frames) / frames
-    hop = 4 * s * (1 - s)
-    paths = {
-        "moving left": (-sweep, rest, same),
-        "moving right": (sweep, rest, same),
-        "moving up": (rest, -sweep, same),
-        "moving down": (rest, sweep, same),
-        "growing": (rest, rest, 0.6 + 0.65 * s),
-        "shrinking": (rest, rest, 1.25 - 0.65 * s),
-        "jumping": (rest, 9 - 19 * hop, same),
-        "standing still": (rest, rest, same),
-        "circling": (12 * torch.sin(turn), -12 * torch.cos(turn), same),
-        "zigzagging": (sweep, 11 * torch.sign(torch.sin(3.5 * math.pi * s + 0.3)), same),
-        "swinging": (12 * torch.cos(turn), 10 * torch.cos(turn) ** 2 - 5, same),
-        "bouncing": (sweep, 9 - 20 * torch.sin(2 * math.pi * s).abs(), same),
-        "spinning": (rest, rest, same),  # half a turn
-        "shaking": (7 * (-1.0) ** torch.arange(frames), rest, same),
-    }
-    if motion not in paths:
-        raise ValueError(f"There is no motion '{motion}' in the toy world; it knows {', '.join(paths)}.")
-    x, y, scale = paths[motion]
-    return Path(x, y, scale, math.pi * s if motion == "spinning" else rest)
+        return f"a {self.words} {self.motion} {self.place}"
 
 
 # ------------------------------------------------------------------------------------------------- rendering
@@ -163,13 +123,18 @@ class Canvas:
 
 def render(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Canvas:
     """Draw a scene: [F, 3, size, size] in 0..1 and the subject's mask."""
-    path = path_of(scene.motion, frames)
-    x, y = path.x + scene.offset[0], path.y + scene.offset[1]
-    radius = scene.size * path.scale
-    paint, coverage = portraits(scene.subject, x, y, radius, path.angle + scene.tilt, size)
-    ground = _ground(scene.place, scene.texture, size)  # [3, H, W]
-    mixed = ground * (1 - coverage[:, None]) + paint * coverage[:, None]
-    return Canvas(mixed.clamp(0, 1), coverage, scene.caption)
+    path = path_of(scene.motion, frames, scene.wander)
+    picture = _ground(scene.place, scene.texture, size).expand(frames, -1, -1, -1)  # [F, 3, H, W]
+    anywhere = torch.zeros(frames, size, size)
+    actors = [(scene.subject, 0.0, 1.0)]
+    if scene.companion is not None:
+        actors = [(scene.subject, -SPAN / 4, BESIDE), (scene.companion, SPAN / 4, BESIDE)]
+    for subject, aside, part in actors:
+        x, y = part * path.x + scene.offset[0] + aside, part * path.y + scene.offset[1]
+        paint, coverage = portraits(subject, x, y, part * scene.size * path.scale, path.angle + scene.tilt, size)
+        picture = picture * (1 - coverage[:, None]) + paint * coverage[:, None]
+        anywhere = torch.maximum(anywhere, coverage)
+    return Canvas(picture.clamp(0, 1), anywhere, scene.caption)
 
 
 def portraits(
@@ -180,7 +145,7 @@ def portraits(
     x, y from the middle and radius in 64ths of the picture, angle in radians, each [P].
     """
     u, v = _local(x, y, radius, angle, size)
-    coverage = _outline(subject.shape, u, v, radius, size)
+    coverage = _outline(subject.shape, u, v, radius, size, subject.variant)
     return _paint(subject, u, v, radius[:, None, None] * size / SPAN), coverage
 
 
@@ -199,8 +164,8 @@ def _local(x: Tensor, y: Tensor, radius: Tensor, angle: Tensor, size: int) -> tu
     return (dx * cos + dy * sin) / unit, (dy * cos - dx * sin) / unit
 
 
-def _outline(shape: str, u: Tensor, v: Tensor, radius: Tensor, size: int) -> Tensor:
-    return _coverage(signed_distance(shape, u, v) * radius[:, None, None] * size / SPAN)
+def _outline(shape: str, u: Tensor, v: Tensor, radius: Tensor, size: int, variant: int = 0) -> Tensor:
+    return _coverage(signed_distance(shape, u, v, variant) * radius[:, None, None] * size / SPAN)
 
 
 def _coverage(distance_in_pixels: Tensor) -> Tensor:
@@ -208,7 +173,8 @@ def _coverage(distance_in_pixels: Tensor) -> Tensor:
 
 
 def _rgb(colour: str) -> Tensor:
-    return torch.tensor(EVERY_COLOUR[colour], dtype=torch.float32) / 255
+    numbers = bytes.fromhex(colour[1:]) if colour.startswith("#") else EVERY_COLOUR[colour]
+    return torch.tensor(list(numbers), dtype=torch.float32) / 255
 
 
 def _paint(subject: Subject, u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
