@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .defaults import Defaults, fitted
-from .encoders.protocols import ImageEncoder
+from .encoders.protocols import ImageEncoder, NoImages
 from .models.config import NetworkConfig
 from .models.frame_attention import FrameAttentionConfig
 from .training.data import digest
@@ -106,7 +106,7 @@ def motion_plan(
 
 def guided(row: Method, images: ImageEncoder, say: Callable[[str], None]) -> Method:
     """A row for clips, without appearance guidance where the base has no image encoder, which `say` hears."""
-    if not row.appearance_guidance or images.width:
+    if not row.appearance_guidance or not isinstance(images, NoImages):
         return row
     say("This base has no image encoder (--clip): the motion is learned without appearance guidance.")
     return without_guidance(row)

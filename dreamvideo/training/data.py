@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..encoders.layered import encode
-from ..encoders.protocols import Encoders, TextEncoder, at_once, release
+from ..encoders.protocols import Encoders, NoImages, TextEncoder, at_once, release
 from ..media.masks import mask_to_latent, uncovered
 from .cache import read_cached, write_cached
 
@@ -244,7 +244,7 @@ class _Encoding:
         moments, features = [], []
         for part in clip.split(at_once(*clip.shape[-2:])):
             moments.append(self.encoders.vae.encode(part))  # [n, 4, h, w]
-            if self.encoders.image.width:
+            if not isinstance(self.encoders.image, NoImages):
                 features += [self.encoders.image.encode(few).float().cpu() for few in part.split(IMAGES_AT_ONCE)]
             self.done += len(part)
             if self.done < self.frames:
