@@ -216,6 +216,19 @@ def test_training_the_autoencoder_resumes_to_the_same(tmp_path, monkeypatch):
     assert kept.decode(kept.encode(torch.rand(1, 3, 16, 16)).mean).isfinite().all()
 
 
+def test_sharpening_keeps_the_latents(tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "CUTTING", 16)
+    autoencoder.train(tmp_path, 2, batch=2)
+    package.write_autoencoder(tmp_path, tmp_path)
+    pictures, before = torch.rand(1, 3, 16, 16), autoencoder_of(tmp_path)
+    autoencoder.sharpen(tmp_path, 3, batch=2)
+    package.write_autoencoder(tmp_path, tmp_path)
+    after = autoencoder_of(tmp_path)
+    latents = before.encode(pictures).mean
+    assert torch.equal(latents, after.encode(pictures).mean)
+    assert not torch.equal(before.decode(latents), after.decode(latents))
+
+
 def test_the_weights_fit_into_twenty_megabytes():
     assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) <= 20_000_000
 

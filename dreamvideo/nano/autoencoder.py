@@ -106,6 +106,8 @@ def optimizer_of(model, rate: float = 5e-3, adam_rate: float = 3e-4) -> Muon:
     ends = ("conv_in", "conv_out", "quant_conv")
     matrices, others = [], []
     for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
         inside = weight.ndim > 1 and not any(end in name for end in ends)
         (matrices if inside else others).append(weight)
     return Muon(matrices, others, rate, adam_rate)
@@ -119,12 +121,26 @@ def train(folder: Path, steps: int, batch: int = 8, device: torch.device | str =
     optimizer = optimizer_of(model)
     loop = Loop(folder / "autoencoder.pt", model, optimizer, steps)
     for step in loop:
-        generator = torch.Generator(device).manual_seed(step)
         optimizer.at(min(1, (step + 1) / WARM_UP) * _decayed(step / steps))
-        images = scenes.draw(batch, generator, CUTTING) * 2 - 1
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = _loss(model, images, generator)
-        loop.update(loss)
+        loop.update(_step(model, step, batch, device))
+
+
+def sharpen(folder: Path, steps: int, batch: int = 8, device: torch.device | str = "cpu") -> None:
+    """Train the decoder alone on, under clean latents, to `folder`/decoder.pt, resuming what is there.
+
+    The encoder of `folder`/autoencoder.pt stays, and so do the latents that a UNet learns beside it.
+    """
+    torch.manual_seed(0)
+    device = torch.device(device)
+    model = build(EPSILON)
+    model.load_state_dict(torch.load(folder / "autoencoder.pt", map_location="cpu", weights_only=True)["average"])
+    for part in (model.to(device).encoder, model.quant_conv):
+        part.requires_grad_(False)
+    optimizer = optimizer_of(model)
+    loop = Loop(folder / "decoder.pt", model, optimizer, steps)
+    for step in loop:
+        optimizer.at(min(1, (step + 1) / WARM_UP) * _decayed(0.5 + 0.5 * step / steps))
+        loop.update(_step(model, -1 - step, batch, device, noise=0))
 
 
 def _decayed(part: float) -> float:
@@ -132,12 +148,20 @@ def _decayed(part: float) -> float:
     return min(1.0, 2 * (1 - part) + 0.01)
 
 
-def _loss(model, images: Tensor, generator: torch.Generator) -> Tensor:
+def _step(model, seed: int, batch: int, device: torch.device, noise: float = NOISE) -> Tensor:
+    """The loss of a step whose random numbers come from this seed."""
+    generator = torch.Generator(device).manual_seed(seed)
+    images = scenes.draw(batch, generator, CUTTING) * 2 - 1
+    with torch.autocast(device.type, torch.bfloat16):
+        return _loss(model, images, generator, noise)
+
+
+def _loss(model, images: Tensor, generator: torch.Generator, noise: float) -> Tensor:
     """Of images [B, 3, 8h, 8w] in -1..1, encoded, with a little noise on the latents, and decoded."""
     mean = model.encode(images).latent_dist.mean.float()  # [B, 4, h, w]
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    drawn = torch.randn(mean.shape, generator=generator, device=mean.device)
     spread = mean.detach().std((0, 2, 3), keepdim=True)
-    error = model.decode(mean + NOISE * spread * noise).sample.float() - images
+    error = model.decode(mean + noise * spread * drawn).sample.float() - images
     return error.abs().mean() + 0.25 * _edges(error)
 
 
@@ -204,4 +228,4 @@ def normalise(model, images: Tensor) -> None:
     quant.bias[channels:] = 2 * math.log(NOISE / SCALE)
 
 
-__all__ = ["CONFIG", "SCALE", "build", "finish", "normalise", "train"]
+__all__ = ["CONFIG", "SCALE", "build", "finish", "normalise", "sharpen", "train"]

@@ -22,7 +22,7 @@ from ..models.network import VideoUNet
 from ..sampling import sample_latents
 from . import autoencoder, denoiser, package, reconstruction, vision_language, world
 
-STEPS = {"autoencoder": 20000, "clip": 700, "unet": 10600, "settling": 200}
+STEPS = {"autoencoder": 12000, "decoder": 6000, "clip": 700, "unet": 6000, "settling": 200}
 
 
 def train(folder: Path, weights: Path, processes: int = 2, device: torch.device | str = "cpu") -> None:
@@ -35,6 +35,7 @@ def train(folder: Path, weights: Path, processes: int = 2, device: torch.device 
     folder.mkdir(parents=True, exist_ok=True)
     if not (weights / "vae.safetensors").is_file():
         autoencoder.train(folder, steps["autoencoder"], device=device)
+        autoencoder.sharpen(folder, steps["decoder"], device=device)
         package.write_autoencoder(folder, weights)
     vision_language.train(folder, steps["clip"], device)
     package.write_clip(folder, weights)

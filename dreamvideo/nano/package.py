@@ -25,7 +25,8 @@ def average(folder: Path, part: str) -> dict[str, Tensor]:
 def write_autoencoder(folder: Path, target: Path = FOLDER) -> None:
     """The trained autoencoder, its latents brought to unit variance, as vae.safetensors."""
     model = autoencoder.build(autoencoder.EPSILON).eval()
-    model.load_state_dict(average(folder, "autoencoder"))
+    sharpened = (folder / "decoder.pt").is_file()
+    model.load_state_dict(average(folder, "decoder" if sharpened else "autoencoder"))
     autoencoder.finish(model)
     scenes = [world.training_scene(torch.Generator().manual_seed(seed)) for seed in range(128)]
     autoencoder.normalise(model, torch.cat([world.render(scene).frames[::4] for scene in scenes]))
