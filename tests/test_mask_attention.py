@@ -146,6 +146,7 @@ def test_photographs_without_a_mask_are_left_out(unet):
     own = mask_attention_loss(maps.of(torch.stack([places[CAPTION]] * 2))[:1], masks[:1])
     torch.testing.assert_close(attention_loss(maps, batch, places), MASK_ATTENTION * own)
     assert attention_loss(maps, replace(batch, subjects=(masks, telling & False)), places) == 0
+    assert attention_loss(maps, batch, {CAPTION: places[CAPTION] & False}) == 0  # a caption without the word
 
 
 def test_without_masks_it_is_refused_and_a_method_of_which_it_is_a_part_says_so(unet):
