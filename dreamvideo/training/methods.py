@@ -164,7 +164,7 @@ MOTION_BEYOND = (FRAME_AWARE, TEMPORAL_CONVOLUTIONS, FRAME_AWARE_CONVOLUTIONS, M
 ABSORBER = AdapterConfig.identity(sublayers=ALL_SUBLAYERS, hidden=32)
 
 # A subject beyond the paper: the attention to its word pulled to the masks (Avrahami et al. 2023, arXiv 2305.16311).
-# A vector of the word a layer is left to who asks for it: on the embedded base it cost motion (docs/methods.md). Provisional.
+# A vector of the word a layer is left to who asks for it: on the embedded base it cost motion. Provisional.
 IDENTITY_PLUS = replace(IDENTITY, name="identity_plus", mask_attention=True)
 
 # What the paper compares with. Where a paper names no number it has DreamVideo's for the same data.
