@@ -203,6 +203,7 @@ for name, texts in {
     "learning_rate": ("{", "-1", '"x"', "[]", "true", "NaN", "Infinity", "1e999"),
     "extra": ("{", "3", '"x"', "[1]", '{"settings": 3}', '{"settings": {"p_image_drop": "x"}}', DEEP),
     "format_version": ("4", "x", "-1", "{}", "9" * 5000, "²", "1.5"),
+    "token_layers": ("{", "0", "-1", "1.5", '"x"', "[]", "true", "3", "1" * 30),
     "kind": ("", "motion", "style", "token", "weights", "\x1b]0;x\x07", "x" * 100_000),
     "class_word": ("\x1b[31mdog", "dog\nModel: x", "\x00", "\u202egod", "d" * 100_000),
     "placeholder": ("\x1b[31mdog", "<a\nb>", "\x00", "\u202egod", "d" * 100_000),

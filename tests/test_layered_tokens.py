@@ -188,6 +188,7 @@ def test_an_identitys_file_keeps_it(unet, photos, tmp_path):
 DAMAGES = {
     "layers": (random(LAYERS + 1, 1, 8), rf"for {LAYERS + 1} layers, and its UNet has {LAYERS}"),
     "width": (random(LAYERS, 1, 7), "are 7 wide"),
+    "nothing": (torch.zeros(LAYERS, 0, 8), rf"are \[{LAYERS}, 0, 8\] and not \[{LAYERS}, n, D\]"),
 }
 
 

@@ -146,6 +146,7 @@ def test_photographs_without_a_mask_are_left_out(unet):
     own = mask_attention_loss(maps.of(torch.stack([places[CAPTION]] * 2))[:1], masks[:1])
     torch.testing.assert_close(attention_loss(maps, batch, places), MASK_ATTENTION * own)
     assert attention_loss(maps, replace(batch, subjects=(masks, telling & False)), places) == 0
+    assert attention_loss(maps, batch, {CAPTION: places[CAPTION] & False}) == 0  # a caption without the word
 
 
 def test_without_masks_it_is_refused_and_a_method_of_which_it_is_a_part_says_so(unet):
@@ -222,12 +223,15 @@ def test_the_command_line_has_both_and_a_run_file_does_again(folder, capsys):
     }.items():
         assert main(train(folder, f"{name}.safetensors", *words)) == 0
         told = parse_toml((folder / f"{name}.toml").read_text())
-        assert (told["layered_token"], told["mask_attention"]) == (name != "paper", name in ("plus", "options"))
+        assert (told["layered_token"], told["mask_attention"]) == (
+            name in ("options", "word"),
+            name in ("plus", "options"),
+        )
         assert main(train(folder, f"{name}-2.safetensors", "--config", str(folder / f"{name}.toml"))) == 0
         first, again = ((folder / f"{each}.safetensors").read_bytes() for each in (name, f"{name}-2"))
         assert first == again
-        assert load_adapter(folder / f"{name}.safetensors").tokens[DOG].ndim == (2 if name == "paper" else 3)
-    words = ["sample", f"a ({DOG}:1.2) on grass", "--adapter", str(folder / "plus.safetensors"), "--steps", "2"]
+        assert load_adapter(folder / f"{name}.safetensors").tokens[DOG].ndim == (3 if told["layered_token"] else 2)
+    words = ["sample", f"a ({DOG}:1.2) on grass", "--adapter", str(folder / "options.safetensors"), "--steps", "2"]
     size = ["--frames", "2", "--height", str(SIDE), "--width", str(SIDE), "--out", str(folder / "video.gif")]
     region = ["--region", f"left: a {DOG}", "--base", str(folder / "base"), "--device", "cpu"]
     assert main([*words, *size, *region]) == 0

@@ -116,6 +116,8 @@ def check_tokens(
         raise ValueError(
             f"{subject}: it tells of vectors for {layers} layers, and its UNet has {most} that read a text."
         )
+    if layers is not None and all(len(vectors.shape) == 2 for vectors in tokens.values()):
+        raise ValueError(f"{subject}: it tells of vectors for {layers} layers, and its tokens have none.")
     for name, vectors in tokens.items():
         if not name.strip():
             raise ValueError(f"{subject}: one of its tokens has no name.")

@@ -22,7 +22,7 @@ class Batch:
     latents, noise [B, 4, F, h, w]; timesteps [B]; states [B, 77, D] or None; dropped [B], where the empty prompt
     replaces the caption; features [B, D], zeros where dropped, or None; mask [B, 1, F, h, w] or None; anchors [B], the
     frame that the others are compared with in a debiased loss, or None. subjects, for a loss on the attention: where
-    the subject is [B, 1, F, h, w], and the samples [B] that tell, by a mask and a caption; or None.
+    the subject is [B, 1, F, h, w], and which samples [B] have a mask and their caption; or None.
     """
 
     latents: Tensor
