@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import adapters, check, data, host, loaders, regions, sampling, trainers
+from . import adapters, animatediff, check, data, host, loaders, regions, sampling, trainers
 from .inputs import checked
 
 host.register()
 host.register_folders()
 
-TOPICS = (loaders, data, trainers, adapters, regions, sampling, check)
+TOPICS = (loaders, animatediff, data, trainers, adapters, regions, sampling, check)
 NODES: list[type[io.ComfyNode]] = [checked(node) for topic in TOPICS for node in topic.NODES]
 
 

@@ -10,6 +10,7 @@ from ..dreamvideo.customizing import customize
 from ..dreamvideo.evaluation.pictures import contact_sheet, few_frames
 from ..dreamvideo.files.adapter_info import TrainedAdapter
 from ..dreamvideo.models.diffusion import mix_noise_prior, offset_noise
+from ..dreamvideo.models.network import check_frames
 from ..dreamvideo.sampling import missing_placeholders
 from . import host
 from .adapters import apply
@@ -207,6 +208,7 @@ class SampleVideo(io.ComfyNode):
 def start(config, seed: int, frames: int, width: int, height: int, offset: float) -> torch.Tensor:
     """The engine's starting noise, [F, 4, h, w]."""
     check_size(config, width, height)
+    check_frames(config, frames)
     shape = (1, config.in_channels, frames, height // 8, width // 8)
     noise = offset_noise(shape, torch.Generator().manual_seed(seed), offset)
     return rearrange(noise, "1 c f h w -> f c h w").contiguous()

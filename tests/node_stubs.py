@@ -80,7 +80,7 @@ def load_nodes() -> list[type]:
         host.files_in = host.folders_of = lambda name: []
         host.file_of = lambda video: None  # nothing is a file: what a VIDEO holds is asked of it
         host.register = host.register_folders = lambda: None
-        host.ADAPTERS_FOLDER = host.BASES_FOLDER = ""
+        host.ADAPTERS_FOLDER = host.BASES_FOLDER = host.MOTION_FOLDER = ""
         importlib.import_module(f"{NAME}.nodes")
         for name, module in before.items():
             if module is None:

@@ -6,6 +6,7 @@ from .encoders import HostImage, HostText, HostVAE, encoders_of, networks_of, wi
 from .folders import (
     ADAPTERS_FOLDER,
     BASES_FOLDER,
+    MOTION_FOLDER,
     file_in,
     files_in,
     folders_of,
@@ -14,6 +15,7 @@ from .folders import (
     register_folders,
     temporary_folder,
 )
+from .image import with_motion_module
 from .loading import load_clip, load_clip_vision, load_model, load_vae
 from .model import HostUNet, model_of, register, unet_of
 from .paging import is_dynamic
@@ -30,6 +32,7 @@ __all__ = [
     "HostUNet",
     "HostVAE",
     "Interrupted",
+    "MOTION_FOLDER",
     "OutOfMemory",
     "Progress",
     "about",
@@ -61,6 +64,7 @@ __all__ = [
     "unet_of",
     "with_adapter",
     "with_appearance",
+    "with_motion_module",
     "with_region",
     "with_tokens",
 ]

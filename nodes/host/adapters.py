@@ -15,13 +15,16 @@ from torch import Tensor
 from ...dreamvideo.customizing import saw_blank_images
 from ...dreamvideo.files.adapter_info import TrainedAdapter, check_fits
 from ...dreamvideo.files.fingerprint import same_base
-from ...dreamvideo.models.adapters import Adapter, AnyAdapter
+from ...dreamvideo.models.adapters import AnyAdapter
 from ...dreamvideo.models.deltas import WeightDelta
+from ...dreamvideo.models.frame_attention import FrameAttention
 from ...dreamvideo.models.regions import Region
 from ...dreamvideo.models.stack import StackEntry
 from .deltas import take_off_deltas, with_deltas
 from .layered import texts_of
 from .model import APPEARANCE, APPEARANCE_STRENGTH, BLANKS, KEY, REGIONS, model_of
+
+TUNED = f"{KEY}_tuned"  # attachment: what Tune-A-Video learned of a clip
 
 
 def with_adapter(
@@ -40,11 +43,23 @@ def with_adapter(
     placed = entry(loaded.adapter)
     if placed.strength == 0:
         return model
+    if isinstance(loaded.adapter, FrameAttention):
+        return _tuned(model, placed)
     if isinstance(loaded.adapter, WeightDelta):
         return with_deltas(model, placed)
-
     guided = loaded.info.kind == "motion" and loaded.adapter.config.condition_dim is not None
-    blanks = (saw_blank_images(loaded),) if guided else ()
+    return _with_entry(model, placed, (saw_blank_images(loaded),) if guided else ())
+
+
+def _tuned(model: Any, placed: StackEntry) -> Any:
+    """Tune-A-Video's queries as the host's patches, the rest of it in the stack."""
+    clone = _with_entry(with_deltas(model, placed), placed)
+    clone.set_attachments(TUNED, (*(clone.get_attachment(TUNED) or ()), placed))
+    return clone
+
+
+def _with_entry(model: Any, placed: StackEntry, blanks: tuple[bool, ...] = ()) -> Any:
+    """A clone of a MODEL whose forwards have the entry in their stack."""
 
     def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **conditions):
         options = dict(transformer_options or {})
@@ -55,12 +70,12 @@ def with_adapter(
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, f"{KEY}.{uuid.uuid4()}", wrapper)
     loaded_with = clone.get_additional_models_with_key(KEY)
-    if all(patcher.model is not loaded.adapter for patcher in loaded_with):
-        clone.set_additional_models(KEY, [*loaded_with, _patcher_for(loaded.adapter, model)])
+    if all(patcher.model is not placed.adapter for patcher in loaded_with):
+        clone.set_additional_models(KEY, [*loaded_with, _patcher_for(placed.adapter, model)])
     return clone
 
 
-def _patcher_for(adapter: Adapter, model: Any) -> Any:
+def _patcher_for(adapter: AnyAdapter, model: Any) -> Any:
     """What moves an adapter between devices. It lives as long as the adapter: the host takes an adapter that outlives
     its patcher for a leak."""
     patcher = adapter.__dict__.get(KEY)
@@ -78,6 +93,16 @@ def without_adapters(model: Any) -> Any:
             clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
     clone.remove_additional_models(KEY)
     take_off_deltas(clone)
+    return clone
+
+
+def inverting(model: Any) -> Any:
+    """A clone of a MODEL as a clip's noise is found on: with what learned of the clip itself (Tune-A-Video) alone."""
+    clone = without_adapters(model)
+    tuned = clone.get_attachment(TUNED) or ()
+    clone.remove_attachments(TUNED)
+    for placed in tuned:
+        clone = _tuned(clone, placed)
     return clone
 
 

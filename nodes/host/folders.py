@@ -15,15 +15,18 @@ from ...dreamvideo.safety.texts import quoted
 log = logging.getLogger(__name__)
 
 ADAPTERS_FOLDER, BASES_FOLDER = "dreamvideo_adapters", "dreamvideo"
+MOTION_FOLDER = "animatediff_models"  # as AnimateDiff-Evolved calls it
 
 
 def register_folders() -> None:
-    """models/dreamvideo for whole bases, models/dreamvideo_adapters and output/dreamvideo for adapters."""
+    """models/dreamvideo for whole bases, models/dreamvideo_adapters and output/dreamvideo for adapters,
+    models/animatediff_models for motion modules."""
     models, output = Path(folder_paths.models_dir), Path(folder_paths.get_output_directory())
     for name, folder in (
         (BASES_FOLDER, models / "dreamvideo"),
         (ADAPTERS_FOLDER, models / "dreamvideo_adapters"),
         (ADAPTERS_FOLDER, output / "dreamvideo"),
+        (MOTION_FOLDER, models / MOTION_FOLDER),
     ):
         try:
             folder.mkdir(parents=True, exist_ok=True)

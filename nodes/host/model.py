@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ...dreamvideo.files.fingerprint import fingerprint
 from ...dreamvideo.files.layouts import infer_config, original_shapes
-from ...dreamvideo.models.config import UNetConfig, text_layers
+from ...dreamvideo.models.config import NetworkConfig, UNetConfig, text_layers
 from ...dreamvideo.models.layers import economical
+from ...dreamvideo.models.network import VideoUNet
 from ...dreamvideo.models.regions import Region
 from ...dreamvideo.models.stack import AdapterStack
 from ...dreamvideo.models.unet import UNet
@@ -51,10 +52,20 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return found.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)  # [batch, heads, length, head_dim]
 
 
-class HostUNet(UNet):
-    """The engine's UNet with the forward that the host calls; without transformer_options it is the engine's own."""
+class _HostStack(AdapterStack):
+    """A stack whose weight deltas are the host's patches, and so in its weights already."""
 
-    def __init__(self, config: UNetConfig, dtype=None, device=None, operations=None) -> None:
+    def network(self, unet: VideoUNet, timesteps: Tensor) -> VideoUNet:
+        return unet
+
+
+class HostUNet(VideoUNet):
+    """A network of the engine with the forward that the host calls; without transformer_options it is the engine's own.
+
+    What comes before the network's own class among the bases.
+    """
+
+    def __init__(self, config: NetworkConfig, dtype=None, device=None, operations=None) -> None:
         layers = economical(operations)
         super().__init__(config, operations=layers, attention=_attention, device=device, dtype=dtype)
         # Kept, not read off a layer: where the host pages weights a layer has none until it is used.
@@ -99,14 +110,18 @@ class HostUNet(UNet):
             if given:
                 blanks = transformer_options.get(BLANKS, ())
                 given = given[0], torch.where(given[1] < 0, float(bool(blanks) and all(blanks)), given[1])
-            adapters = AdapterStack(entries, *given, regions=_checked(regions, self.config))
+            adapters = _HostStack(entries, *given, regions=_checked(regions, self.config))
         layers = conditions.get(LAYERS)
         text = context[::frames] if layers is None else layers.texts.to(context).expand(chunks, -1, -1, -1)
         noise = super().forward(video, timesteps[::frames], text, adapters)
         return rearrange(noise, "chunks c f h w -> (chunks f) c h w")
 
 
-def _check_frames(x: Tensor, config: UNetConfig) -> None:
+class HostModelScopeUNet(HostUNet, UNet):
+    """ModelScope's."""
+
+
+def _check_frames(x: Tensor, config: NetworkConfig) -> None:
     if x.ndim != 4 or x.shape[1] != config.in_channels:
         raise ValueError(
             f"This LATENT has the shape {list(x.shape)} and this MODEL takes [frames, {config.in_channels}, height / 8,"
@@ -116,13 +131,13 @@ def _check_frames(x: Tensor, config: UNetConfig) -> None:
     check_divides("A video", width, height, 8 * config.stride)
 
 
-def _check_text(context: Tensor | None, config: UNetConfig) -> None:
+def _check_text(context: Tensor | None, config: NetworkConfig) -> None:
     width, layers = config.context_dim, len(text_layers(config))
     found = "no text" if context is None else f"text states of width {context.shape[-1]}"
     if context is None or context.shape[-1] != width:
         raise ValueError(
             f"The conditioning has {found} and this MODEL reads width {width}: encode the prompt with the CLIP of the "
-            "same base (Load ModelScope T2V gives it)."
+            "same base (its loader gives it)."
         )
     if context.ndim == 4 and context.shape[1] != layers:
         raise ValueError(
@@ -131,17 +146,17 @@ def _check_text(context: Tensor | None, config: UNetConfig) -> None:
         )
 
 
-def _checked(regions: Sequence[Region], config: UNetConfig) -> Sequence[Region]:
+def _checked(regions: Sequence[Region], config: NetworkConfig) -> Sequence[Region]:
     for region in regions:
         _check_text(region.context, config)
     return regions
 
 
 class T2VModel(comfy.model_base.BaseModel):
-    """ModelScope text-to-video among the host's models. fingerprint: of its weights as they are in the file."""
+    """A video model among the host's, ModelScope's by default. fingerprint: of its weights as they are in the file."""
 
-    def __init__(self, model_config, device, weights_fingerprint: str) -> None:
-        super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostUNet)
+    def __init__(self, model_config, device, weights_fingerprint: str, network=HostModelScopeUNet) -> None:
+        super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=network)
         self.diffusion_model.compute_dtype = self.manual_cast_dtype
         self.fingerprint = weights_fingerprint
 
@@ -182,10 +197,15 @@ class ModelScopeT2V(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict(self, state_dict):
         """In the precision that the network is built with, which a layer that takes over a tensor would not keep."""
-        dtype = self.unet_config["dtype"]
-        if dtype is None or not switched_on() or getattr(self, "quant_config", None) is not None:
-            return state_dict
-        return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state_dict.items()}
+        return state_dict if getattr(self, "quant_config", None) is not None else as_built(self, state_dict)
+
+
+def as_built(model_config: Any, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors in the precision that the network is built with, where its layers take them over as they are."""
+    dtype = model_config.unet_config["dtype"]
+    if dtype is None or not switched_on():
+        return state
+    return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
 
 
 def _config_of(state: Mapping[str, Tensor]) -> UNetConfig:
@@ -214,8 +234,9 @@ def model_of(model: Any) -> T2VModel:
     inner = getattr(model, "model", None)
     if not isinstance(inner, T2VModel):
         raise ValueError(
-            f"This MODEL is a {type(inner).__name__}, not a ModelScope text-to-video model: "
-            "load one with Load ModelScope T2V or with Load Diffusion Model."
+            f"This MODEL is a {type(inner).__name__}, not a video model that these nodes know: load one "
+            "with Load ModelScope T2V or with Load Diffusion Model, or make one of Stable Diffusion 1.5 with "
+            "Load AnimateDiff."
         )
     return inner
 

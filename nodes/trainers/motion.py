@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...dreamvideo.models.network import check_frames
 from ...dreamvideo.plans import motion_plan
 from ...dreamvideo.sampling import missing_placeholders, notes_on_motion
 from ...dreamvideo.training.data import encode_clips
@@ -14,6 +15,8 @@ from ...dreamvideo.training.methods import MOTION_METHODS, MOTION_WORD, Method, 
 from ..fields import TRAINING, check_images, check_size, clip_input, engine_images, model_input, one, vae_input
 from .inputs import SWITCH, file_inputs, method_input, motion_inputs, outputs, rate_input, run_inputs, steps_input
 from .run import Job
+
+IMAGE_DROP = {"automatic": None, "half": 0.5, "never": 0.0}
 
 
 class TrainMotion(io.ComfyNode):
@@ -29,7 +32,11 @@ class TrainMotion(io.ComfyNode):
                 model_input(),
                 clip_input(),
                 vae_input(),
-                io.ClipVision.Input("clip_vision", tooltip="The image encoder of the base, for appearance guidance."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="The image encoder of the base, for appearance guidance; without one there is none.",
+                ),
                 io.Image.Input("clips", tooltip="The clips, from Motion Clips: one batch of frames each."),
                 io.String.Input("captions", force_input=True, tooltip="A caption for each clip, from Motion Clips."),
                 io.Int.Input("frames", force_input=True, tooltip="Frames of a training sample, from Motion Clips."),
@@ -46,7 +53,7 @@ class TrainMotion(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "image_drop",
-                    options=["automatic", "half", "never"],
+                    options=list(IMAGE_DROP),
                     default="automatic",
                     tooltip=(
                         "How often a blank image takes the frame's place: automatic is half of the time for one clip "
@@ -63,7 +70,7 @@ class TrainMotion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, clip_vision, clips, captions, frames, masks=None, **lists) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, clips, captions, frames, clip_vision=None, masks=None, **lists) -> io.NodeOutput:
         model, clip, vae, clip_vision, frames = (one(each) for each in (model, clip, vae, clip_vision, frames))
         run = {name: one(values) for name, values in lists.items()}
         job = Job.of(cls, model, clip, vae, clip_vision)
@@ -74,20 +81,22 @@ class TrainMotion(io.ComfyNode):
         for each in clips:
             check_images(each)
             check_size(job.config, each.shape[2], each.shape[1])
-        placeholder = _placeholder_in(captions, MOTION_METHODS[run["method"]])
+        check_frames(job.config, frames)
+        method = job.guided(MOTION_METHODS[run["method"]])
+        placeholder = _placeholder_in(captions, method)
         for note in notes_on_motion(captions, frames, known=[placeholder]):
             job.say(note)
         pairs = ((engine_images(each), cover) for each, cover in zip(clips, _covers(masks, len(clips)), strict=True))
-        data = encode_clips(pairs, captions, job.encoders, frames)
-        row = for_clips(MOTION_METHODS[run["method"]], len(clips))
+        data = job.seen(encode_clips(pairs, captions, job.encoders, frames))
+        row = for_clips(method, len(clips))
         chosen = {
             **{name: SWITCH[run.get(name) or "automatic"] for name in ("debias", "absorber")},
             "p_text_drop": run["text_drop"] if row.p_text_drop else None,
-            "p_image_drop": {"automatic": None, "half": 0.5, "never": 0.0}[run["image_drop"]],
+            "p_image_drop": IMAGE_DROP[run["image_drop"]] if row.appearance_guidance else None,
         }
         plan = motion_plan(
-            job.defaults, job.config, MOTION_METHODS[run["method"]], len(clips), placeholder=placeholder,
-            class_word=MOTION_WORD, settings=job.settings(run) | chosen,
+            job.defaults, job.config, method, len(clips), placeholder=placeholder, class_word=MOTION_WORD,
+            settings=job.settings(run) | chosen,
         )  # fmt: skip
         return job.run("motion", plan, data, ["motion", run["method"], data.digest], run)
 

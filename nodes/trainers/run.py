@@ -19,12 +19,13 @@ from ...dreamvideo.encoders.protocols import Encoders
 from ...dreamvideo.evaluation.pictures import contact_sheet, few_frames
 from ...dreamvideo.evaluation.plots import loss_plot
 from ...dreamvideo.files.adapter_info import TrainedAdapter
-from ...dreamvideo.models.config import UNetConfig
+from ...dreamvideo.models.config import NetworkConfig, UNetConfig
 from ...dreamvideo.plans import Plan
 from ...dreamvideo.runs import Outcome, Reports, train
 from ...dreamvideo.safety.paths import inside
 from ...dreamvideo.safety.texts import printable
 from ...dreamvideo.training.data import TrainingData, digest, encode_photos
+from ...dreamvideo.training.methods import Method, without_guidance
 from ...dreamvideo.training.places import Place, shelved
 from .. import host
 from ..adapters import ADAPTERS, SUFFIX, apply, told
@@ -56,7 +57,8 @@ class Job:
                 f"This CLIP has text states of width {job.encoders.text.width} and the MODEL reads "
                 f"{job.config.context_dim}: use the CLIP of the same base."
             )
-        if vision is not None and job.encoders.image.width != job.config.context_dim:
+        own = job.config.family == UNetConfig.family  # image bases take features of any width
+        if vision is not None and own and job.encoders.image.width != job.config.context_dim:
             raise ValueError(
                 f"This CLIP_VISION gives features of width {job.encoders.image.width} and the base's own "
                 f"{job.config.context_dim}: use the one of the same base (ModelScope: OpenCLIP ViT-H-14)."
@@ -64,7 +66,7 @@ class Job:
         return job
 
     @property
-    def config(self) -> UNetConfig:
+    def config(self) -> NetworkConfig:
         return host.unet_of(self.model).config
 
     @property
@@ -93,9 +95,20 @@ class Job:
             regions = [None] * len(photos)
         lines = lines * len(photos) if len(lines) == 1 else lines
         data = encode_photos(list(photos), lines, self.encoders, regions)
-        if self.vision is None:
-            data = replace(data, items=tuple(replace(item, features=None) for item in data.items))
-        return data
+        return self.seen(data)
+
+    def seen(self, data: TrainingData) -> TrainingData:
+        """The data with image features where a CLIP_VISION gave them."""
+        if self.vision is not None:
+            return data
+        return replace(data, items=tuple(replace(item, features=None) for item in data.items))
+
+    def guided(self, row: Method) -> Method:
+        """A row for clips, without appearance guidance where no CLIP_VISION is connected."""
+        if self.vision is not None or not row.appearance_guidance:
+            return row
+        self.say("No clip_vision is connected: the motion is learned without appearance guidance.")
+        return without_guidance(row)
 
     def check_tokens(self, token: TrainedAdapter) -> None:
         for name, rows in token.tokens.items():
