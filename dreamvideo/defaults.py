@@ -101,7 +101,7 @@ IMAGE = Defaults(height=512, width=512, frames=16, guidance=8.0, steps=25, adapt
 
 def defaults_for(config: NetworkConfig) -> Defaults:
     """What suits a base, told by its family and width: nothing as narrow as the embedded one draws 256 pixels."""
-    if config.dim < 64:
+    if config.dim <= 64:
         return replace(EMBEDDED, frames=min(EMBEDDED.frames, config.most_frames or EMBEDDED.frames))
     if config.family == ImageUNetConfig.family:
         return replace(IMAGE, frames=min(IMAGE.frames, config.most_frames or IMAGE.frames))

@@ -243,5 +243,6 @@ def test_the_autoencoder_keeps_what_captions_name():
 def test_the_base_follows_captions():
     base = find_base(WEIGHTS)
     unet, encoders = load_unet(base.unet, dtype=torch.float32), load_encoders(base)
+    assert unet.config == denoiser.SHIPPED
     seen, _ = package.measure_base(sampler(unet, encoders, steps=20), count=8, batch=8)
     assert min(seen.values()) >= 0.85  # by chance one in nine, ten, eight and five

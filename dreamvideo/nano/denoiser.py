@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ CONFIG = UNetConfig(
     context_dim=64,
     dropout=0.0,
 )
+# Of the UNet that lies in `weights` until one of this recipe does.
+SHIPPED = replace(CONFIG, dim=56, head_dim=14, first_heads=8, norm_groups=8)
 PIXELS = 128  # a side of what it learns from; 64 are too few for the autoencoder to keep a pattern
 VIDEOS = 8  # a step and process
 PICTURES = 64  # instead, where it learns from pictures

@@ -24,7 +24,7 @@ from torch import Tensor
 from ...dreamvideo.files.encoders import open_clip_file, open_vae
 from ...dreamvideo.files.unet import read_unet
 from ...dreamvideo.models.config import UNetConfig
-from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
+from ...dreamvideo.nano.denoiser import SHIPPED as EMBEDDED_CONFIG
 from ..autoencoder import SmallAutoencoder
 from .model import ModelScopeT2V
 from .paging import is_dynamic, patcher_class

@@ -29,7 +29,7 @@ from ...dreamvideo.models.network import VideoUNet
 from ...dreamvideo.models.regions import Region
 from ...dreamvideo.models.stack import AdapterStack
 from ...dreamvideo.models.unet import UNet
-from ...dreamvideo.nano.denoiser import CONFIG as EMBEDDED_CONFIG
+from ...dreamvideo.nano.denoiser import SHIPPED as EMBEDDED_CONFIG
 from ...dreamvideo.safety.sizes import check_divides
 from ..placeholders import LAYERS
 from .layered import texts_of
