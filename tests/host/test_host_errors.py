@@ -37,7 +37,7 @@ def test_another_kind_of_model(host, graph):
     adapter = give(host, graph, "DREAMVIDEO_ADAPTER", random_adapter(host, "identity"))
     apply = graph.add("DreamVideoApplyAdapter", model=give(host, graph, "MODEL", sd_model()), adapter=adapter,
                       strength=1.0, start_percent=0.0, end_percent=1.0)  # fmt: skip
-    fails(host, graph, [apply, 0], "This MODEL is a Linear, not a ModelScope")
+    fails(host, graph, [apply, 0], "This MODEL is a Linear, not a video model")
 
 
 def test_text_of_another_width(host, graph):
@@ -284,7 +284,7 @@ def odd_vae(channels):
 @pytest.mark.parametrize(
     "socket, kind, value, words",
     [
-        ("model", "MODEL", sd_model(), "This MODEL is a Linear, not a ModelScope"),
+        ("model", "MODEL", sd_model(), "This MODEL is a Linear, not a video model"),
         ("clip", "CLIP", odd_clip(), "This CLIP is a Linear; ModelScope reads OpenCLIP ViT-H-14"),
         ("vae", "VAE", odd_vae(16), "This VAE is a Linear with 16 latent channels"),
     ],
@@ -347,7 +347,7 @@ def test_nodes_that_sample_name_another_kind_of_model(host, graph):
     graph, loader = graph
     model = give(host, graph, "MODEL", sd_model())
     positive, negative = prompts(graph, [loader, 1], "a ball")
-    fails(host, graph, our_sample(graph, model, positive, negative), "This MODEL is a Linear, not a ModelScope")
+    fails(host, graph, our_sample(graph, model, positive, negative), "This MODEL is a Linear, not a video model")
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 3, 8, 8), (2, 16, 8, 8)])
