@@ -151,7 +151,7 @@ def test_stock_ddim_is_the_papers(host, parts):
     (model, clip, *_), unet, engine = parts
     sampling, diffusion = host.module("dreamvideo.sampling"), host.module("dreamvideo.models.diffusion")
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    sigma = host.module("nodes.host.sampling")._Ddim(10).sigma(diffusion.ddim_timesteps(10)[0])
+    sigma = host.module("nodes.host.sampling")._Ddim(10, diffusion.SCHEDULE).sigma(diffusion.ddim_timesteps(10)[0])
     scaled = noise * (1 + sigma**2) ** 0.5 / sigma  # the host multiplies by sigma
     with torch.inference_mode():
         conditions = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red ball", "")]
