@@ -136,5 +136,5 @@ def test_small_networks_take_one_thread_and_the_hosts_other_nodes_all(host, two_
         host.run_with_probe(graph, *decoded)
     finally:
         hook.remove()
-    assert seen["ResBlock"] == {1}, seen
+    assert seen["VideoResBlock"] == {1}, seen
     assert seen["another node"] == {2} and torch.get_num_threads() == 2
