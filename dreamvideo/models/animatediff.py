@@ -27,7 +27,6 @@ from .blocks import (
     FeedForward,
     ResBlock,
     TransformerBlock,
-    Upsample,
 )
 from .call import Call, run
 from .image_config import ImageUNetConfig
@@ -150,7 +149,7 @@ class ImageUNet(VideoUNet):
         super().__init__()
         self.config = config
         ops, factory = operations, {"device": device, "dtype": dtype}
-        dim, levels = config.dim, list(zip(config.channels, config.attention_levels, strict=True))
+        dim = config.dim
 
         def stage(channels_in: int, channels: int, attends: bool) -> Stage:
             block = Stage([ResBlock(config, channels_in, channels, ops, factory)])
@@ -163,35 +162,9 @@ class ImageUNet(VideoUNet):
             nn.SiLU(),
             ops.Linear(config.embed_dim, config.embed_dim, **factory),
         )
-        self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([ops.Conv2d(config.in_channels, dim, 3, padding=1, **factory)])]
-        )
-        width, skips = dim, [dim]
-        for level, (channels, attends) in enumerate(levels):
-            for _ in range(config.res_blocks):
-                self.input_blocks.append(stage(width, channels, attends))
-                width = channels
-                skips.append(width)
-            if level < len(levels) - 1:
-                self.input_blocks.append(Block([Downsample(width, ops, factory)]))
-                skips.append(width)
-
-        self.middle_block = stage(width, width, attends=True)
-        self.middle_block.append(ResBlock(config, width, width, ops, factory))
-
-        self.output_blocks = nn.ModuleList()
-        for level, (channels, attends) in reversed(list(enumerate(levels))):
-            for _ in range(config.res_blocks + 1):
-                block = stage(width + skips.pop(), channels, attends)
-                self.output_blocks.append(block)
-                width = channels
-            if level > 0:
-                block.append(Upsample(width, ops, factory))
-
-        self.out = nn.Sequential(
-            ops.GroupNorm(config.norm_groups, dim, **factory),
-            nn.SiLU(),
-            ops.Conv2d(dim, config.out_channels, 3, padding=1, **factory),
+        first_conv = ops.Conv2d(config.in_channels, dim, 3, padding=1, **factory)
+        self._lay_out(
+            [first_conv], stage, lambda width: Block([Downsample(width, ops, factory)]), ResBlock, ops, factory
         )
         self.motion = MotionModules(config, attention, ops, factory) if config.has_motion else None
         self._zero_residuals()

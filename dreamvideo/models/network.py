@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..safety.sizes import check_divides
-from .blocks import TransformerBlock
+from .blocks import Block, TransformerBlock, Upsample
 from .call import BoundAdapters, Call, Watch, fold_frames, sinusoid, unfold_frames
 from .config import NetworkConfig, text_layers
 from .threads import threads_for
@@ -33,7 +34,55 @@ class VideoUNet(nn.Module):
     config: NetworkConfig
     time_embed: nn.Sequential
     input_blocks: nn.ModuleList
+    middle_block: Block
+    output_blocks: nn.ModuleList
+    out: nn.Sequential
     gradient_checkpointing = False
+
+    def _lay_out(
+        self,
+        first: list[nn.Module],
+        stage: Callable[[int, int, bool], Block],
+        down: Callable[[int], nn.Module],
+        last: Callable[..., nn.Module],
+        ops: Any,
+        factory: dict[str, Any],
+    ) -> None:
+        """Make input_blocks, middle_block, output_blocks and out, each level's stages as the network has them.
+
+        first: the first input block. stage: of (channels in, channels out, whether it attends). down: the layer behind
+        a level on the way in. last: the class of the middle block's second residual block.
+        """
+        config = self.config
+        levels = list(zip(config.channels, config.attention_levels, strict=True))
+        self.input_blocks = nn.ModuleList([nn.ModuleList(first)])
+        width, skips = config.dim, [config.dim]
+        for level, (channels, attends) in enumerate(levels):
+            for _ in range(config.res_blocks):
+                self.input_blocks.append(stage(width, channels, attends))
+                width = channels
+                skips.append(width)
+            if level < len(levels) - 1:
+                self.input_blocks.append(down(width))
+                skips.append(width)
+
+        self.middle_block = stage(width, width, True)
+        self.middle_block.append(last(config, width, width, ops, factory))
+
+        self.output_blocks = nn.ModuleList()
+        for level, (channels, attends) in reversed(list(enumerate(levels))):
+            for _ in range(config.res_blocks + 1):
+                block = stage(width + skips.pop(), channels, attends)
+                self.output_blocks.append(block)
+                width = channels
+            if level > 0:
+                block.append(Upsample(width, ops, factory))
+
+        self.out = nn.Sequential(
+            ops.GroupNorm(config.norm_groups, config.dim, **factory),
+            nn.SiLU(),
+            ops.Conv2d(config.dim, config.out_channels, 3, padding=1, **factory),
+        )
 
     @property
     def dtype(self) -> torch.dtype:

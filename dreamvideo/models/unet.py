@@ -22,7 +22,6 @@ from .blocks import (
     TemporalConv,
     TemporalTransformer,
     TransformerBlock,
-    Upsample,
     VideoResBlock,
 )
 from .call import Call, run
@@ -49,7 +48,7 @@ class UNet(VideoUNet):
         super().__init__()
         self.config = config
         ops, factory = operations, {"device": device, "dtype": dtype}
-        dim, levels = config.dim, list(zip(config.channels, config.attention_levels, strict=True))
+        dim = config.dim
 
         def stage(channels_in: int, channels: int, attends: bool) -> Block:
             block = Block([VideoResBlock(config, channels_in, channels, ops, factory)])
@@ -67,35 +66,9 @@ class UNet(VideoUNet):
         )
 
         first = TemporalTransformer(config, dim, config.first_heads, attention, ops, factory)
-        self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([ops.Conv2d(config.in_channels, dim, 3, padding=1, **factory), first])]
-        )
-        width, skips = dim, [dim]
-        for level, (channels, attends) in enumerate(levels):
-            for _ in range(config.res_blocks):
-                self.input_blocks.append(stage(width, channels, attends))
-                width = channels
-                skips.append(width)
-            if level < len(levels) - 1:
-                self.input_blocks.append(Downsample(width, ops, factory))
-                skips.append(width)
-
-        self.middle_block = stage(width, width, attends=True)
-        self.middle_block.append(VideoResBlock(config, width, width, ops, factory))
-
-        self.output_blocks = nn.ModuleList()
-        for level, (channels, attends) in reversed(list(enumerate(levels))):
-            for _ in range(config.res_blocks + 1):
-                block = stage(width + skips.pop(), channels, attends)
-                self.output_blocks.append(block)
-                width = channels
-            if level > 0:
-                block.append(Upsample(width, ops, factory))
-
-        self.out = nn.Sequential(
-            ops.GroupNorm(config.norm_groups, dim, **factory),
-            nn.SiLU(),
-            ops.Conv2d(dim, config.out_channels, 3, padding=1, **factory),
+        first_conv = ops.Conv2d(config.in_channels, dim, 3, padding=1, **factory)
+        self._lay_out(
+            [first_conv, first], stage, lambda width: Downsample(width, ops, factory), VideoResBlock, ops, factory
         )
         self._zero_residuals()
         for name, module in self.named_modules():
