@@ -23,7 +23,7 @@ MAX_FRAMES, MAX_SIDE, MAX_STEPS = most("frames"), most("width"), most("steps")
 Adapter = io.Custom("DREAMVIDEO_ADAPTER")
 
 
-def model_input(tooltip: str = "The video model, from Load ModelScope T2V or Load Diffusion Model.") -> io.Model.Input:
+def model_input(tooltip: str = "The video model, from Load ModelScope T2V or Load AnimateDiff.") -> io.Model.Input:
     return io.Model.Input("model", tooltip=tooltip)
 
 
@@ -43,7 +43,7 @@ def size_inputs(width: int = 256, height: int = 256) -> list:
             min=64,
             max=MAX_SIDE,
             step=8,
-            tooltip=f"{name.capitalize()} in pixels. The base was trained at 256; the embedded base works at 64.",
+            tooltip=f"{name.capitalize()} in pixels. ModelScope was trained at 256, Stable Diffusion 1.5 at 512; the embedded base works at 64.",
         )
         for name, pixels in (("width", width), ("height", height))
     ]

@@ -96,7 +96,7 @@ class LoadModelScopeT2V(io.ComfyNode):
         if base is None or base in base_names():
             return True
         if base.endswith("/"):
-            return _no_folder(base)
+            return no_folder(base)
         return _absent("unet", base)
 
     @classmethod
@@ -136,7 +136,9 @@ def base_files(base: str, clip: str, vae: str) -> BaseFiles:
             raise ValueError("The embedded base's files are not in this copy of the pack: install it again.")
         return found
     if base.endswith("/"):
-        found = find_base(_folder(base), **given, partial=True)
+        found = find_base(base_folder(base), **given, partial=True)
+        if found.image:
+            raise ValueError(f"The base {base} is Stable Diffusion 1.5: load it with Load Image Base.")
     else:
         found = BaseFiles(_chosen("unet", base), given["clip"], given["vae"])
     parts = {part: getattr(found, part) or _published(part) for part in ("clip", "vae")}
@@ -146,13 +148,14 @@ def base_files(base: str, clip: str, vae: str) -> BaseFiles:
     return found
 
 
-def _no_folder(name: str) -> str:
+def no_folder(name: str) -> str:
     return f"There is no folder {quoted(name)} in models/dreamvideo; reload the page if it was added just now."
 
 
-def _folder(name: str) -> Path:
+def base_folder(name: str) -> Path:
+    """A folder in models/dreamvideo, by the name that the widget shows. ValueError where there is none."""
     if name not in folder_names():
-        raise ValueError(_no_folder(name))
+        raise ValueError(no_folder(name))
     roots = host.folders_of(host.BASES_FOLDER)
     root = next(root for root in roots if (root / name).is_dir())
     return inside(root, name.rstrip("/"))

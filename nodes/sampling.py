@@ -38,7 +38,7 @@ def _sampling_inputs(frames: int = 32, steps: int = 50) -> list:
             default=steps,
             min=1,
             max=1000,
-            tooltip="DDIM steps; 50 as in the paper. A number that divides 1000 is taken exactly.",
+            tooltip="DDIM steps; 50 as in the paper, 25 for AnimateDiff. A number that divides 1000 is taken exactly.",
         ),
         io.Float.Input(
             "cfg",
@@ -46,14 +46,14 @@ def _sampling_inputs(frames: int = 32, steps: int = 50) -> list:
             min=1.0,
             max=most("guidance"),
             step=0.5,
-            tooltip="Scale of classifier-free guidance: 9 as in the paper; lower is softer, higher follows the text.",
+            tooltip="Scale of classifier-free guidance: 9 as in the paper, 8 for AnimateDiff; lower is softer, higher follows the text.",
         ),
         io.Int.Input(
             "frames",
             default=frames,
             min=1,
             max=MAX_FRAMES,
-            tooltip="Length in frames; the base was trained with 16 and 32, the embedded base with 8.",
+            tooltip="Length in frames; ModelScope was trained with 16 and 32, AnimateDiff with 16, the embedded base with 8.",
         ),
         *size_inputs(),
     ]
@@ -120,7 +120,10 @@ class EncodeAppearance(io.ComfyNode):
 def _feature(subject: TrainedAdapter | None, clip_vision, image) -> torch.Tensor:
     if image is not None:
         if clip_vision is None:
-            raise ValueError("An image needs the CLIP_VISION to be read: connect the one of Load ModelScope T2V.")
+            raise ValueError(
+                "An image needs the CLIP_VISION to be read: connect the one that the motion was trained with, of Load "
+                "ModelScope T2V or Load CLIP Vision."
+            )
         return host.HostImage(clip_vision).encode(engine_images(image)[:1])
     if subject is None or subject.features is None:
         raise ValueError(
@@ -163,7 +166,7 @@ class SampleVideo(io.ComfyNode):
                     step=0.05,
                     tooltip=(
                         "How much of the prior clip's own noise the start holds: 0 nothing, 0.1 to 0.5 keeps its "
-                        "motion more closely. For motions from one clip only."
+                        "motion more closely, 1 is for Tune-A-Video. For motions from one clip only."
                     ),
                 ),
                 io.Latent.Input(

@@ -15,7 +15,7 @@ from .folders import (
     register_folders,
     temporary_folder,
 )
-from .image import with_motion_module
+from .image import load_image_base, with_motion_module
 from .loading import load_clip, load_clip_vision, load_model, load_vae
 from .model import HostUNet, model_of, register, unet_of
 from .paging import is_dynamic
@@ -46,6 +46,7 @@ __all__ = [
     "is_dynamic",
     "load_clip",
     "load_clip_vision",
+    "load_image_base",
     "load_model",
     "load_vae",
     "loaded_to_train",

@@ -54,8 +54,8 @@ class HostText:
         self.encoder = getattr(stage, getattr(stage, "clip", ""), None)
         if not hasattr(self.encoder, "transformer") or not hasattr(self.encoder.transformer, "get_input_embeddings"):
             raise ValueError(
-                f"This CLIP is a {type(stage).__name__}; ModelScope reads OpenCLIP ViT-H-14's text encoder: "
-                "take the CLIP of Load ModelScope T2V, or Load CLIP with open_clip_pytorch_model.bin."
+                f"This CLIP is a {type(stage).__name__}, which no base here reads: take that of Load ModelScope T2V "
+                "(OpenCLIP ViT-H-14), or for Stable Diffusion 1.5 that of Load Checkpoint (CLIP ViT-L)."
             )
 
     @property
@@ -166,8 +166,8 @@ class HostVAE:
         network = vae.first_stage_model
         if vae.latent_channels != 4 or not (hasattr(network, "quant_conv") and hasattr(network, "encoder")):
             raise ValueError(
-                f"This VAE is a {type(network).__name__} with {vae.latent_channels} latent channels; ModelScope takes "
-                "Stable Diffusion's (any SD 1 or 2 VAE, VQGAN_autoencoder among them)."
+                f"This VAE is a {type(network).__name__} with {vae.latent_channels} latent channels; the bases "
+                "here take Stable Diffusion's (any SD 1 or 2 VAE, VQGAN_autoencoder among them)."
             )
 
     @torch.no_grad()

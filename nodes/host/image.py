@@ -1,4 +1,4 @@
-"""A MODEL of an image model that the host loaded, with a motion module of AnimateDiff or without."""
+"""A MODEL of an image model that the host loaded, with a motion module of AnimateDiff or without; whole image bases."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
+import comfy.sd
 import comfy.supported_models_base
+import folder_paths
 from torch import Tensor
 
+from ...dreamvideo.encoders.loading import check_matches, open_encoders
+from ...dreamvideo.files.base import BaseFiles
 from ...dreamvideo.files.fingerprint import fingerprint
 from ...dreamvideo.files.image_layouts import WAY_OUT, check_family, find_image_layout, infer_image_config
 from ...dreamvideo.files.layouts import original_shapes
 from ...dreamvideo.files.motion_modules import MotionFile, checked, read_motion_module, with_motion
+from ...dreamvideo.files.text_encoders import stored_text
+from ...dreamvideo.files.unet import read_unet
 from ...dreamvideo.models.animatediff import ImageUNet
 from ...dreamvideo.models.image_config import MOTION, ImageUNetConfig
+from .loading import load_vae
 from .model import HostUNet, T2VModel, as_built
 from .paging import is_dynamic, patcher_class
 
@@ -112,3 +119,36 @@ def _built(model: Any, config: ImageUNetConfig, state: dict[str, Tensor], disabl
     patcher = patcher_class(disable_dynamic)(made, load_device=model.load_device, offload_device=model.offload_device)
     made.load_model_weights(state, "", **({"assign": True} if is_dynamic(patcher) else {}))
     return patcher
+
+
+def load_image_base(files: BaseFiles) -> tuple[Any, Any, Any]:
+    """(MODEL, CLIP, VAE) of an image base, its checkpoint in any layout. ValueError where a file is none of these."""
+    check_matches(read_unet(files.file("unet"), motion_module=files.motion_module).config, open_encoders(files))
+    image, clip = _stock(files)
+    model = with_motion_module(image, files.motion_module)
+    model.cached_patcher_init = (_model_again, (files,))  # from its files: the image model need not stay in memory
+    clip.patcher.cached_patcher_init = (_text_again, (files,))
+    return model, clip, load_vae(files.file("vae"))
+
+
+def _stock(files: BaseFiles, **parts: Any) -> tuple[Any, Any]:
+    """The host's own MODEL and CLIP, which it makes of the tensors as a checkpoint in one file has them."""
+    found = {
+        "model.diffusion_model.": read_unet(files.file("unet")).state,
+        "cond_stage_model.transformer.": stored_text(files.file("text"))[0],
+    }
+    state = {f"{prefix}{name}": tensor for prefix, part in found.items() for name, tensor in part.stream("cpu", None)}
+    folders = folder_paths.get_folder_paths("embeddings")
+    options = {"output_vae": False, "embedding_directory": folders, **parts}
+    made = comfy.sd.load_state_dict_guess_config(state, **options)
+    return made[0], made[1]
+
+
+def _model_again(files: BaseFiles, disable_dynamic: bool = False) -> Any:
+    placed = {"disable_dynamic": True} if disable_dynamic else {}
+    return with_motion_module(_stock(files, output_clip=False, **placed)[0], files.motion_module, disable_dynamic)
+
+
+def _text_again(files: BaseFiles, disable_dynamic: bool = False) -> Any:
+    placed = {"disable_dynamic": True} if disable_dynamic else {}
+    return _stock(files, output_model=False, **placed)[1].patcher

@@ -35,7 +35,8 @@ def load_model(path: Path, dtype: torch.dtype | None) -> Any:
     found = read_unet(path)
     if not isinstance(found.config, UNetConfig):
         raise ValueError(
-            f"{path.name} is a Stable Diffusion image UNet, and this loader is for ModelScope's: use another."
+            f"{path.name} is a Stable Diffusion image UNet, and this loader is for ModelScope's: load it with Load "
+            "Checkpoint and Load AnimateDiff, or from its folder with Load Image Base."
         )
     if found.layout == "diffusers" or found.config == EMBEDDED_CONFIG:
         # The host's detection runs over the tensor names before it asks us, and these it does not get through.

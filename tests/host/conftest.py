@@ -6,6 +6,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import paging  # noqa: E402
 from harness import Host, find_comfyui  # noqa: E402
+from image_files import write_image_files  # noqa: E402
 
 FOUND = find_comfyui()
 
@@ -36,3 +37,16 @@ def host(booted, request):
         booted.forget_models()
         yield booted
         booted.forget_models()
+
+
+@pytest.fixture(scope="module")
+def image_files(host):
+    """A tiny checkpoint and motion modules in the host's folders; the network that they hold."""
+    import tiny_sd15  # noqa: F401, the host then knows a checkpoint of this size
+
+    net, written = write_image_files(host.base / "models")
+    host.forget_file_lists()
+    yield net
+    for path in written:
+        path.unlink()
+    host.forget_file_lists()

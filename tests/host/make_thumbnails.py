@@ -20,7 +20,8 @@ from pathlib import Path
 
 import av
 from harness import PACK, Graph
-from make_workflows import ALL, PHOTOGRAPH
+from make_workflows import ALL
+from on_embedded import PHOTOGRAPH
 from over_http import Server
 from PIL import Image
 

@@ -1,7 +1,7 @@
 """Writes workflows/*.json and subgraphs/*.json anew: python tests/host/make_workflows.py. None of them is drawn.
 
-The first and the last are for the embedded base, the others for the real one; `on_embedded` turns what those queue into
-something that the embedded base can do, for tests and thumbnails.
+1 and 7 are for the embedded base, 8 and 9 for an image base, the others for ModelScope's; `on_embedded` turns what
+those queue into something that tiny bases can do, for tests and thumbnails.
 """
 
 from __future__ import annotations
@@ -12,11 +12,26 @@ import tempfile
 from pathlib import Path
 
 from blueprints import PICTURE, blueprints, compose, learn_motion, learn_subject
-from harness import PACK, Graph, Host, find_comfyui
+from harness import PACK, Host, find_comfyui
+from image_templates import animatediff, tune_a_video
 from litegraph import Workflow
+from on_embedded import (
+    BASE,
+    CAPTION,
+    CLIP,
+    DOG_FILE,
+    GUITAR_FILE,
+    MOTION_PROMPT,
+    PHOTOGRAPH,
+    PROMPT,
+    SUBJECT_PROMPT,
+    TOYS,
+)
 from several import several
 from template_parts import (
     BELOW_TEXT,
+    EMBEDDED,
+    FULL_SIZE,
     TOY,
     VIDEO,
     engine,
@@ -28,29 +43,6 @@ from template_parts import (
     video_out,
     widgets,
 )
-
-BASE = "text2video_pytorch_model.pth"
-DOG_FILE, GUITAR_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
-SUBJECT_FILE, MOTION_FILE = "my-toy_00001_.safetensors", "circling_00001_.safetensors"  # what the quickstart saves
-PHOTOGRAPH, CLIP = "example.png", "my-clip.mp4"
-CAPTION = "a person is playing the guitar in a room"
-SUBJECT_PROMPT = "a <my-dog> is running on the grass"
-MOTION_PROMPT = "a panda is playing the guitar on the beach"
-PROMPT = "a <my-dog> is playing the guitar on the beach"
-# What the real templates hold, and what the embedded base gets in its place.
-TOYS = {
-    BASE: "embedded",
-    DOG_FILE: SUBJECT_FILE,
-    GUITAR_FILE: MOTION_FILE,
-    CAPTION: "a yellow circle circling in the night",
-    SUBJECT_PROMPT: "a <my-toy> on the grass",
-    MOTION_PROMPT: "a red circle circling on the grass",
-    PROMPT: "a <my-toy> circling on the road",
-    "<my-dog>": "<my-toy>",
-    "a <my-dog>": "a <my-toy>",
-    "dog": "toy",
-}
-SMALL = {"steps": 0, "token_steps": 0, "learning_rate": 0.0, "token_learning_rate": 0.0, "batch_size": 0}
 
 FILES = """From [this page](https://huggingface.co/ali-vilab/modelscope-damo-text-to-video-synthesis/tree/main) take
 
@@ -73,9 +65,9 @@ def quickstart(flow: Workflow) -> None:
     toy, demo = engine("nano.demo"), short()
     subject = learn_subject(flow.classes, "quickstart", 1, placeholder="<my-toy>", class_word="toy",
                             preview_every=0, filename_prefix="my-toy",
-                            **subject_widgets(True))  # fmt: skip
+                            **subject_widgets(EMBEDDED))  # fmt: skip
     motion = learn_motion(flow.classes, "quickstart", 2, TOY | {"frames": demo["frames"]}, preview_every=0,
-                          caption=TOYS[CAPTION], filename_prefix="circling", **widgets("motion", True))  # fmt: skip
+                          caption=TOYS[CAPTION], filename_prefix="circling", **widgets("motion", EMBEDDED))  # fmt: skip
     both = compose(flow.classes, "quickstart", 3, prompt=TOYS[PROMPT], motion_strength=toy.MOTION_STRENGTH,
                    prior_strength=toy.PRIOR_STRENGTH, enlarge=4.0, **TOY, **demo)  # fmt: skip
     with flow.group("1 · What to learn from"):
@@ -128,7 +120,7 @@ def train_subject(flow: Workflow) -> None:
         trained = flow.add("DreamVideoTrainSubject", model=(base, 0), clip=(base, 1), vae=(base, 2),
                            clip_vision=(base, 3), images=(gathered, 0), masks=(gathered, 1), placeholder="<my-dog>",
                            class_word="dog", captions="a <my-dog>", preview_every=200, filename_prefix="my-dog",
-                           room=BELOW_TEXT, **subject_widgets(False))  # fmt: skip
+                           room=BELOW_TEXT, **subject_widgets(FULL_SIZE))  # fmt: skip
         flow.beside()
         flow.add("PreviewImage", title="Loss", images=(trained, 4), wide=420, room=PICTURE)
         flow.note("Training", "`class_word` says plainly what it is. Too unlike: more `steps`. Every video looks like "
@@ -158,7 +150,7 @@ def train_motion(flow: Workflow) -> None:
                            clip_vision=(base, 3), clips=(clips, 0), captions=(clips, 1), frames=(clips, 2),
                            preview_every=200, gradient_checkpointing="automatic",
                            filename_prefix="playing-guitar", room=PICTURE,
-                           **widgets("motion", False))  # fmt: skip
+                           **widgets("motion", FULL_SIZE))  # fmt: skip
         flow.beside()
         flow.add("PreviewImage", title="Loss", images=(trained, 3), wide=420, room=PICTURE)
         flow.note("Training", "Nothing moves: more `steps`. Out of memory: 16 frames in *Motion Clips*. "
@@ -257,32 +249,9 @@ ALL = {
     "5_subject_or_motion": one_only,
     "6_compare_strengths": strengths,
     "7_several_subjects_and_motions": several,
+    "8_animatediff": animatediff,
+    "9_tune_a_video": tune_a_video,
 }
-
-
-def on_embedded(graph: Graph) -> Graph:
-    """What a template for the real base queues, turned into what the embedded one can do; its own stay.
-
-    Its sizes, its words, its own training settings; a toy's clip in place of a file that nobody has.
-    """
-    if not any(node["inputs"].get("base") == BASE for node in graph.values()):
-        return graph
-    small = TOY | SMALL | short()
-    videos = [name for name, node in graph.items() if node["class_type"] == "LoadVideo"]
-    for name in videos:
-        graph[name] = {"class_type": "DreamVideoToyMedia", "inputs": {"frames": 8}}
-    for node in graph.values():
-        if node["inputs"].get("video", [None])[0] in videos and "images_fps" in node["inputs"]:
-            node["inputs"]["images"] = [node["inputs"].pop("video")[0], 2]
-        inputs, kind = node["inputs"], node["class_type"]
-        for name, value in inputs.items():
-            if isinstance(value, str):
-                inputs[name] = TOYS.get(value, value)
-            elif kind.startswith("DreamVideo") and not isinstance(value, list):
-                inputs[name] = small.get(name, value)
-        if kind in ("DreamVideoSampler", "DreamVideoCompare"):
-            inputs["steps"] = 50
-    return graph
 
 
 def write(classes: dict[str, type], folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import PACK, Graph
-from make_workflows import on_embedded
+from on_embedded import on_embedded
 
 from subgraphs import to_api
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blueprints import PICTURE
 from litegraph import Workflow
-from template_parts import BELOW_TEXT, TOY, prompts, sampled, short, subject_widgets, video_out, widgets
+from template_parts import BELOW_TEXT, EMBEDDED, TOY, prompts, sampled, short, subject_widgets, video_out, widgets
 
 WORDS = ("<my-toy>", "<other-toy>")
 MOTIONS = ("circling", "bouncing")
@@ -53,7 +53,7 @@ def _learned(flow: Workflow, base: int, media: list[int]) -> tuple[list, list]:
             node = flow.add("DreamVideoTrainSubject", title=f"Learn toy {number + 1}", images=(source, 0),
                             masks=(source, 1), placeholder=word, class_word="toy", preview_every=0,
                             filename_prefix=f"toy-{number + 1}", room=BELOW_TEXT, **sockets,
-                            **subject_widgets(True))  # fmt: skip
+                            **subject_widgets(EMBEDDED))  # fmt: skip
             subjects.append((node, 0))
     with flow.group("3 · Two motions"):
         for number, (source, word) in enumerate(zip(media, MOTIONS, strict=True)):
@@ -64,7 +64,7 @@ def _learned(flow: Workflow, base: int, media: list[int]) -> tuple[list, list]:
             node = flow.add("DreamVideoTrainMotion", title=f"Learn motion {number + 1}", clips=(clips, 0),
                             captions=(clips, 1), frames=(clips, 2), method="dreamvideo_plus", preview_every=0,
                             filename_prefix=f"{word}-plus", room=PICTURE, **sockets,
-                            **widgets("motion", True))  # fmt: skip
+                            **widgets("motion", EMBEDDED))  # fmt: skip
             motions.append((node, 0))
     return subjects, motions
 

@@ -14,6 +14,7 @@ from litegraph import Workflow
 VIDEO = 340  # pixels that a preview needs
 BELOW_TEXT = 190  # a preview below a text box, which gives some of its own
 TOY = {"width": 64, "height": 64}
+EMBEDDED, FULL_SIZE, IMAGE = "EMBEDDED", "FULL_SIZE", "IMAGE"  # of `dreamvideo.defaults`
 
 
 def engine(module: str) -> ModuleType:
@@ -22,11 +23,21 @@ def engine(module: str) -> ModuleType:
     return importlib.import_module(f"dreamvideo.{module}")
 
 
-def widgets(stage: str, embedded: bool) -> dict[str, Any]:
-    """The base's own training settings, spelt out: a template shall show numbers."""
-    defaults = engine("defaults")
-    chosen = asdict((defaults.EMBEDDED if embedded else defaults.FULL_SIZE).settings(stage))
+def widgets(what: str, base: str) -> dict[str, Any]:
+    """The base's own training settings, spelt out: a template shall show numbers.
+
+    what: a stage, or a motion's method.
+    """
+    own, methods = getattr(engine("defaults"), base), engine("training.methods").MOTION_METHODS
+    chosen = asdict(own.settings_for(methods[what]) if what in methods else own.settings(what))
     return {name: chosen[name] for name in ("steps", "learning_rate", "batch_size")}
+
+
+def sampling(base: str) -> dict[str, Any]:
+    """The base's own size, length, guidance and steps."""
+    own = getattr(engine("defaults"), base)
+    sizes = {name: getattr(own, name) for name in ("width", "height", "frames", "steps")}
+    return {**sizes, "cfg": own.guidance}
 
 
 def short() -> dict[str, Any]:
@@ -35,9 +46,9 @@ def short() -> dict[str, Any]:
     return {"frames": embedded.frames, "cfg": embedded.guidance}
 
 
-def subject_widgets(embedded: bool) -> dict[str, Any]:
-    token = widgets("token", embedded)
-    return widgets("identity", embedded) | {
+def subject_widgets(base: str) -> dict[str, Any]:
+    token = widgets("token", base)
+    return widgets("identity", base) | {
         "token_steps": token["steps"],
         "token_learning_rate": token["learning_rate"],
     }

@@ -1,45 +1,15 @@
 """AnimateDiff in the host: a stock checkpoint's MODEL and a motion module, trained on and sampled."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from graphs import SIZE, give, need_weight_patches, our_sample, pictures, prompts, random_adapter, stock_sample
 from harness import Graph, HostError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-MODULE = "v3_sd15_mm.safetensors"
-
-
-@pytest.fixture(scope="module")
-def files(host):
-    """A tiny checkpoint and motion modules in the host's folders."""
-    import tiny_image_base as tiny
-    import tiny_sd15  # noqa: F401, the host then knows a checkpoint of this size
-    from safetensors.torch import save_file
-
-    models = host.base / "models"
-    net = tiny.network(tiny.V3)
-    states = {
-        "checkpoints/dreamy.safetensors": tiny.checkpoint(net),
-        f"animatediff_models/{MODULE}": tiny.motion_state(net),
-        "animatediff_models/lora.safetensors": tiny.motion_lora(),
-        "dreamvideo_adapters/lora.safetensors": tiny.motion_lora(),
-    }
-    for name, state in states.items():
-        (models / name).parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, models / name)
-    host.forget_file_lists()
-    yield net
-    for name in states:
-        (models / name).unlink()
-    host.forget_file_lists()
+from image_files import CHECKPOINT, LORA, MODULE
 
 
 def loaded(graph: Graph, module: str = MODULE) -> tuple[list, list, list, list]:
     """Links to the video model, clip, vae, and the image model."""
-    stock = graph.add("CheckpointLoaderSimple", ckpt_name="dreamy.safetensors")
+    stock = graph.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)
     node = graph.add("DreamVideoLoadAnimateDiff", model=[stock, 0], motion_module=module)
     return [node, 0], [stock, 1], [stock, 2], [stock, 0]
 
@@ -62,7 +32,7 @@ def trainer(host, graph: Graph, kind: str, parts, **options) -> list:
     return [node, 0]
 
 
-def test_it_predicts_what_the_engines_own_network_does(host, files):
+def test_it_predicts_what_the_engines_own_network_does(host, image_files):
     graph = Graph()
     (model,) = host.run_with_probe(graph, loaded(graph)[0])
     inner = model.model
@@ -76,16 +46,16 @@ def test_it_predicts_what_the_engines_own_network_does(host, files):
     host.management.load_models_gpu([kept_model])
     assert isinstance(kept_model.model.diffusion_model, unet)
     with torch.no_grad():
-        ours = files(video, torch.tensor([500]), text)
+        ours = image_files(video, torch.tensor([500]), text)
         frames = video[0].transpose(0, 1)
         found = kept_model.model.diffusion_model(
             frames, torch.full((4,), 500.0), text.expand(4, -1, -1), transformer_options={"cond_or_uncond": [0]}
         )
     assert torch.allclose(found.transpose(0, 1)[None], ours, atol=1e-4)
-    assert inner.fingerprint == host.module("dreamvideo.files.fingerprint").fingerprint(files)
+    assert inner.fingerprint == host.module("dreamvideo.files.fingerprint").fingerprint(image_files)
 
 
-def test_a_lora_counts_before_and_behind_the_loader(host, files):
+def test_a_lora_counts_before_and_behind_the_loader(host, image_files):
     need_weight_patches(host)
     import comfy.sd
 
@@ -104,7 +74,7 @@ def test_a_lora_counts_before_and_behind_the_loader(host, files):
     results = []
     for each in (plain, before, behind):
         graph = Graph()
-        stock_node = graph.add("CheckpointLoaderSimple", ckpt_name="dreamy.safetensors")
+        stock_node = graph.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)
         words = prompts(graph, [stock_node, 1], "a ball")
         sampled = stock_sample(graph, give(host, graph, "MODEL", each), *words)
         results.append(host.run_with_probe(graph, sampled)[0]["samples"])
@@ -113,7 +83,7 @@ def test_a_lora_counts_before_and_behind_the_loader(host, files):
 
 
 @pytest.mark.parametrize("kind", ["subject", "motion"])
-def test_trains_and_both_samplers_take_it(host, files, kind):
+def test_trains_and_both_samplers_take_it(host, image_files, kind):
     graph = Graph()
     parts = loaded(graph)
     learned = trainer(host, graph, kind, parts)
@@ -134,7 +104,7 @@ def test_trains_and_both_samplers_take_it(host, files, kind):
         assert torch.isfinite(other).all() and (one - other).abs().max() > 1e-4
 
 
-def test_tune_a_video_learns_a_clip_and_inverts_it(host, files):
+def test_tune_a_video_learns_a_clip_and_inverts_it(host, image_files):
     graph = Graph()
     parts = loaded(graph, "none")
     learned = trainer(host, graph, "motion", parts, method="tune_a_video")
@@ -156,13 +126,13 @@ def fails(host, graph: Graph, link: list, told: str) -> None:
         host.run_with_probe(graph, link)
 
 
-def test_what_does_not_go_together_is_refused(host, files):
+def test_what_does_not_go_together_is_refused(host, image_files):
     graph = Graph()
     model, clip, _, _ = loaded(graph)
     words = prompts(graph, clip, "a ball")
     fails(host, graph, our_sample(graph, model, *words, frames=33), "positions for 32 frames and the video has 33")
     graph = Graph()
-    fails(host, graph, loaded(graph, "lora.safetensors")[0], "is a motion LoRA, not a motion module")
+    fails(host, graph, loaded(graph, LORA)[0], "is a motion LoRA, not a motion module")
     graph = Graph()
     fails(host, graph, loaded(graph, "missing.ckpt")[0], "no motion module .*models/animatediff_models")
     graph = Graph()
@@ -174,14 +144,14 @@ def test_what_does_not_go_together_is_refused(host, files):
                        start_percent=0.0, end_percent=1.0)  # fmt: skip
     fails(host, graph, [placed, 0], "another kind of base: it was made for a ModelScope text-to-video UNet")
     graph = Graph()
-    lora = graph.add("DreamVideoLoadAdapter", adapter_file="lora.safetensors")
+    lora = graph.add("DreamVideoLoadAdapter", adapter_file=LORA)
     fails(host, graph, [lora, 0], "motion LoRA")
 
 
 @pytest.mark.parametrize(
     ("shape", "told"), [("xl", "a Stable Diffusion XL UNet"), ("two", "a Stable Diffusion 2 UNet")]
 )
-def test_other_image_models_are_refused(host, files, shape, told):
+def test_other_image_models_are_refused(host, image_files, shape, told):
     graph = Graph()
     (stock,) = host.run_with_probe(graph, loaded(graph)[3])
     image = host.module("nodes.host.image")

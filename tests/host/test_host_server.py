@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from graphs import random_adapter
 from harness import PACK, Graph, find_comfyui
-from make_workflows import ALL, MOTION_FILE, SUBJECT_FILE
+from image_files import write_image_files
+from make_workflows import ALL
+from on_embedded import MOTION_FILE, SUBJECT_FILE
 from over_http import FEW, Server
 
 FOUND = find_comfyui()
@@ -40,7 +42,10 @@ NODE_CLASS_MAPPINGS = {{}}
 
 @pytest.fixture(scope="module", params=["static", "paged"])
 def base(tmp_path_factory, request):
-    """A base directory with the pack, two adapters and a picture in it; paged: a pack beside ours simulates it."""
+    """A base directory with the pack, two adapters, a tiny image base and a picture in it.
+
+    Packs beside ours make the host know the image base's size, and paged: simulate it.
+    """
     if FOUND is None:
         pytest.skip("NO COMFYUI HERE: set COMFYUI_PATH to a checkout; the node pack is NOT tested without one.")
     from PIL import Image
@@ -54,6 +59,8 @@ def base(tmp_path_factory, request):
         if not paged.is_file() or "aimdo_enabled" not in paged.read_text(encoding="utf-8"):
             pytest.skip("This ComfyUI has no dynamic VRAM.")
         (base / "custom_nodes" / "simulated_paging.py").write_text(PAGED)
+    (base / "custom_nodes" / "tiny_sd15.py").symlink_to(Path(__file__).parent / "tiny_sd15.py")
+    write_image_files(base / "models")
     Image.new("RGB", (80, 64), "red").save(base / "input" / "example.png")
     engine = SimpleNamespace(module=importlib.import_module)
     for name, kind in ((SUBJECT_FILE, "identity"), (MOTION_FILE, "motion")):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from graphs import random_adapter
 from harness import PACK
-from make_workflows import ALL, MOTION_FILE, SUBJECT_FILE, on_embedded, write
+from make_workflows import ALL, write
+from on_embedded import MOTION_FILE, SUBJECT_FILE, on_embedded
 from over_http import FEW
 
 from subgraphs import to_api
@@ -67,7 +68,7 @@ def test_parts_are_flattened_with_what_stands_outside(host):
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="The embedded base has no UNet weights here.")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_template_runs(host, media, path):
+def test_template_runs(host, media, image_files, path):
     graph = on_embedded(to_api(json.loads(path.read_text(encoding="utf-8")), host.nodes.NODE_CLASS_MAPPINGS))
     for node in graph.values():
         for name in FEW.keys() & node["inputs"].keys():
