@@ -46,14 +46,20 @@ def _sampling_inputs(frames: int = 32, steps: int = 50) -> list:
             min=1.0,
             max=most("guidance"),
             step=0.5,
-            tooltip="Scale of classifier-free guidance: 9 as in the paper, 8 for AnimateDiff; lower is softer, higher follows the text.",
+            tooltip=(
+                "Scale of classifier-free guidance: 9 as in the paper, 8 for AnimateDiff; lower is softer, higher "
+                "follows the text."
+            ),
         ),
         io.Int.Input(
             "frames",
             default=frames,
             min=1,
             max=MAX_FRAMES,
-            tooltip="Length in frames; ModelScope was trained with 16 and 32, AnimateDiff with 16, the embedded base with 8.",
+            tooltip=(
+                "Length in frames; ModelScope was trained with 16 and 32, AnimateDiff with 16, the embedded base with "
+                "8."
+            ),
         ),
         *size_inputs(),
     ]

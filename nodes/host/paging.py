@@ -48,6 +48,6 @@ def static_clone(patcher: Any) -> Any:
 def _cannot(patcher: Any) -> ValueError:
     return ValueError(
         f"ComfyUI pages the weights of this {type(patcher.model).__name__} and cannot load it a second time to keep "
-        "them: load it with Load ModelScope T2V, Load Checkpoint, Load Diffusion Model or Load CLIP, or start ComfyUI with "
-        "--disable-dynamic-vram."
+        "them: load it with Load ModelScope T2V, Load Checkpoint, Load Diffusion Model or Load CLIP, or start ComfyUI "
+        "with --disable-dynamic-vram."
     )

@@ -76,8 +76,8 @@ def _subject(flow: Workflow, sockets: dict[str, tuple[int, int]]) -> tuple[int, 
     gathered = None
     with flow.group("2 · Learn the subject"):
         flow.note("Photographs", "Three to six of the same thing, from different sides. Right-click a picture, *Open "
-                  "in MaskEditor*, paint the subject: what is not painted is not learned. `class_word` says plainly what "
-                  "it is.", 80, 1090)  # fmt: skip
+                  "in MaskEditor*, paint the subject: what is not painted is not learned. `class_word` says plainly "
+                  "what it is.", 80, 1090)  # fmt: skip
         flow.row()
         for index in range(3):
             if index:
