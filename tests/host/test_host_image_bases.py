@@ -69,11 +69,13 @@ def test_a_folder_is_what_the_stock_loaders_make_of_its_files(host, folder, imag
 
 
 def test_a_folder_trains_and_its_motion_follows_an_image(host, folder):
+    from tiny_base import CLIP
+
     graph = Graph()
     *parts, vision = from_folder(graph)
     learned = trainer(host, graph, "motion", (*parts, None), clip_vision=vision)
     adapter = host.run_with_probe(graph, learned)[0]
-    assert adapter.info.adapter_config.condition_dim == 64
+    assert adapter.info.adapter_config.condition_dim == CLIP["embed_dim"]
     for parameter in adapter.adapter.parameters():
         parameter.data += 0.02
     graph = Graph()
