@@ -4,6 +4,7 @@
 
 Needs a running ComfyUI with this pack, anywhere; no browser. They run as over_http.py runs them, on the embedded base:
 name the quickstart first, or nothing for all, on a server whose output folder is empty; the others load what it saves.
+Nothing small enough draws what those for Stable Diffusion make: they show what is learned from.
 --steps N: so many steps of training and sampling, to try the command.
 """
 
@@ -27,6 +28,7 @@ from PIL import Image
 
 SIDE, FRAMES, GAP, MOST_BYTES = 400, 4, 4, 40_000  # pixels, pictures of a video, pixels between, bytes of a file
 GROUND = "#1d2440"
+UNDRAWN = ("8_animatediff", "9_tune_a_video")
 
 
 def upload(server: Server, name: str, data: bytes) -> None:
@@ -42,14 +44,31 @@ def upload(server: Server, name: str, data: bytes) -> None:
     urllib.request.urlopen(request).close()
 
 
-def upload_photographs(server: Server) -> list[str]:
-    """A toy's, transparent where the toy is, for Load Image's mask is white there; their names."""
+def toy():
+    """What the demo learns from."""
     sys.path.insert(0, str(PACK))
     from dreamvideo.nano.demo import toy_material
 
+    return toy_material(8)
+
+
+def as_image(pixels) -> Image.Image:
+    """Of [3, H, W] in 0..1."""
+    return Image.fromarray((pixels.movedim(0, -1) * 255).round().byte().numpy())
+
+
+def learned_from(name: str) -> list[list[Image.Image]]:
+    """The toy's photographs, where a template takes any, and its clip, a row each."""
+    found = toy()
+    clip = [as_image(frame) for frame in found.clip[:: len(found.clip) // FRAMES]][:FRAMES]
+    return [clip] if name == UNDRAWN[1] else [[as_image(photo.image) for photo in found.photos], clip]
+
+
+def upload_photographs(server: Server) -> list[str]:
+    """A toy's, transparent where the toy is, for Load Image's mask is white there; their names."""
     names = []
-    for number, photo in enumerate(toy_material(8).photos):
-        picture = Image.fromarray((photo.image.movedim(0, -1) * 255).round().byte().numpy())
+    for number, photo in enumerate(toy().photos):
+        picture = as_image(photo.image)
         rest = 1 - photo.mask.reshape(photo.image.shape[1:]).float()
         picture.putalpha(Image.fromarray((rest * 255).byte().numpy()))
         stored = io.BytesIO()
@@ -87,9 +106,8 @@ def frames_of(video: bytes) -> list[Image.Image]:
     return [frames[round(place * (len(frames) - 1) / (FRAMES - 1))] for place in range(FRAMES)]
 
 
-def thumbnail(videos: list[bytes]) -> Image.Image:
-    """One video: four of its frames, two by two. Several: a row of four each."""
-    rows = [frames_of(video) for video in videos]
+def thumbnail(rows: list[list[Image.Image]]) -> Image.Image:
+    """One video's frames, two by two. Several: a row each."""
     if len(rows) == 1:
         rows = [rows[0][:2], rows[0][2:]]
     across = len(rows[0])
@@ -122,8 +140,11 @@ def main() -> None:
     for name in given.names:
         began = time.monotonic()
         path = PACK / "workflows" / f"{name}.jpg"
-        made = made_by(server, graph_of(server, name, photographs, given.steps))
-        write_jpeg(thumbnail(made), path)
+        if name in UNDRAWN:
+            rows = learned_from(name)
+        else:
+            rows = [frames_of(each) for each in made_by(server, graph_of(server, name, photographs, given.steps))]
+        write_jpeg(thumbnail(rows), path)
         print(f"{path.name}: {time.monotonic() - began:.0f} s, {path.stat().st_size} bytes", flush=True)
 
 
