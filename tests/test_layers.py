@@ -129,6 +129,7 @@ def test_channels_stay_last_throughout(frames):
 def test_a_feed_forward_in_pieces_is_the_whole(monkeypatch):
     layer = tiny_unet().middle_block[2].transformer_blocks[0].ff
     x = torch.randn(2, 3, 5, layer.net[2].out_features, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    monkeypatch.setattr("dreamvideo.models.blocks.WIDTH_IN_CACHE", 1)
     monkeypatch.setattr("dreamvideo.models.blocks.TOKENS_IN_CACHE", 7)
     results = [layer.net(x), layer(x)]
     torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
@@ -140,6 +141,7 @@ def test_attention_in_pieces_is_the_whole(monkeypatch):
     layer = tiny_unet().middle_block[2].transformer_blocks[0].attn1
     x = torch.randn(2, 3, 5, layer.to_q.in_features, generator=torch.Generator().manual_seed(0)).requires_grad_()
     results = [layer(x)]
+    monkeypatch.setattr("dreamvideo.models.blocks.WIDTH_IN_CACHE", 1)
     monkeypatch.setattr("dreamvideo.models.blocks.TOKENS_IN_CACHE", 11)  # two of six rows
     results.append(layer(x))
     torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)

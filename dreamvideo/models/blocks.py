@@ -16,7 +16,8 @@ from .config import NetworkConfig, UNetConfig
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-TOKENS_IN_CACHE = 1024  # a CPU's; what a layer makes of more is written to main memory and read again
+# A CPU's; what a layer makes of more is written to main memory and read again. Of narrower layers more fit.
+TOKENS_IN_CACHE, WIDTH_IN_CACHE = 1024, 320
 
 
 class TemporalConv(nn.Module):
@@ -96,7 +97,8 @@ def in_pieces(layer: Callable[..., Tensor], rows: Tensor, *others: Tensor) -> Te
     """
     if rows.device.type != "cpu":
         return layer(rows, *others)
-    few = max(1, TOKENS_IN_CACHE // rows.shape[1])
+    tokens = TOKENS_IN_CACHE * max(1, WIDTH_IN_CACHE // rows.shape[2])
+    few = max(1, tokens // rows.shape[1])
     return torch.cat([layer(*pieces) for pieces in zip(*(each.split(few) for each in (rows, *others)), strict=True)])
 
 
