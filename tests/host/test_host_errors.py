@@ -285,7 +285,12 @@ def odd_vae(channels):
     "socket, kind, value, words",
     [
         ("model", "MODEL", sd_model(), "This MODEL is a Linear, not a video model"),
-        ("clip", "CLIP", odd_clip(), "This CLIP is a Linear, which no base here reads: take that of Load ModelScope T2V"),
+        (
+            "clip",
+            "CLIP",
+            odd_clip(),
+            "This CLIP is a Linear, which no base here reads: take that of Load ModelScope T2V",
+        ),
         ("vae", "VAE", odd_vae(16), "This VAE is a Linear with 16 latent channels"),
     ],
 )
