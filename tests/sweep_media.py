@@ -62,6 +62,7 @@ def plan(folder: Path, steps: int = 2, measure: bool = True, more: str = "") -> 
 
 
 def adapters(out: Path) -> dict[str, bytes]:
-    """Name -> bytes of every adapter and of its losses."""
+    """Name -> bytes of every adapter and of its losses, without what a killed process was writing: it goes in time."""
     paths = [path for ending in ("safetensors", "csv") for path in (out / "adapters").rglob(f"*.{ending}")]
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths if ".state" not in path.parent.name}
+    whole = [path for path in paths if ".state" not in path.parent.name and not path.name.startswith(".")]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in whole}
