@@ -27,7 +27,10 @@ TINY = UNetConfig(dim=32, dim_mult=(1, 2), res_blocks=1, attention_levels=(True,
 CONFIGS = {
     "full size": UNetConfig(),
     "tiny": TINY,
-    "one level": UNetConfig(dim=64, dim_mult=(1,), res_blocks=2, attention_levels=(True,), head_dim=16),
+    "one level": UNetConfig(dim=96, dim_mult=(1,), res_blocks=2, attention_levels=(True,), head_dim=16),
+    "heads of 64, one of them first": UNetConfig(
+        dim=64, dim_mult=(1, 2), res_blocks=1, attention_levels=(True, True), first_heads=1
+    ),
     "attention at the ends": UNetConfig(
         dim=32, dim_mult=(1, 2, 3), res_blocks=3, attention_levels=(True, False, True), head_dim=32, context_dim=40
     ),

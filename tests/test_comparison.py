@@ -14,6 +14,7 @@ from tiny_base import write_tiny_base
 from dreamvideo import defaults
 from dreamvideo.base import open_base
 from dreamvideo.commands.cli import main
+from dreamvideo.files.tensors import write_safetensors
 from dreamvideo.media.writing import write_animation, write_png
 from dreamvideo.nano import comparison, pieces, report, suite, world
 from dreamvideo.nano.comparison import TABLES, System, Table
@@ -63,6 +64,34 @@ def test_every_training_and_every_video_is_made_once(done):
     again = suite.measure(tools, [TABLE])
     assert files(tools) == before and again["1"]["mixed"].scores == results["1"]["mixed"].scores
     assert suite.seconds_spent(tools.folder) > 0
+
+
+def test_some_systems_start_from_the_image_base_beside_it(base, tmp_path):
+    from tiny_base import UNET
+    from tiny_image_base import IMAGE, image_state, motion_state, network
+
+    folder = tmp_path / "base"
+    shutil.copytree(base.files.unet.parent, folder)
+    video = open_base(folder, device="cpu")
+    systems = (
+        System("fine-tuned", METHODS["lora_subject"], METHODS["lora_motion"], start=comparison.WITH_MODULE),
+        System("Tune-A-Video", motion=TUNE_A_VIDEO, start=comparison.PICTURES),
+    )
+    tools = suite.Tools(video, tmp_path / "run", SLIVER, report=lambda text: None)
+    with pytest.raises(ValueError, match="no folder image with an image base.*choose other tables"):
+        suite.measure(tools, [replace(TABLE, systems=systems)])
+    net = network(replace(IMAGE, context_dim=UNET.context_dim, motion_frames=world.FRAMES))
+    write_safetensors(folder / "image" / "unet.safetensors", image_state(net), {})
+    write_safetensors(folder / "image" / "motion_module.safetensors", motion_state(net), {})
+    found = suite.measure(tools, [replace(TABLE, systems=systems)])["1"]
+    adapters = {path.relative_to(tools.folder).as_posix() for path in tools.folder.rglob("adapters/*/*/*.safetensors")}
+    assert adapters == {
+        "adapters/image/lora_subject/mushroom.safetensors",
+        "adapters/image/lora_motion/circling.safetensors",
+        "adapters/pictures/tune_a_video/circling.safetensors",
+    }
+    for name, start in (("fine-tuned", "image"), ("Tune-A-Video", "pictures")):
+        assert f"/videos/{start}/" in found[name].strips[0].as_posix() and found[name].parameters > 0
 
 
 def test_tables_and_figure_say_what_was_measured(done):

@@ -10,10 +10,12 @@ import torch
 
 from dreamvideo.encoders.loading import load_encoders
 from dreamvideo.files.base import find_base
+from dreamvideo.files.layouts import infer_config, original_shapes
 from dreamvideo.files.unet import load_unet
 from dreamvideo.models.unet import UNet
 from dreamvideo.nano import autoencoder, denoiser, package, rules, wild, world
 from dreamvideo.nano.command import autoencoder_of, sampler
+from dreamvideo.nano.progress import averaged
 
 WEIGHTS = package.FOLDER
 
@@ -136,9 +138,9 @@ def test_the_bank_is_made_once_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(denoiser, "PART", 1)
     vae = load_encoders(find_base(WEIGHTS)).vae
     whole = denoiser.bank(tmp_path / "bank", vae)
-    assert whole.shape == (2, world.FRAMES, 4, denoiser.PIXELS // 8, denoiser.PIXELS // 8)
+    assert whole.latents.shape == (2, world.FRAMES, 4, denoiser.PIXELS // 8, denoiser.PIXELS // 8)
     (tmp_path / "bank" / "000001.pt").unlink()
-    assert torch.equal(denoiser.bank(tmp_path / "bank", vae), whole)
+    assert torch.equal(denoiser.bank(tmp_path / "bank", vae).latents, whole.latents)
 
 
 def test_rates_rise_stay_and_fall():
@@ -209,7 +211,7 @@ def test_training_the_autoencoder_resumes_to_the_same(tmp_path, monkeypatch):
         for until in parts:
             monkeypatch.setattr(autoencoder, "_decayed", lambda part: 1.0)
             autoencoder.train(tmp_path / folder, until, batch=2)
-    whole, stopped = (package.average(tmp_path / folder, "autoencoder") for folder in ("whole", "stopped"))
+    whole, stopped = (averaged(tmp_path / folder / "autoencoder.pt") for folder in ("whole", "stopped"))
     assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
     package.write_autoencoder(tmp_path / "whole", tmp_path)
     kept = autoencoder_of(tmp_path)
@@ -238,6 +240,11 @@ def test_the_autoencoder_keeps_what_captions_name():
     seen = package.measure_autoencoder(vae, 20)
     assert min(seen["motion"], seen["place"]) == 1
     assert seen["colour"] >= 0.95 and seen["shape"] >= 0.85
+
+
+def test_the_recipes_unet_is_told_by_its_shapes():
+    found = infer_config(original_shapes(denoiser.CONFIG), "original")
+    assert found == replace(denoiser.CONFIG, dropout=found.dropout)  # no file tells how it was trained
 
 
 def test_the_base_follows_captions():

@@ -14,6 +14,7 @@ from ..safety.limits import bare
 from .tensors import CheckpointError
 
 Shape = tuple[int, ...]
+HEAD_DIM = 64  # of every published model; no shape tells it
 
 # A tensor only this family has, the same at every size: what precedes it is the prefix of the file.
 ANCHORS = {
@@ -163,8 +164,9 @@ def original_shapes(config: NetworkConfig) -> dict[str, Shape]:
 def infer_config(shapes: Mapping[str, Shape], layout: str, head_dim: int | None = None) -> UNetConfig:
     """The architecture implied by names and shapes (both without prefix, in `layout`).
 
-    Head width is in no shape; unless given it is an eighth of the inner width of the first temporal transformer, which
-    has eight heads in every published model. Raises CheckpointError when the tensors are not this family's.
+    Head width is in no shape; unless given it is 64, as in every published model. Where that divides not every width it
+    is an eighth of the inner width of the first temporal transformer, which has eight heads there. Raises
+    CheckpointError when the tensors are not this family's.
     """
     levels, res_blocks = depth(shapes, layout)
 
@@ -180,10 +182,12 @@ def infer_config(shapes: Mapping[str, Shape], layout: str, head_dim: int | None 
     dim, in_channels = shape("input_blocks.0.0.weight")[:2]
     channels = [shape(f"input_blocks.{index}.0.in_layers.2.weight")[0] for index in first]
     inner = shape("input_blocks.0.1.proj_in.weight")[0]
-    head_dim = head_dim or max(1, inner // 8)
-    if any(width % head_dim for width in (*channels, inner)):
+    widths = [*channels, inner]
+    if head_dim is None:
+        head_dim = max(1, inner // 8) if any(width % HEAD_DIM for width in widths) else HEAD_DIM
+    if any(width % head_dim for width in widths):
         raise CheckpointError(
-            f"heads {head_dim} channels wide do not divide its widths {[*channels, inner]}; give the right head_dim"
+            f"heads {head_dim} channels wide do not divide its widths {widths}; give the right head_dim"
         )
     if any(width % dim for width in channels):
         raise CheckpointError(f"the channels of its levels, {channels}, are not multiples of the first {dim}")

@@ -20,13 +20,21 @@ from ..media.writing import write_png
 from ..models.diffusion import offset_noise
 from ..models.network import VideoUNet
 from ..sampling import sample_latents
-from . import autoencoder, denoiser, package, reconstruction, vision_language, world
+from . import autoencoder, denoiser, image_base, package, reconstruction, vision_language, world
 
-STEPS = {"autoencoder": 12000, "decoder": 6000, "clip": 700, "unet": 6000, "settling": 200}
+STEPS = {
+    "autoencoder": 12000,
+    "decoder": 2400,
+    "clip": 700,
+    "unet": 6000,
+    "settling": 200,
+    "image": 800,
+    "motion_module": 1500,
+}
 
 
 def train(folder: Path, weights: Path, processes: int = 2, device: torch.device | str = "cpu") -> None:
-    """Train all three parts, one after the other, into `weights`; what `folder` holds of an earlier run goes on.
+    """Train all parts, one after the other, into `weights`; what `folder` holds of an earlier run goes on.
 
     An autoencoder that lies in `weights` is used as it is. processes: that train the UNet side by side on a CPU, each
     on samples of its own; elsewhere one does their work.
@@ -48,6 +56,11 @@ def train(folder: Path, weights: Path, processes: int = 2, device: torch.device 
     package.write_unet(folder, weights)
     vision_language.settle(folder, package.joined_clip(folder), steps["settling"], device)
     package.write_clip(folder, weights, "settled")
+    encoders, share = training_encoders(weights, device), processes
+    image_base.train_pictures(folder, encoders, steps["image"], device, share)
+    package.write_image_model(folder, weights)
+    image_base.train_motion_module(folder, encoders, steps["motion_module"], device, share)
+    package.write_motion_module(folder, weights)
 
 
 def _train_unet(rank: int, processes: int, folder: Path, weights: Path, steps: int) -> None:

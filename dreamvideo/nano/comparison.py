@@ -1,7 +1,7 @@
 """The paper's comparison as rows: which systems stand in which table, and on what task they are measured.
 
 The bodies of the paper's tables are not at hand; which system stands where follows its text (sections 4.2 and 4.3 and
-the appendix). Systems that start from an image model, AnimateDiff and Tune-A-Video, are missing: see docs/methods.md.
+the appendix). AnimateDiff and Tune-A-Video, which start from an image base, are missing until there is an embedded one.
 """
 
 from __future__ import annotations
@@ -11,14 +11,21 @@ from dataclasses import dataclass
 from ..training import methods
 from ..training.methods import IDENTITY, MOTION, MOTION_METHODS, SUBJECT_METHODS, Method
 
+VIDEO, WITH_MODULE, PICTURES = "video", "image", "pictures"
+
 
 @dataclass(frozen=True)
 class System:
-    """One row of a table: what teaches it the subject and what the motion; None for what it does not learn."""
+    """One row of a table: what teaches it the subject and what the motion; None for what it does not learn.
+
+    start: the base that it starts from: "video", "image" (the image base with its motion module) or "pictures" (the
+    same without).
+    """
 
     name: str
     subject: Method | None = None
     motion: Method | None = None
+    start: str = VIDEO
 
 
 @dataclass(frozen=True)

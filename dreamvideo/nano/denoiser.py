@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..models.blocks import TemporalConv, TemporalTransformer
 from ..models.config import UNetConfig
-from ..models.diffusion import Schedule, offset_noise
+from ..models.diffusion import offset_noise, schedule_for
+from ..models.network import VideoUNet
 from ..models.unet import UNet
 from ..safety.paths import atomic_path
 from . import wild, world
@@ -50,11 +51,28 @@ WARM_UP = 100  # steps
 SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556, eq. 6 for velocity)
 
 
-def bank(folder: Path, autoencoder) -> Tensor:
-    """Latents [BANK, F, 4, h, w] of training scenes 0..BANK-1 in half precision, encoded once and kept in `folder`.
+@dataclass(frozen=True)
+class Bank:
+    """Training scenes 0..N-1 and their latents [N, F, 4, h, w] in half precision, to draw from."""
 
-    Processes of a group share the work.
-    """
+    latents: Tensor
+    scenes: list[world.Scene]
+
+    def draw(self, count: int, generator: torch.Generator, pictures: bool) -> tuple[Tensor, list[str]]:
+        """Latents [count, 4, F, h, w], of one frame each where `pictures`, and their captions, one in ten left out."""
+        weights = torch.tensor([1.0 if scene.subject.pattern == "plain" else PATTERNED for scene in self.scenes])
+        chosen = weights.multinomial(count, replacement=True, generator=generator)
+        clean = self.latents[chosen].float().transpose(1, 2)  # [count, 4, F, h, w]
+        if pictures:
+            frames = torch.randint(world.FRAMES, (count, 1, 1, 1, 1), generator=generator)
+            clean = clean.take_along_dim(frames, dim=2)  # [count, 4, 1, h, w]
+        captions = [caption_of(self.scenes[index], generator, moving=not pictures) for index in chosen.tolist()]
+        dropped = torch.rand(count, generator=generator) < 0.1
+        return clean, ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
+
+
+def bank(folder: Path, autoencoder) -> Bank:
+    """BANK training scenes, encoded once and kept in `folder`. Processes of a group share the work."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{first:06}.pt" for first in range(0, BANK, PART)]
     count = dist.get_world_size() if dist.is_initialized() else 1
@@ -65,7 +83,8 @@ def bank(folder: Path, autoencoder) -> Tensor:
                 torch.save(latents, temporary)
     if dist.is_initialized():
         dist.barrier()
-    return torch.cat([torch.load(path, weights_only=True) for path in paths])
+    latents = torch.cat([torch.load(path, weights_only=True) for path in paths])
+    return Bank(latents, [_scene(index) for index in range(len(latents))])
 
 
 def _encoded(autoencoder, index: int) -> Tensor:
@@ -86,14 +105,21 @@ def trained_parts(unet: UNet, clip: Any) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet, "blocks": clip.transformer.resblocks[:-1], "norm": clip.ln_final})
 
 
-def _optimizer(model: nn.ModuleDict) -> Muon:
-    """Muon for what lies between the UNet's convolutions, Adam for its ends and the text's blocks."""
+def optimizer_of(model: nn.Module, rate: float = 1e-2, adam_rate: float = 1e-3) -> Muon:
+    """Muon for what lies between a UNet's convolutions, Adam for its ends, its norms and whatever else there is."""
     matrices, others = [], []
-    for name, weight in model.named_parameters():
-        ends = ("unet.input_blocks.0.0.", "unet.out.", "unet.time_embed.")
-        inside = name.startswith("unet.") and weight.ndim > 1 and not name.startswith(ends)
-        (matrices if inside else others).append(weight)
-    return Muon(matrices, others, rate=1e-2, adam_rate=1e-3)
+    for unet in [module for module in model.modules() if isinstance(module, VideoUNet)]:
+        for name, weight in unet.named_parameters():
+            inside = weight.ndim > 1 and not name.startswith(("input_blocks.0.0.", "out.", "time_embed."))
+            (matrices if inside else others).append(weight)
+    known = {id(weight) for weight in (*matrices, *others)}
+    others += [weight for weight in model.parameters() if id(weight) not in known]
+    return Muon(
+        [weight for weight in matrices if weight.requires_grad],
+        [weight for weight in others if weight.requires_grad],
+        rate=rate,
+        adam_rate=adam_rate,
+    )
 
 
 def train(folder: Path, encoders, steps: int, device: torch.device | str = "cpu", share: int = 1) -> None:
@@ -102,28 +128,29 @@ def train(folder: Path, encoders, steps: int, device: torch.device | str = "cpu"
     device = torch.device(device)
     unet = UNet(CONFIG).to(device)
     model = trained_parts(unet, encoders.text.clip).requires_grad_(True)
-    latents = bank(folder / "bank", encoders.vae)
-    scenes = [_scene(index) for index in range(len(latents))]
-    weights = torch.tensor([1.0 if scene.subject.pattern == "plain" else PATTERNED for scene in scenes])
-    optimizer = _optimizer(model)
+    drawn = bank(folder / "bank", encoders.vae)
+    optimizer = optimizer_of(model)
     loop = Loop(folder / "unet.pt", model, optimizer, steps, decay=0.997)
     for step in loop:
-        generator = torch.Generator().manual_seed(1000 * step + rank())
         optimizer.at(rate_at(step, steps))
         still = step < PICTURED * steps
         pictures = still or step % 4 == 3
-        count = share * (PICTURES if pictures else VIDEOS)
-        chosen = weights.multinomial(count, replacement=True, generator=generator)
-        clean = latents[chosen].float().transpose(1, 2)  # [B, 4, F, h, w]
-        if pictures:
-            frames = torch.randint(world.FRAMES, (count, 1, 1, 1, 1), generator=generator)
-            clean = clean.take_along_dim(frames, dim=2)  # [B, 4, 1, h, w]
-        captions = [caption_of(scenes[index], generator, moving=not pictures) for index in chosen.tolist()]
-        dropped = torch.rand(count, generator=generator) < 0.1
-        prompts = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
-        drawn = timesteps(count, generator, noisy=step % 2 == 0 and step < (1 - SETTLING) * steps)
-        with torch.autocast(device.type, torch.bfloat16), spatial_half(unet, still):
-            loop.update(_loss(unet, clean.to(device), drawn.to(device), encoders.text.encode(prompts), generator))
+        with spatial_half(unet, still):
+            loss = step_loss(
+                unet, encoders.text, drawn, step, steps, share * (PICTURES if pictures else VIDEOS), pictures
+            )
+            loop.update(loss)
+
+
+def step_loss(unet: VideoUNet, text: Any, drawn: Bank, step: int, steps: int, count: int, pictures: bool) -> Tensor:
+    """The loss of a step, whose random numbers are its own and the process's."""
+    device = next(unet.parameters()).device
+    generator = torch.Generator().manual_seed(1000 * step + rank())
+    clean, prompts = drawn.draw(count, generator, pictures)
+    noisy = step % 2 == 0 and step < (1 - SETTLING) * steps
+    chosen = timesteps(count, generator, noisy)
+    with torch.autocast(device.type, torch.bfloat16):
+        return _loss(unet, clean.to(device), chosen.to(device), text.encode(prompts), generator)
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -131,12 +158,12 @@ def rate_at(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, (1 - step / steps) / SETTLING + 0.01)
 
 
-def _loss(unet: UNet, clean: Tensor, drawn: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
+def _loss(unet: VideoUNet, clean: Tensor, drawn: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
     """The noise's squared error with the velocity's weights, of latents [B, 4, F, h, w] at timesteps [B].
 
     These weights let the noisiest latents count, where shape and motion are decided.
     """
-    schedule = Schedule()
+    schedule = schedule_for(unet.config)
     noise = offset_noise(clean.shape, generator).to(clean)
     prediction = unet(schedule.add_noise(clean, noise, drawn), drawn, context.to(clean.device))
     error = (prediction.float() - noise).square().mean((1, 2, 3, 4))

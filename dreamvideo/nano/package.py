@@ -11,14 +11,12 @@ from torch import Tensor
 
 from ..encoders.protocols import Autoencoder
 from ..files.tensors import write_safetensors
-from . import autoencoder, denoiser, rules, vision_language, world
+from ..models.animatediff import frame_positions
+from . import autoencoder, denoiser, image_base, rules, vision_language, world
+from .progress import averaged
 
 FOLDER = Path(__file__).parent / "weights"
-
-
-def average(folder: Path, part: str) -> dict[str, Tensor]:
-    """The averaged weights of a part in training, e.g. "unet" (with its text blocks): the name of its file."""
-    return torch.load(folder / f"{part}.pt", map_location="cpu", weights_only=True)["average"]
+IMAGE = "image"  # the folder of the image base in it, whose encoders are those beside the folder
 
 
 @torch.no_grad()
@@ -26,7 +24,7 @@ def write_autoencoder(folder: Path, target: Path = FOLDER) -> None:
     """The trained autoencoder, its latents brought to unit variance, as vae.safetensors."""
     model = autoencoder.build(autoencoder.EPSILON).eval()
     sharpened = (folder / "decoder.pt").is_file()
-    model.load_state_dict(average(folder, "decoder" if sharpened else "autoencoder"))
+    model.load_state_dict(averaged(folder / ("decoder.pt" if sharpened else "autoencoder.pt")))
     autoencoder.finish(model)
     scenes = [world.training_scene(torch.Generator().manual_seed(seed)) for seed in range(128)]
     autoencoder.normalise(model, torch.cat([world.render(scene).frames[::4] for scene in scenes]))
@@ -35,15 +33,15 @@ def write_autoencoder(folder: Path, target: Path = FOLDER) -> None:
 
 def write_clip(folder: Path, target: Path = FOLDER, part: str = "clip") -> None:
     """The trained encoders as clip.safetensors; the 49,408 token vectors, most of the file, in eight bits."""
-    state = {key: value.half() for key, value in average(folder, part).items()}
+    state = {key: value.half() for key, value in averaged(folder / f"{part}.pt").items()}
     state["token_embedding.weight"] = state["token_embedding.weight"].to(torch.float8_e4m3fn)
     _write(target / "clip.safetensors", state, "open_clip_config", vision_language.CONFIG)
 
 
 def joined_clip(folder: Path) -> dict[str, Tensor]:
     """The CLIP's weights with the text blocks and the norm that trained with the UNet in their places."""
-    trained = average(folder, "unet")
-    state = average(folder, "clip")
+    trained = averaged(folder / "unet.pt")
+    state = averaged(folder / "clip.pt")
     for name, value in trained.items():
         part, _, rest = name.partition(".")
         if part in denoiser.PLACES_IN_CLIP:
@@ -53,15 +51,30 @@ def joined_clip(folder: Path) -> dict[str, Tensor]:
 
 def write_unet(folder: Path, target: Path = FOLDER) -> None:
     """The trained UNet as unet.safetensors."""
-    state = {
-        name.removeprefix("unet."): value for name, value in average(folder, "unet").items() if name.startswith("unet.")
-    }
+    state = averaged(folder / "unet.pt", "unet.")
     _write(target / "unet.safetensors", state, "unet_config", denoiser.CONFIG.to_dict())
 
 
-def _write(path: Path, state: dict[str, Tensor], key: str, config: dict) -> None:
+def write_image_model(folder: Path, target: Path = FOLDER) -> None:
+    """The trained image model as image/unet.safetensors, which is Stable Diffusion's in all but size."""
+    state = averaged(folder / "image.pt")
+    _write(target / IMAGE / "unet.safetensors", state, "unet_config", image_base.CONFIG.to_dict())
+
+
+def write_motion_module(folder: Path, target: Path = FOLDER) -> None:
+    """The trained motion module as image/motion_module.safetensors, with its positions as AnimateDiff's have them."""
+    state = averaged(folder / "motion_module.pt")
+    for name in [name for name in state if name.endswith(".to_q.weight")]:
+        positions = frame_positions(world.FRAMES, len(state[name]), state[name])
+        state[f"{name.removesuffix('.to_q.weight')}.pos_encoder.pe"] = positions[None]  # [1, F, C]
+    _write(target / IMAGE / "motion_module.safetensors", state)
+
+
+def _write(path: Path, state: dict[str, Tensor], key: str = "", config: dict | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {key: json.dumps(config)} if key else {}
     halves = {name: value.half() if value.dtype == torch.float32 else value for name, value in state.items()}
-    write_safetensors(path, {name: value.contiguous() for name, value in halves.items()}, {key: json.dumps(config)})
+    write_safetensors(path, {name: value.contiguous() for name, value in halves.items()}, about)
 
 
 def measure_autoencoder(vae: Autoencoder, count: int = 100, size: int = world.SIZE) -> dict[str, float]:

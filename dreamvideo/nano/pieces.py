@@ -31,7 +31,7 @@ from ..sweep.bases import BaseSpec
 from ..sweep.job import Facts, Job, Worker
 from ..training.data import TrainingData, encode_clips, encode_photos
 from ..training.loop import Callbacks
-from ..training.methods import MOTION_WORD, TEXTUAL_INVERSION, Method
+from ..training.methods import MOTION_WORD, TEXTUAL_INVERSION, TUNE_A_VIDEO, Method
 from ..training.stages import train_method
 from . import fidelity, world
 from .cases import (
@@ -49,7 +49,8 @@ from .cases import (
     prompt_for,
     used,
 )
-from .comparison import System
+from .comparison import VIDEO, System
+from .starts import image_base
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Tools:
     report: Callable[[str], None] = print
     training: Callable[[str], Callbacks] = lambda what: Callbacks()
     sampling: Callable[[str], Callback | None] = lambda what: None
+
+    def on(self, start: str) -> Base:
+        """The base that a system starts from. ValueError where there is none."""
+        return self.base if start == VIDEO else image_base(self.base, start)
 
 
 def noted(path: Path, *names: str) -> dict[str, Any]:
@@ -84,18 +89,23 @@ def learned(tools: Tools, system: System, case: Case) -> Iterator[TrainedAdapter
     """The files that a case needs of a system, trained where they are not there."""
     for row, what in zip(used(system, case), (case.subject, case.motion), strict=True):
         if row is not None:
-            yield train(tools, row, what)
+            yield train(tools, row, what, system.start)
 
 
-def adapter_path(folder: Path, row: Method, what: str) -> Path:
-    return folder / "adapters" / row.name / f"{what}.safetensors"
+def adapter_path(folder: Path, row: Method, what: str, start: str = VIDEO) -> Path:
+    return folder / "adapters" / _below(start) / row.name / f"{what}.safetensors"
 
 
-def train(tools: Tools, row: Method, what: str) -> TrainedAdapter:
+def _below(start: str) -> str:
+    """The folder of what is made on another base than the video one."""
+    return "" if start == VIDEO else start
+
+
+def train(tools: Tools, row: Method, what: str, start: str = VIDEO) -> TrainedAdapter:
     """A row's file for a subject or a motion."""
-    base, path = tools.base, adapter_path(tools.folder, row, what)
+    base, path = tools.on(start), adapter_path(tools.folder, row, what, start)
     if not path.exists():
-        given = train(tools, TEXTUAL_INVERSION, what).tokens if row.token == "given" else None
+        given = train(tools, TEXTUAL_INVERSION, what, start).tokens if row.token == "given" else None
         method = fitted(row, base.unet.config)
         settings = base.defaults.settings_for(method)
         settings = replace(settings, steps=max(1, round(settings.steps * tools.scale.share)))
@@ -138,18 +148,22 @@ def _data(base: Base, row: Method, what: str) -> TrainingData:
 
 def video_path(folder: Path, system: System, case: Case) -> Path:
     rows = "+".join(row.name if row else "none" for row in used(system, case))
-    return folder / "videos" / rows / f"{case.name}.png"
+    return folder / "videos" / _below(system.start) / rows / f"{case.name}.png"
 
 
 def video(tools: Tools, system: System, case: Case, learned: Sequence[TrainedAdapter]) -> Path:
     """The strip of a case's frames, [3, H, F * W], sampled where it is not there."""
     path = video_path(tools.folder, system, case)
     if not path.exists():
-        prompt, steps = prompt_for(system, case), tools.scale.sampling_steps
-        settings = tools.base.defaults.sampling(prompt, seed=case.seed, steps=steps)
+        base, prompt = tools.on(system.start), prompt_for(system, case)
+        inverts = used(system, case)[1] == TUNE_A_VIDEO  # begins from the noise of the clip that it learned
+        settings = base.defaults.sampling(
+            prompt, seed=case.seed, steps=tools.scale.sampling_steps, prior_strength=1.0 if inverts else 0.0
+        )
+        clip = world.render(lesson(case.motion)).frames if inverts else None
         with _timed(path):
             follow = tools.sampling(f"{path.parent.name} {case.name}")
-            frames = generate(tools.base.unet, tools.base.encoders, settings, customize(learned), callback=follow)
+            frames = generate(base.unet, base.encoders, settings, customize(learned), prior_clip=clip, callback=follow)
             write_png(path, torch.cat(list(frames), dim=2))
     return path
 
@@ -195,13 +209,14 @@ def _timed(path: Path) -> Iterator[None]:
 class Piece:
     """A training, or a video and its scores, for any worker that sees the base.
 
-    row, what: of a training; system, case: of a video.
+    row, what, start: of a training; system, case: of a video.
     """
 
     base: BaseSpec
     scale: Scale
     row: Method | None = None
     what: str = ""
+    start: str = VIDEO
     system: System | None = None
     case: Case | None = None
 
@@ -211,8 +226,8 @@ class Piece:
     def make(self, tools: Tools) -> Facts:
         """Make it, where it is not there; which files it has written."""
         if self.row is not None:
-            train(tools, self.row, self.what)
-            written = [adapter_path(tools.folder, self.row, self.what)]
+            train(tools, self.row, self.what, self.start)
+            written = [adapter_path(tools.folder, self.row, self.what, self.start)]
         else:
             assert self.system is not None and self.case is not None
             strip = video(tools, self.system, self.case, list(learned(tools, self.system, self.case)))
@@ -243,7 +258,7 @@ def jobs_for(folder: Path, base: BaseSpec, scale: Scale, system: System, wanted:
         needs: list[Job] = []
         for row, what in zip(used(system, case), (case.subject, case.motion), strict=True):
             if row is not None:
-                needs += _trainings(folder, base, scale, row, what)
+                needs += _trainings(folder, base, scale, row, what, system.start)
         yield from needs
         path = video_path(folder, system, case)
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -252,13 +267,13 @@ def jobs_for(folder: Path, base: BaseSpec, scale: Scale, system: System, wanted:
         yield Job(f"video/{name}", name, work, tuple(job.id for job in needs), uses=uses)
 
 
-def _trainings(folder: Path, base: BaseSpec, scale: Scale, row: Method, what: str) -> list[Job]:
+def _trainings(folder: Path, base: BaseSpec, scale: Scale, row: Method, what: str, start: str) -> list[Job]:
     """A training, after the textual inversion that it takes its word from."""
-    before = _trainings(folder, base, scale, TEXTUAL_INVERSION, what) if row.token == "given" else []
-    name = adapter_path(folder, row, what).relative_to(folder).with_suffix("").as_posix()
+    before = _trainings(folder, base, scale, TEXTUAL_INVERSION, what, start) if row.token == "given" else []
+    name = adapter_path(folder, row, what, start).relative_to(folder).with_suffix("").as_posix()
     uses = tuple(file for job in before for file in _files(job))
-    work = Piece(base, scale, row, what)
-    return [*before, Job(f"training/{row.name}/{what}", name, work, tuple(job.id for job in before), uses=uses)]
+    work, title = Piece(base, scale, row, what, start), "/".join(filter(None, (_below(start), row.name, what)))
+    return [*before, Job(f"training/{title}", name, work, tuple(job.id for job in before), uses=uses)]
 
 
 def _files(job: Job) -> list[str]:

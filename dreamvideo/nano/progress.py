@@ -87,6 +87,12 @@ class Loop:
             torch.save(state, temporary)
 
 
+def averaged(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The averaged weights in a training's file, of those that begin with a prefix, without it."""
+    found = torch.load(path, map_location="cpu", weights_only=True)["average"]
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+
 def rank() -> int:
     """This process's place in its group, 0 where there is none."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -1,0 +1,90 @@
+"""The embedded image base's recipe."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dreamvideo.base import open_base
+from dreamvideo.encoders.loading import load_encoders
+from dreamvideo.files.base import find_base
+from dreamvideo.models.animatediff import ImageUNet
+from dreamvideo.models.unet import UNet
+from dreamvideo.nano import denoiser, image_base, package, world
+from dreamvideo.nano.package import FOLDER as WEIGHTS
+from dreamvideo.nano.progress import averaged
+
+
+def _few_heads(monkeypatch) -> None:
+    """A UNet of one level whose heads are as many as Stable Diffusion's."""
+    config = replace(denoiser.CONFIG, dim_mult=(1,), attention_levels=(True,), head_dim=8)
+    monkeypatch.setattr(denoiser, "CONFIG", config)
+    still = replace(image_base.CONFIG, dim_mult=(1,), attention_levels=(True,))
+    monkeypatch.setattr(image_base, "CONFIG", still)
+    monkeypatch.setattr(image_base, "VIDEO", replace(still, motion_frames=world.FRAMES))
+
+
+def _random(net, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def test_the_image_model_begins_as_the_unets_spatial_half(monkeypatch):
+    _few_heads(monkeypatch)
+    unet, image = _random(UNet(denoiser.CONFIG), 1).eval(), ImageUNet(image_base.CONFIG).eval()
+    image.load_state_dict(image_base.spatial_state(unet.state_dict()))
+    pictures, times, text = torch.randn(2, 4, 1, 8, 8), torch.tensor([10, 900]), torch.randn(2, 5, 64)
+    with torch.no_grad(), denoiser.spatial_half(unet):
+        assert torch.allclose(image(pictures, times, text), unet(pictures, times, text), atol=1e-5)
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A folder with a UNet's training and a bank of two files of two scenes each, in 4 x 4 cells."""
+    for name, count in (("BANK", 4), ("PART", 2), ("PICTURES", 2), ("VIDEOS", 2)):
+        monkeypatch.setattr(denoiser, name, count)
+    _few_heads(monkeypatch)
+    (tmp_path / "bank").mkdir()
+    for first in (0, 2):
+        torch.save(torch.randn(2, world.FRAMES, 4, 4, 4), tmp_path / "bank" / f"{first:06}.pt")
+    state = _random(UNet(denoiser.CONFIG), 2).state_dict()
+    torch.save({"average": {f"unet.{name}": value for name, value in state.items()}}, tmp_path / "unet.pt")
+    return tmp_path
+
+
+def test_it_trains_into_files_that_open_as_an_image_base(begun):
+    encoders = load_encoders(find_base(WEIGHTS))
+    start = image_base.spatial_state(averaged(begun / "unet.pt", "unet."))
+    image_base.train_pictures(begun, encoders, steps=2)
+    still = averaged(begun / "image.pt")
+    assert any(not torch.equal(start[name], still[name]) for name in start)
+    image_base.train_motion_module(begun, encoders, steps=2)
+    package.write_image_model(begun, begun)
+    package.write_motion_module(begun, begun)
+    files = {part: WEIGHTS / f"{part}.safetensors" for part in ("clip", "vae")}
+    base = open_base(begun / package.IMAGE, **files, dtype=torch.float32)
+    assert base.unet.config == image_base.VIDEO
+    found = base.unet.state_dict()
+    assert all(torch.equal(found[name], value.half().float()) for name, value in still.items())
+    motion = averaged(begun / "motion_module.pt")
+    assert all(torch.equal(found[f"motion.{name}"], value.half().float()) for name, value in motion.items())
+    assert any(value.any() for name, value in motion.items() if "proj_out" in name)  # closed at the start
+
+
+def test_a_training_that_was_stopped_goes_on_as_an_undisturbed_one(begun, monkeypatch):
+    monkeypatch.setattr(denoiser, "rate_at", lambda step, steps: 1.0)
+    monkeypatch.setattr(denoiser, "SETTLING", 0)
+    encoders = load_encoders(find_base(WEIGHTS))
+    found = []
+    for parts in ((3,), (1, 3)):
+        for until in parts:
+            image_base.train_pictures(begun, encoders, until)
+        for until in parts:  # on the finished image model
+            image_base.train_motion_module(begun, encoders, until)
+        found.append(averaged(begun / "image.pt") | averaged(begun / "motion_module.pt"))
+        for part in ("image", "motion_module"):
+            (begun / f"{part}.pt").unlink()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
