@@ -114,12 +114,8 @@ def optimizer_of(model: nn.Module, rate: float = 1e-2, adam_rate: float = 1e-3) 
             (matrices if inside else others).append(weight)
     known = {id(weight) for weight in (*matrices, *others)}
     others += [weight for weight in model.parameters() if id(weight) not in known]
-    return Muon(
-        [weight for weight in matrices if weight.requires_grad],
-        [weight for weight in others if weight.requires_grad],
-        rate=rate,
-        adam_rate=adam_rate,
-    )
+    trained = ([weight for weight in part if weight.requires_grad] for part in (matrices, others))
+    return Muon(*trained, rate=rate, adam_rate=adam_rate)
 
 
 def train(folder: Path, encoders, steps: int, device: torch.device | str = "cpu", share: int = 1) -> None:

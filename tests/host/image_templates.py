@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from blueprints import PICTURE
 from litegraph import Workflow
-from on_embedded import CAPTION, CLIP, IMAGE_MODEL, MOTION_MODULE, PHOTOGRAPH, PROMPT, SKIING, SKIING_PROMPT
+from on_embedded import CAPTION, CLIP, IMAGE_MODEL, MOTION_MODULE, PROMPT, SKIING, SKIING_PROMPT
+from photographs import photographs
 from template_parts import (
     BELOW_TEXT,
     IMAGE,
@@ -73,19 +74,12 @@ def animatediff(flow: Workflow) -> None:
 
 
 def _subject(flow: Workflow, sockets: dict[str, tuple[int, int]]) -> tuple[int, int]:
-    gathered = None
     with flow.group("2 · Learn the subject"):
         flow.note("Photographs", "Three to six of the same thing, from different sides. Right-click a picture, *Open "
                   "in MaskEditor*, paint the subject: what is not painted is not learned. `class_word` says plainly "
                   "what it is.", 80, 1090)  # fmt: skip
         flow.row()
-        for index in range(3):
-            if index:
-                flow.beside()
-            image = flow.add("LoadImage", title=f"Photograph {index + 1}", image=PHOTOGRAPH, room=PICTURE)
-            more = {} if gathered is None else {"more_images": (gathered, 0), "more_masks": (gathered, 1)}
-            gathered = flow.add("DreamVideoSubjectImages", images=(image, 0), masks=(image, 1), room=PICTURE,
-                                **size(), **more)  # fmt: skip
+        gathered = photographs(flow, **size())
         flow.beside()
         trained = flow.add("DreamVideoTrainSubject", **sockets, images=(gathered, 0), masks=(gathered, 1),
                            placeholder="<my-dog>", class_word="dog", captions="a <my-dog>", preview_every=0,

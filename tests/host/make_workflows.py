@@ -22,11 +22,11 @@ from on_embedded import (
     DOG_FILE,
     GUITAR_FILE,
     MOTION_PROMPT,
-    PHOTOGRAPH,
     PROMPT,
     SUBJECT_PROMPT,
     TOYS,
 )
+from photographs import photographs
 from several import several
 from template_parts import (
     BELOW_TEXT,
@@ -102,19 +102,12 @@ def quickstart(flow: Workflow) -> None:
 
 def train_subject(flow: Workflow) -> None:
     base = real_base(flow)
-    gathered = None
     with flow.group("2 · Photographs"):
         flow.note("How to take them", "Three to six of the same thing, from different sides, on different grounds. "
                   "Right-click a picture, *Open in MaskEditor*, paint the subject: what is not painted is not learned. "
                   "More photographs: copy a column and connect it.", 80, 1090)  # fmt: skip
         flow.row()
-        for index in range(3):
-            if index:
-                flow.beside()
-            image = flow.add("LoadImage", title=f"Photograph {index + 1}", image=PHOTOGRAPH, room=PICTURE)
-            more = {} if gathered is None else {"more_images": (gathered, 0), "more_masks": (gathered, 1)}
-            gathered = flow.add("DreamVideoSubjectImages", images=(image, 0), masks=(image, 1), room=PICTURE,
-                                **more)  # fmt: skip
+        gathered = photographs(flow)
     flow.right()
     with flow.group("3 · Learn a word and its looks"):
         trained = flow.add("DreamVideoTrainSubject", model=(base, 0), clip=(base, 1), vae=(base, 2),
