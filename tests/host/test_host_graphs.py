@@ -62,12 +62,11 @@ def test_vision_and_text_encode_with_stock_nodes(host, start):
 
 
 def test_stock_loader_recognises_modelscope(host):
-    """With a file of the standard norm groups, which is all that stock loading can know."""
+    """With a file of the standard norm groups and heads of 64, which is all that stock loading can know."""
     from safetensors.torch import save_file
 
     unet = host.module("dreamvideo")
-    config = unet.UNetConfig(dim=64, dim_mult=(1, 2), res_blocks=1, attention_levels=(True, True), head_dim=32,
-                             context_dim=64)  # fmt: skip
+    config = unet.UNetConfig(dim=64, dim_mult=(1, 2), res_blocks=1, attention_levels=(True, True), context_dim=64)
     folder = host.base / "models" / "diffusion_models"
     folder.mkdir(exist_ok=True)
     save_file(unet.UNet(config).state_dict(), folder / "standard.safetensors")
