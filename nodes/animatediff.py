@@ -143,8 +143,7 @@ class LoadImageBase(io.ComfyNode):
     @classmethod
     def execute(cls, base, motion_module=AUTOMATIC) -> io.NodeOutput:
         files = image_files(base, motion_module)
-        vision = None if files.clip is None else host.load_clip_vision(files.clip)
-        return io.NodeOutput(*host.load_image_base(files), vision)
+        return io.NodeOutput(*host.load_image_base(files), host.image_encoder(files))
 
     @classmethod
     def validate_inputs(cls, base, motion_module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tiny_base import CLIP, randomised
 from torch import Tensor
 
 from dreamvideo.files.encoders import ldm_name
+from dreamvideo.files.image_encoders import image_shapes
 from dreamvideo.files.tensors import write_safetensors
 from dreamvideo.files.text_encoders import text_shapes
 from dreamvideo.models.animatediff import ImageUNet, frame_positions
@@ -26,6 +28,10 @@ V3 = replace(IMAGE, motion_frames=32)
 LCM = replace(IMAGE, motion_frames=64)
 VERSIONS = {"v1": V1, "v2": V2, "v3": V3, "AnimateLCM": LCM}
 TEXT = {"vocabulary": 49408, "width": WIDTH, "length": 77, "layers": 2, "hidden": 48, "heads": 1}
+VISION = {
+    "width": 32, "layers": 2, "heads": 1, "hidden": 48, "activation": "quick_gelu",
+    "patch": 8, "size": 32, "projected": 20,
+}  # fmt: skip
 VAE = {
     "block_out_channels": (32, 32, 32, 32),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -59,13 +65,22 @@ def motion_state(net: ImageUNet, positions: bool = True) -> dict[str, Tensor]:
 
 
 def text_state(seed: int = 0) -> dict[str, Tensor]:
+    return random_state(text_shapes(TEXT), seed)
+
+
+def random_state(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, shape in text_shapes(TEXT).items():
+    for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
         scale = float(len(shape) == 1 and "norm" in name and name.endswith("weight"))
         state[name] = noise * shape[-1] ** -0.5 if len(shape) > 1 else scale + 0.1 * noise
     return state
+
+
+def vision_state(seed: int = 0, prefix: str = "") -> dict[str, Tensor]:
+    """An image encoder in transformers' names."""
+    return {f"{prefix}{name}": value for name, value in random_state(image_shapes(VISION), seed).items()}
 
 
 def vae_state(seed: int = 0) -> dict[str, Tensor]:

@@ -201,6 +201,11 @@ class OpenClipImage:
         size = self.clip.visual.image_size
         return size if isinstance(size, int) else size[0]
 
+    @property
+    def _weight(self) -> Tensor:
+        """One of the tower's, for its device and precision."""
+        return self.clip.visual.conv1.weight
+
     def to(self, *args: Any, **kwargs: Any) -> OpenClipImage:
         """Move the CLIP this is a face of, as `nn.Module.to`."""
         self.clip.to(*args, **kwargs)
@@ -209,7 +214,7 @@ class OpenClipImage:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Features [B, D] of images [B, 3, H, W] in 0..1 of any size."""
-        weight = self.clip.visual.conv1.weight
+        weight = self._weight
         pixels = clip_pixels(checked_images(images).to(weight.device, torch.float32), self.image_size)
         with threads_for(self.clip, weight.device):
             return full_precision(self.clip.encode_image(pixels.to(weight.dtype)))

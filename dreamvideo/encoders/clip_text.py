@@ -18,11 +18,9 @@ from .weights import filled
 
 
 class SelfAttention(nn.Module):
-    """Causal."""
-
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,16 +28,18 @@ class SelfAttention(nn.Module):
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, L, width / heads]
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    """Of a text tower, or with `causal` False of an image tower."""
+
+    def __init__(self, config: Mapping[str, Any], causal: bool = True) -> None:
         super().__init__()
         width = config["width"]
         self.quick = config["activation"] == "quick_gelu"
         self.layer_norm1 = nn.LayerNorm(width)
-        self.self_attn = SelfAttention(width, config["heads"])
+        self.self_attn = SelfAttention(width, config["heads"], causal)
         self.layer_norm2 = nn.LayerNorm(width)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, config["hidden"]), "fc2": nn.Linear(config["hidden"], width)})
 

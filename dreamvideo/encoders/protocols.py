@@ -63,7 +63,7 @@ class NoImages:
     def encode(self, images: Tensor) -> Tensor:
         raise ValueError(
             "This base has no image encoder, so no image guides: give one besides (--clip with "
-            "open_clip_pytorch_model.bin), or leave appearance guidance out."
+            "open_clip_pytorch_model.bin or a CLIP-ViT-H-14 of clip_vision), or leave appearance guidance out."
         )
 
 

@@ -22,7 +22,8 @@ PARTS = {
     "vae": "autoencoder (VAE)",
     "motion_module": "motion module (AnimateDiff)",
 }
-TEXT = "text encoder (CLIP)"  # an image base's own
+# What an image base may have in the place of the two together.
+TOWERS = {"text": "text encoder (CLIP)", "vision": "image encoder (CLIP)"}
 
 # Names under which the parts are published, best first; patterns below the base's folder.
 FILE_NAMES = {
@@ -54,6 +55,7 @@ FILE_NAMES = {
         "v2-1_512-ema-pruned.ckpt",
     ),
     "text": ("text_encoder/model*.safetensors", "text_encoder/pytorch_model*.bin"),
+    "vision": ("image_encoder/model*.safetensors", "image_encoder/pytorch_model*.bin"),
     "motion_module": (
         "motion_module.safetensors",
         "v3_sd15_mm.ckpt",
@@ -84,8 +86,8 @@ SOURCES = {
 class BaseFiles:
     """The files of a base; None where a part is missing.
 
-    An image base has a `text` encoder of its own, which may lie in the UNet's file, and perhaps a motion module; a
-    ModelScope base has neither.
+    An image base has a `text` encoder of its own, which may lie in the UNet's file, and perhaps an image encoder of its
+    own (`vision`) and a motion module; a ModelScope base has none of these.
     """
 
     unet: Path | None
@@ -93,6 +95,7 @@ class BaseFiles:
     vae: Path | None
     motion_module: Path | None = None
     text: Path | None = None
+    vision: Path | None = None
     image: bool = False
 
     @property
@@ -106,7 +109,7 @@ class BaseFiles:
     @property
     def present(self) -> dict[str, Path]:
         """Part -> file, a file only once."""
-        parts = {part: getattr(self, part) for part in (*PARTS, "text")}
+        parts = {part: getattr(self, part) for part in (*PARTS, *TOWERS)}
         inside = {part for part in ("vae", "text") if parts[part] == self.unet}
         return {part: path for part, path in parts.items() if path is not None and part not in inside}
 
@@ -122,7 +125,7 @@ class BaseFiles:
 
 def named(part: str) -> str:
     """A part in words."""
-    return {**PARTS, "text": TEXT}[part]
+    return (PARTS | TOWERS)[part]
 
 
 def find_base(
@@ -174,7 +177,18 @@ def _of_parts(given: Mapping[str, Path], folder: Path | None) -> BaseFiles:
         return BaseFiles(unet, part("clip"), part("vae"), given.get("motion_module"))
     vae = given.get("vae") or (unet if "vae" in held else part("vae"))
     text = unet if "text" in held else part("text")
-    return BaseFiles(unet, part("clip"), vae, part("motion_module"), text, image=True)
+    clip, vision = part("clip"), None
+    if clip is None:
+        vision = part("vision")
+    elif _is_image_encoder(clip):
+        clip, vision = None, clip
+    return BaseFiles(unet, clip, vae, part("motion_module"), text, vision, image=True)
+
+
+def _is_image_encoder(path: Path) -> bool:
+    """Whether a file has the image encoder without being open_clip's two towers."""
+    held = kinds_or_none(path)
+    return "vision" in held and "clip" not in held
 
 
 def _find_part(folder: Path, part: str) -> Path | None:

@@ -37,6 +37,10 @@ VAE_ANCHORS = {
 }
 # LAION's largest image towers have heads wider than 64 channels, which no shape tells.
 VISION_HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104}
+_HALVES = {
+    r"token_embedding\.weight$": "a text encoder without its image encoder",
+    r"vision_model\.embeddings\.": "an image encoder without its text encoder",
+}
 
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # diffusers before 0.14
@@ -124,8 +128,8 @@ def open_clip_file(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     file = TensorFile(path)
     prefix = find_clip(file.specs)
     if prefix is None:
-        half = any(name.endswith(CLIP_ANCHORS[0]) for name in file.specs)
-        what = "a text encoder without its image encoder" if half else name_stranger(file.specs)
+        what = next((what for end, what in _HALVES.items() if any(map(re.compile(end).search, file.specs))), None)
+        what = what or name_stranger(file.specs)
         raise CheckpointError(
             f"{file.path} is {what}, not an OpenCLIP file with text and image encoder (open_clip_pytorch_model.bin)."
         )

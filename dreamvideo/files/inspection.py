@@ -9,6 +9,7 @@ from ..safety.paths import PathLike
 from .base import SOURCES, find_base, incomplete, named
 from .encoders import find_vae, open_clip_file, open_vae
 from .fingerprint import fingerprint
+from .image_encoders import stored_image
 from .kinds import kinds_of, refuse_other_unet
 from .layouts import name_stranger
 from .loras import is_lora, read_lora
@@ -86,8 +87,8 @@ def _inspect_part(path: Path, part: str) -> dict[str, Any]:
     elif part == "motion_module":
         motion = read_motion_module(path)
         state, layout, config = motion.state, motion.layout, _about_motion(motion)
-    elif part == "text":
-        state, config = stored_text(path)
+    elif part in ("text", "vision"):
+        state, config = stored_text(path) if part == "text" else stored_image(path)
         layout = "transformers"
     else:
         state, config = open_vae(path) if part == "vae" else open_clip_file(path)

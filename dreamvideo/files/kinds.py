@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..safety.paths import PathLike
 from .encoders import find_clip, find_vae
+from .image_encoders import find_image
 from .image_layouts import check_family, find_image_layout, is_averages_alone
 from .layouts import find_layout
 from .motion_modules import is_motion_module
@@ -12,7 +13,10 @@ from .text_encoders import find_text
 
 
 def kinds_of(file: TensorFile) -> list[str]:
-    """Which of "unet" (ModelScope's), "image unet", "clip", "vae", "text", "motion_module" a file holds."""
+    """Which of "unet" (ModelScope's), "image unet", "motion_module", "vae" and "clip" a file holds.
+
+    Of CLIP "clip" is open_clip's file with both towers; "text" and "vision" are one tower in transformers' names.
+    """
     found = []
     if find_layout(file.specs) is not None:
         found.append("unet")
@@ -20,7 +24,7 @@ def kinds_of(file: TensorFile) -> list[str]:
         found.append("image unet")
     elif is_motion_module(file.specs):
         found.append("motion_module")
-    finders = {"clip": find_clip, "vae": find_vae, "text": find_text}
+    finders = {"clip": find_clip, "vae": find_vae, "text": find_text, "vision": find_image}
     return found + [part for part, find in finders.items() if find(file.specs) is not None]
 
 

@@ -13,7 +13,7 @@ from .tensors import CheckpointError, StateDict, TensorFile, check_weights
 
 TEXT_ANCHOR = "text_model.embeddings.token_embedding.weight"
 ACTIVATIONS = ("quick_gelu", "gelu")  # OpenAI's CLIP has the first
-_BLOCK = {
+_LAYER = {
     "layer_norm1": ("width",),
     "self_attn.q_proj": ("width", "width"),
     "self_attn.k_proj": ("width", "width"),
@@ -66,13 +66,19 @@ def text_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         f"{embeddings}.token_embedding.weight": (config["vocabulary"], width),
         f"{embeddings}.position_embedding.weight": (config["length"], width),
     }
-    for index in range(config["layers"]):
-        for part, sizes in _BLOCK.items():
-            shape = tuple(config[size] for size in sizes)
-            found[f"text_model.encoder.layers.{index}.{part}.weight"] = shape
-            found[f"text_model.encoder.layers.{index}.{part}.bias"] = shape[:1]
+    found |= layer_shapes("text_model.encoder.layers", config)
     for leaf in ("weight", "bias"):
         found[f"text_model.final_layer_norm.{leaf}"] = (width,)
+    return found
+
+
+def layer_shapes(place: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a tower's layers, `layers` of them at `place`, text's or images'."""
+    found: dict[str, tuple[int, ...]] = {}
+    for index in range(config["layers"]):
+        for part, sizes in _LAYER.items():
+            shape = tuple(config[size] for size in sizes)
+            found |= {f"{place}.{index}.{part}.weight": shape, f"{place}.{index}.{part}.bias": shape[:1]}
     return found
 
 

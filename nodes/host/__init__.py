@@ -15,7 +15,7 @@ from .folders import (
     register_folders,
     temporary_folder,
 )
-from .image import load_image_base, with_motion_module
+from .image import image_encoder, load_image_base, with_motion_module
 from .loading import load_clip, load_clip_vision, load_model, load_vae
 from .model import HostUNet, model_of, register, unet_of
 from .paging import is_dynamic
@@ -41,6 +41,7 @@ __all__ = [
     "file_of",
     "files_in",
     "folders_of",
+    "image_encoder",
     "interrupted",
     "invert",
     "is_dynamic",

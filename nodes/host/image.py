@@ -24,7 +24,7 @@ from ...dreamvideo.files.text_encoders import stored_text
 from ...dreamvideo.files.unet import read_unet
 from ...dreamvideo.models.animatediff import ImageUNet
 from ...dreamvideo.models.image_config import MOTION, ImageUNetConfig
-from .loading import load_vae
+from .loading import load_clip_vision, load_image_tower, load_vae
 from .model import HostUNet, T2VModel, as_built
 from .paging import is_dynamic, patcher_class
 
@@ -129,6 +129,13 @@ def load_image_base(files: BaseFiles) -> tuple[Any, Any, Any]:
     model.cached_patcher_init = (_model_again, (files,))  # from its files: the image model need not stay in memory
     clip.patcher.cached_patcher_init = (_text_again, (files,))
     return model, clip, load_vae(files.file("vae"))
+
+
+def image_encoder(files: BaseFiles) -> Any:
+    """The CLIP_VISION of an image base, or None."""
+    if files.vision is not None:
+        return load_image_tower(files.vision)
+    return None if files.clip is None else load_clip_vision(files.clip)
 
 
 def _stock(files: BaseFiles, **parts: Any) -> tuple[Any, Any]:

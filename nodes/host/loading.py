@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...dreamvideo.files.encoders import open_clip_file, open_vae
+from ...dreamvideo.files.image_encoders import stored_image
 from ...dreamvideo.files.unet import read_unet
 from ...dreamvideo.models.config import UNetConfig
 from ...dreamvideo.nano.denoiser import SHIPPED as EMBEDDED_CONFIG
@@ -136,24 +137,44 @@ def load_clip_vision(path: Path) -> Any:
     vision = config["vision_cfg"]
     if vision["width"] == 1280:
         return comfy.clip_vision.load(str(path))
+    config = {
+        "layers": vision["layers"],
+        "width": vision["width"],
+        "heads": vision["width"] // vision.get("head_width", 64),
+        "hidden": int(vision.get("mlp_ratio", 4) * vision["width"]),
+        "activation": "gelu",
+        "patch": vision["patch_size"],
+        "size": vision["image_size"],
+        "projected": config["embed_dim"],
+    }
+    weights = {key: tensor for key, tensor in _floats(state).items() if key.startswith("visual.")}
+    return _vision(config, comfy.clip_vision.convert_to_transformers(weights, "visual."))
+
+
+def load_image_tower(path: Path) -> Any:
+    """A CLIP_VISION from a file of an image encoder alone, of any size; the published ones are the host's own."""
+    state, config = stored_image(path)
+    return comfy.clip_vision.load(str(path)) or _vision(config, _floats(state))
+
+
+def _vision(config: Mapping[str, Any], weights: dict[str, Tensor]) -> Any:
     options = {
         "model_type": "clip_vision_model",
-        "num_hidden_layers": vision["layers"],
-        "hidden_size": vision["width"],
-        "num_attention_heads": vision["width"] // vision.get("head_width", 64),
-        "intermediate_size": int(vision.get("mlp_ratio", 4) * vision["width"]),
-        "hidden_act": "gelu",
+        "num_hidden_layers": config["layers"],
+        "hidden_size": config["width"],
+        "num_attention_heads": config["heads"],
+        "intermediate_size": config["hidden"],
+        "hidden_act": config["activation"],
         "num_channels": 3,
-        "patch_size": vision["patch_size"],
-        "image_size": vision["image_size"],
-        "projection_dim": config["embed_dim"],
+        "patch_size": config["patch"],
+        "image_size": config["size"],
+        "projection_dim": config["projected"],
     }
     with tempfile.TemporaryDirectory() as folder:  # the host reads its configs from files
         described = Path(folder) / "config.json"
         described.write_text(json.dumps(options), encoding="utf-8")
         found = comfy.clip_vision.ClipVisionModel(str(described))
-    weights = {key: tensor for key, tensor in _floats(state).items() if key.startswith("visual.")}
-    found.load_sd(comfy.clip_vision.convert_to_transformers(weights, "visual."))
+    found.load_sd(weights)
     return found
 
 

@@ -28,6 +28,7 @@ def folder(host, image_files):
         ("unet/diffusion_pytorch_model", named),
         ("vae/diffusion_pytorch_model", tiny.vae_state()),
         ("text_encoder/model", tiny.text_state()),
+        ("image_encoder/model", tiny.vision_state()),
     ):
         write_safetensors(parts / f"{part}.safetensors", state, {})
     host.forget_file_lists()
@@ -60,12 +61,25 @@ def test_a_folder_is_what_the_stock_loaders_make_of_its_files(host, folder, imag
     whole = host.run_with_probe(graph, *from_folder(graph))
     graph = Graph()
     parts = host.run_with_probe(graph, *from_folder(graph, "parts/", MODULE))
-    assert whole[3] is not None and parts[3] is None
+    assert whole[3] is not None and parts[3] is not None
     wanted = made(host, stock)
     for each in (whole, parts):
         assert each[0].model.fingerprint == stock[0].model.fingerprint
         for name, found in made(host, each).items():
             assert torch.allclose(found, wanted[name], atol=1e-4), name
+
+
+def test_an_image_encoder_alone_is_the_engines(host, folder):
+    from dreamvideo.encoders.loading import load_encoders
+    from dreamvideo.files.base import find_base
+
+    graph = Graph()
+    vision = host.run_with_probe(graph, from_folder(graph, "parts/", MODULE)[3])[0]
+    engine = load_encoders(find_base(folder.parent / "parts", partial=True)).image
+    images = torch.rand(2, 3, 40, 52, generator=torch.Generator().manual_seed(0))
+    found = host.module("nodes.host").HostImage(vision)
+    assert found.width == engine.width
+    assert torch.allclose(found.encode(images), engine.encode(images), atol=2e-3)  # unpaged it stays in half precision
 
 
 def test_a_folder_trains_and_its_motion_follows_an_image(host, folder):
