@@ -11,8 +11,8 @@ from ..safety.limits import LIMITS, MOST_CHANNELS, MOST_LAYERS, whole
 from ..safety.paths import PathLike
 from .encoders import VISION_HEAD_WIDTH
 from .layouts import name_stranger
-from .tensors import CheckpointError, StateDict, TensorFile, check_weights
-from .text_encoders import layer_shapes
+from .tensors import CheckpointError, StateDict, TensorFile
+from .text_encoders import layer_shapes, tower_state
 
 IMAGE_ANCHOR = "vision_model.embeddings.patch_embedding.weight"
 PROJECTION = "visual_projection.weight"
@@ -41,14 +41,7 @@ def stored_image(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
         config = _config(shapes)
     except (ValueError, KeyError, IndexError) as error:
         raise CheckpointError(f"{file.path} holds no image encoder that is usable here: {error}.") from error
-    wanted = image_shapes(config)
-    for name, shape in wanted.items():
-        if shapes.get(name) != shape:
-            found = list(shapes[name]) if name in shapes else "missing"
-            raise CheckpointError(f"{file.path}: of the image encoder {name} is {found} where {list(shape)} is needed.")
-    state = StateDict(file, {name: stored[name] for name in wanted}, wanted)
-    check_weights(file.path, state.specs)
-    return state, config
+    return tower_state(file, stored, image_shapes(config), "image encoder"), config
 
 
 def image_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -48,14 +48,20 @@ def stored_text(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
         config = _config(file, shapes)
     except (ValueError, KeyError, IndexError) as error:
         raise CheckpointError(f"{file.path} holds no text encoder that is usable here: {error}.") from error
-    wanted = text_shapes(config)
+    return tower_state(file, stored, text_shapes(config), "text encoder"), config
+
+
+def tower_state(
+    file: TensorFile, stored: Mapping[str, str], wanted: Mapping[str, tuple[int, ...]], what: str
+) -> StateDict:
+    """The tensors of a tower, `stored` under which names: of these shapes all, or CheckpointError."""
     for name, shape in wanted.items():
-        if shapes.get(name) != shape:
-            found = list(shapes[name]) if name in shapes else "missing"
-            raise CheckpointError(f"{file.path}: of the text encoder {name} is {found} where {list(shape)} is needed.")
+        found = list(file.specs[stored[name]].shape) if name in stored else "missing"
+        if found != list(shape):
+            raise CheckpointError(f"{file.path}: of the {what} {name} is {found} where {list(shape)} is needed.")
     state = StateDict(file, {name: stored[name] for name in wanted}, wanted)
     check_weights(file.path, state.specs)
-    return state, config
+    return state
 
 
 def text_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
