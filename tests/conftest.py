@@ -29,3 +29,25 @@ def own_caches(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         yield
+
+
+@pytest.fixture
+def small_bank(tmp_path, monkeypatch):
+    """A folder of the embedded base's recipe, whose bank has two files of two families each, in 4 x 4 cells."""
+    import torch
+
+    from dreamvideo.nano import denoiser, latents, wild, world
+
+    for module, name in ((latents, "PART"), (denoiser, "PICTURES"), (denoiser, "VIDEOS")):
+        monkeypatch.setattr(module, name, 2)
+    monkeypatch.setattr(latents, "FAMILIES", 4)
+    (tmp_path / "bank").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for first in (0, 2):
+        count = sum(len(wild.family(torch.Generator().manual_seed(seed))) for seed in (first, first + 1))
+        made = {
+            name: torch.randn(count, world.FRAMES, 4, cells, cells, generator=generator)
+            for name, cells in (("whole", 4), ("half", 2))
+        }
+        torch.save(made, tmp_path / "bank" / f"{first:06}.pt")
+    return tmp_path

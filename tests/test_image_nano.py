@@ -11,8 +11,12 @@ from dreamvideo.files.base import find_base
 from dreamvideo.models.animatediff import ImageUNet
 from dreamvideo.models.unet import UNet
 from dreamvideo.nano import denoiser, image_base, package, world
+from dreamvideo.nano.denoiser import Kind, Lesson
 from dreamvideo.nano.package import FOLDER as WEIGHTS
 from dreamvideo.nano.progress import averaged
+
+STILL = (Lesson(1, (Kind.PICTURES,), small=True), Lesson(1, (Kind.PICTURES,)))
+MOVING = (Lesson(1, (Kind.WAYS,), small=True), Lesson(2, (Kind.LATEST, Kind.VIDEOS)))
 
 
 def _few_heads(monkeypatch) -> None:
@@ -42,26 +46,21 @@ def test_the_image_model_begins_as_the_unets_spatial_half(monkeypatch):
 
 
 @pytest.fixture
-def begun(tmp_path, monkeypatch):
-    """A folder with a UNet's training and a bank of two files of two scenes each, in 4 x 4 cells."""
-    for name, count in (("BANK", 4), ("PART", 2), ("PICTURES", 2), ("VIDEOS", 2)):
-        monkeypatch.setattr(denoiser, name, count)
+def begun(small_bank, monkeypatch):
+    """A folder with a UNet's training and a small bank."""
     _few_heads(monkeypatch)
-    (tmp_path / "bank").mkdir()
-    for first in (0, 2):
-        torch.save(torch.randn(2, world.FRAMES, 4, 4, 4), tmp_path / "bank" / f"{first:06}.pt")
     state = _random(UNet(denoiser.CONFIG), 2).state_dict()
-    torch.save({"average": {f"unet.{name}": value for name, value in state.items()}}, tmp_path / "unet.pt")
-    return tmp_path
+    torch.save({"average": {f"unet.{name}": value for name, value in state.items()}}, small_bank / "unet.pt")
+    return small_bank
 
 
 def test_it_trains_into_files_that_open_as_an_image_base(begun):
     encoders = load_encoders(find_base(WEIGHTS))
     start = image_base.spatial_state(averaged(begun / "unet.pt", "unet."))
-    image_base.train_pictures(begun, encoders, steps=2)
+    image_base.train_pictures(begun, encoders, STILL)
     still = averaged(begun / "image.pt")
     assert any(not torch.equal(start[name], still[name]) for name in start)
-    image_base.train_motion_module(begun, encoders, steps=2)
+    image_base.train_motion_module(begun, encoders, MOVING)
     package.write_image_model(begun, begun)
     package.write_motion_module(begun, begun)
     files = {part: WEIGHTS / f"{part}.safetensors" for part in ("clip", "vae")}
@@ -75,15 +74,15 @@ def test_it_trains_into_files_that_open_as_an_image_base(begun):
 
 
 def test_a_training_that_was_stopped_goes_on_as_an_undisturbed_one(begun, monkeypatch):
-    monkeypatch.setattr(denoiser, "rate_at", lambda step, steps: 1.0)
+    monkeypatch.setattr(denoiser, "rate_at", lambda step, lessons: 1.0)
     monkeypatch.setattr(denoiser, "SETTLING", 0)
     encoders = load_encoders(find_base(WEIGHTS))
     found = []
-    for parts in ((3,), (1, 3)):
-        for until in parts:
-            image_base.train_pictures(begun, encoders, until)
-        for until in parts:  # on the finished image model
-            image_base.train_motion_module(begun, encoders, until)
+    for stopped in (0, 1):
+        for lessons in (STILL[:stopped], STILL):
+            image_base.train_pictures(begun, encoders, lessons)
+        for lessons in (MOVING[:stopped], MOVING):  # on the finished image model
+            image_base.train_motion_module(begun, encoders, lessons)
         found.append(averaged(begun / "image.pt") | averaged(begun / "motion_module.pt"))
         for part in ("image", "motion_module"):
             (begun / f"{part}.pt").unlink()

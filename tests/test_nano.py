@@ -13,8 +13,9 @@ from dreamvideo.files.base import find_base
 from dreamvideo.files.layouts import infer_config, original_shapes
 from dreamvideo.files.unet import load_unet
 from dreamvideo.models.unet import UNet
-from dreamvideo.nano import autoencoder, denoiser, package, rules, wild, world
+from dreamvideo.nano import autoencoder, denoiser, latents, muon, package, rules, wild, world
 from dreamvideo.nano.command import autoencoder_of, sampler
+from dreamvideo.nano.denoiser import Kind
 from dreamvideo.nano.progress import averaged
 
 WEIGHTS = package.FOLDER
@@ -91,61 +92,96 @@ def test_timesteps_lean_to_the_noisy_end_in_every_step():
     assert (evenly.sort().values // 125).tolist() == list(range(8))
 
 
-def _small_bank(monkeypatch, folder):
-    """A recipe of two files of two scenes each, in 4 x 4 cells, and the latents in them."""
-    monkeypatch.setattr(denoiser, "BANK", 4)
-    monkeypatch.setattr(denoiser, "PART", 2)
-    monkeypatch.setattr(denoiser, "PICTURES", 2)
-    monkeypatch.setattr(denoiser, "VIDEOS", 2)
-    for first in (0, 2):
-        torch.save(torch.randn(2, world.FRAMES, 4, 4, 4), folder / f"{first:06}.pt")
+LESSONS = (denoiser.Lesson(1, (Kind.PICTURES,), small=True, alone=True), denoiser.Lesson(3, tuple(Kind)))
 
 
-def test_the_blocks_that_the_unet_reads_train_along(tmp_path, monkeypatch):
-    (tmp_path / "bank").mkdir()
-    _small_bank(monkeypatch, tmp_path / "bank")
+def test_the_blocks_that_the_unet_reads_train_along(tmp_path, small_bank):
     encoders = load_encoders(find_base(WEIGHTS))
     before = {name: value.clone() for name, value in encoders.text.clip.state_dict().items()}
     torch.save({"average": before}, tmp_path / "clip.pt")
-    denoiser.train(tmp_path, encoders, steps=3)  # at first all residual branches are closed
+    denoiser.train(small_bank, encoders, LESSONS)  # at first all residual branches are closed
     joined = package.joined_clip(tmp_path)
     changed = {name for name in before if not torch.equal(before[name], joined[name])}
     read = ("transformer.resblocks.0.", "transformer.resblocks.1.", "ln_final.")  # of three blocks
     assert changed and all(name.startswith(read) for name in changed)
 
 
-def test_pictures_train_the_spatial_half_and_videos_all(tmp_path, monkeypatch):
-    (tmp_path / "bank").mkdir()
-    _small_bank(monkeypatch, tmp_path / "bank")
-
-    def trained(steps: int, pictured: float) -> set[str]:
+def test_the_spatial_half_alone_trains_alone_and_videos_train_all(small_bank):
+    def trained(lessons) -> set[str]:
         """Those weights that differ from the start."""
-        monkeypatch.setattr(denoiser, "PICTURED", pictured)
-        denoiser.train(tmp_path, load_encoders(find_base(WEIGHTS)), steps)
+        (small_bank / "unet.pt").unlink(missing_ok=True)
+        denoiser.train(small_bank, load_encoders(find_base(WEIGHTS)), lessons)
         torch.manual_seed(0)
-        fresh, now = UNet(denoiser.CONFIG).state_dict(), torch.load(tmp_path / "unet.pt", weights_only=True)["model"]
+        fresh, now = UNet(denoiser.CONFIG).state_dict(), torch.load(small_bank / "unet.pt", weights_only=True)["model"]
         return {name for name in fresh if not torch.equal(fresh[name], now[f"unet.{name}"])}
 
     def temporal(name: str) -> bool:
         return "temopral_conv" in name or re.match(r"input_blocks.0.1|\w+_block(s\.\d+)?\.2\.", name) is not None
 
-    assert (still := trained(2, pictured=1)) and not any(map(temporal, still))
-    assert any(map(temporal, trained(3, pictured=0)))
+    still = trained((denoiser.Lesson(2, (Kind.PICTURES,), alone=True),))
+    assert still and not any(map(temporal, still))
+    assert any(map(temporal, trained(LESSONS)))
+
+
+def test_the_unets_training_resumes_to_the_same(small_bank, monkeypatch):
+    monkeypatch.setattr(denoiser, "rate_at", lambda step, lessons: 1.0)
+    monkeypatch.setattr(denoiser, "SETTLING", 0)
+    found = []
+    for parts in ((LESSONS,), (LESSONS[:1], LESSONS)):
+        for lessons in parts:
+            encoders = load_encoders(find_base(WEIGHTS))
+            denoiser.train(small_bank, encoders, lessons)
+        found.append(averaged(small_bank / "unet.pt"))
+        (small_bank / "unet.pt").unlink()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_the_bank_is_made_once_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(denoiser, "BANK", 2)
-    monkeypatch.setattr(denoiser, "PART", 1)
+    monkeypatch.setattr(latents, "FAMILIES", 2)
+    monkeypatch.setattr(latents, "PART", 1)
+    monkeypatch.setattr(latents, "PIXELS", 32)
     vae = load_encoders(find_base(WEIGHTS)).vae
-    whole = denoiser.bank(tmp_path / "bank", vae)
-    assert whole.latents.shape == (2, world.FRAMES, 4, denoiser.PIXELS // 8, denoiser.PIXELS // 8)
+    bank = latents.bank(tmp_path / "bank", vae)
+    count = len(bank.scenes)
+    assert bank.whole.shape == (count, world.FRAMES, 4, 4, 4) and bank.half.shape == (count, world.FRAMES, 4, 2, 2)
     (tmp_path / "bank" / "000001.pt").unlink()
-    assert torch.equal(denoiser.bank(tmp_path / "bank", vae).latents, whole.latents)
+    again = latents.bank(tmp_path / "bank", vae)
+    assert torch.equal(again.whole, bank.whole) and again.families == bank.families
 
 
-def test_rates_rise_stay_and_fall():
-    rates = [denoiser.rate_at(step, 1000) for step in range(1000)]
-    assert rates[0] < 0.02 and rates[200] == rates[740] == 1 and rates[-1] < 0.02
+def test_a_family_differs_in_its_ways_alone_and_holds_nothing_back_that_is_known():
+    families = [wild.family(torch.Generator().manual_seed(seed)) for seed in range(60)]
+    for family in families:
+        assert len({(scene.subject, scene.companion, scene.place) for scene in family}) == 1
+        *named, last = family
+        assert last.motion == world.WANDERING and len({scene.motion for scene in named}) == len(named) >= 4
+        assert not any(map(world.is_held_out, named))
+    assert {scene.motion for family in families for scene in family} == {*world.MOTIONS, world.WANDERING}
+
+
+def test_captions_of_a_familys_ways_differ_in_the_way_alone(small_bank):
+    bank = latents.bank(small_bank / "bank", None)
+    for seed in range(20):
+        _, captions = bank.ways(10, False, torch.Generator().manual_seed(seed))
+        told = [caption for caption in captions if caption]
+        motions = [next(motion for motion in world.MOTIONS if motion in caption) for caption in told]
+        rests = {caption.replace(motion, "") for caption, motion in zip(told, motions, strict=True)}
+        assert len(rests) == 1 and len(set(motions)) == len(motions)
+    latents_, _ = bank.ways(1, True, torch.Generator().manual_seed(0))
+    assert latents_.shape == (len(bank.families[0]) - 1, 4, world.FRAMES, 2, 2)
+
+
+def test_lessons_follow_each_other_and_their_kinds_take_turns():
+    first, second = denoiser.Lesson(2, (Kind.PICTURES,)), denoiser.Lesson(3, (Kind.WAYS, Kind.LATEST), rate=0.5)
+    seen = [denoiser.lesson_at(step, (first, second)) for step in range(5)]
+    assert [lesson for lesson, _ in seen] == [first, first, second, second, second]
+    assert [kind for _, kind in seen] == [Kind.PICTURES] * 2 + [Kind.WAYS, Kind.LATEST, Kind.WAYS]
+
+
+def test_rates_rise_stay_at_the_lessons_and_fall():
+    lessons = (denoiser.Lesson(600, (Kind.PICTURES,)), denoiser.Lesson(400, (Kind.WAYS,), rate=0.5))
+    rates = [denoiser.rate_at(step, lessons) for step in range(1000)]
+    assert rates[0] < 0.02 and rates[200] == rates[599] == 1 and rates[600] == rates[740] == 0.5 and rates[-1] < 0.02
     assert all(after <= before for before, after in zip(rates[200:], rates[201:], strict=False))
 
 
@@ -253,3 +289,17 @@ def test_the_base_follows_captions():
     assert unet.config == denoiser.SHIPPED
     seen, _ = package.measure_base(sampler(unet, encoders, steps=20), count=8, batch=8)
     assert min(seen.values()) >= 0.85  # by chance one in nine, ten, eight and five
+
+
+def test_processes_that_share_muons_work_do_all_of_it_once(monkeypatch):
+    directions = [torch.randn(4, 6), torch.randn(5, 3, 1, 1), torch.randn(2, 2)]
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(muon._shared(directions))
+    for direction, one, other in zip(directions, *shares, strict=True):
+        assert (one == 0).all() != (other == 0).all()
+        whole = (one + other).view_as(direction)
+        assert torch.equal(whole, muon.orthogonal(direction.flatten(1)).view_as(direction))

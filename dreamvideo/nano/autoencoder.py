@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import scenes, world
 from .muon import Muon
-from .progress import Loop
+from .progress import Loop, processes, rank
 
 CONFIG = {
     "block_out_channels": (64, 64, 128, 192),
@@ -114,7 +114,7 @@ def optimizer_of(model, rate: float = 5e-3, adam_rate: float = 3e-4) -> Muon:
 
 
 def train(folder: Path, steps: int, batch: int = 8, device: torch.device | str = "cpu") -> None:
-    """Train to `folder`/autoencoder.pt, resuming what is there."""
+    """Train to `folder`/autoencoder.pt, resuming what is there. Processes of a group share a batch."""
     torch.manual_seed(0)
     device = torch.device(device)
     model = build(EPSILON).to(device)
@@ -149,9 +149,9 @@ def _decayed(part: float) -> float:
 
 
 def _step(model, seed: int, batch: int, device: torch.device, noise: float = NOISE) -> Tensor:
-    """The loss of a step whose random numbers come from this seed."""
-    generator = torch.Generator(device).manual_seed(seed)
-    images = scenes.draw(batch, generator, CUTTING) * 2 - 1
+    """The loss of this process's part of a step whose random numbers come from this seed."""
+    generator = torch.Generator(device).manual_seed(processes() * seed + rank())
+    images = scenes.draw(batch // processes(), generator, CUTTING) * 2 - 1
     with torch.autocast(device.type, torch.bfloat16):
         return _loss(model, images, generator, noise)
 

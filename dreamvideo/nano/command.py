@@ -26,48 +26,62 @@ STEPS = {
     "autoencoder": 12000,
     "decoder": 2400,
     "clip": 700,
-    "unet": 6000,
     "settling": 200,
-    "image": 800,
-    "motion_module": 1500,
-}
+}  # the UNets' stand in their lessons
 
 
 def train(folder: Path, weights: Path, processes: int = 2, device: torch.device | str = "cpu") -> None:
     """Train all parts, one after the other, into `weights`; what `folder` holds of an earlier run goes on.
 
-    An autoencoder that lies in `weights` is used as it is. processes: that train the UNet side by side on a CPU, each
-    on samples of its own; elsewhere one does their work.
+    An autoencoder that lies in `weights` is used as it is. processes: that train autoencoder and UNet side by side on a
+    CPU, each on samples of its own; elsewhere one does their work.
     """
     steps, device = STEPS, torch.device(device)
     folder.mkdir(parents=True, exist_ok=True)
     if not (weights / "vae.safetensors").is_file():
-        autoencoder.train(folder, steps["autoencoder"], device=device)
-        autoencoder.sharpen(folder, steps["decoder"], device=device)
+        if device.type == "cpu":
+            _side_by_side(_train_autoencoder, processes, folder)
+        else:
+            autoencoder.train(folder, steps["autoencoder"], device=device)
+            autoencoder.sharpen(folder, steps["decoder"], device=device)
         package.write_autoencoder(folder, weights)
     vision_language.train(folder, steps["clip"], device)
     package.write_clip(folder, weights)
     if device.type == "cpu":
-        (folder / "processes").unlink(missing_ok=True)  # by which they find each other: a killed run's misleads them
-        spawn(_train_unet, (processes, folder, weights, steps["unet"]), processes)
+        _side_by_side(_train_unet, processes, folder, weights)
     else:
         encoders = training_encoders(weights, device)
-        denoiser.train(folder, encoders, steps["unet"], device=device, share=processes)
+        denoiser.train(folder, encoders, device=device, share=processes)
     package.write_unet(folder, weights)
     vision_language.settle(folder, package.joined_clip(folder), steps["settling"], device)
     package.write_clip(folder, weights, "settled")
     encoders, share = training_encoders(weights, device), processes
-    image_base.train_pictures(folder, encoders, steps["image"], device, share)
+    image_base.train_pictures(folder, encoders, device=device, share=share)
     package.write_image_model(folder, weights)
-    image_base.train_motion_module(folder, encoders, steps["motion_module"], device, share)
+    image_base.train_motion_module(folder, encoders, device=device, share=share)
     package.write_motion_module(folder, weights)
 
 
-def _train_unet(rank: int, processes: int, folder: Path, weights: Path, steps: int) -> None:
-    """One of several processes with a thread each, which use a CPU's cores better than one process with many."""
+def _side_by_side(work: Callable[..., None], processes: int, folder: Path, *more: Path) -> None:
+    """Several processes with a thread each, which use a CPU's cores better than one process with many."""
+    (folder / "processes").unlink(missing_ok=True)  # by which they find each other: a killed run's misleads them
+    spawn(_one_of, (processes, work, folder, *more), processes)
+
+
+def _one_of(rank: int, processes: int, work: Callable[..., None], folder: Path, *more: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder / 'processes'}", rank=rank, world_size=processes)
-    denoiser.train(folder, training_encoders(weights), steps)
+    work(folder, *more)
+
+
+def _train_autoencoder(folder: Path) -> None:
+    autoencoder.train(folder, STEPS["autoencoder"])
+    torch.distributed.barrier()  # behind which the first one has saved it
+    autoencoder.sharpen(folder, STEPS["decoder"])
+
+
+def _train_unet(folder: Path, weights: Path) -> None:
+    denoiser.train(folder, training_encoders(weights))
 
 
 def training_encoders(weights: Path, device: torch.device | str = "cpu") -> Encoders:

@@ -6,14 +6,14 @@ video and differ in all that looks depend on; then the temporal half joins it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..models.blocks import TemporalConv, TemporalTransformer
@@ -21,11 +21,9 @@ from ..models.config import UNetConfig
 from ..models.diffusion import offset_noise, schedule_for
 from ..models.network import VideoUNet
 from ..models.unet import UNet
-from ..safety.paths import atomic_path
-from . import wild, world
+from .latents import Bank, bank
 from .muon import Muon
 from .progress import Loop, rank
-from .vision_language import caption_of
 
 CONFIG = UNetConfig(
     dim=64,
@@ -39,62 +37,66 @@ CONFIG = UNetConfig(
 )
 # Of the UNet that lies in `weights` until one of this recipe does.
 SHIPPED = replace(CONFIG, dim=56, head_dim=14, first_heads=8, norm_groups=8)
-PIXELS = 128  # a side of what it learns from; 64 are too few for the autoencoder to keep a pattern
 VIDEOS = 8  # a step and process
 PICTURES = 64  # instead, where it learns from pictures
-PICTURED = 0.4  # part of the training with pictures alone; behind it every fourth step has them
-BANK, PART = 6000, 500  # videos encoded once, and how many of them a file holds
-PATTERNED = 3.0  # how much likelier a step is to draw a patterned subject's video than a plain one's: they are harder
 PLACES_IN_CLIP = {"blocks": "transformer.resblocks", "norm": "ln_final"}  # of the text's parts that train along
 SETTLING = 0.25  # part of the training in which the rates go down, and timesteps are drawn evenly
 WARM_UP = 100  # steps
 SNR_CAP = 5.0  # weight of nearly clean latents, as in min-SNR weighting (arXiv 2303.09556, eq. 6 for velocity)
 
 
+class Kind(Enum):
+    """What a step learns from, with timesteps of all noise unless it says otherwise."""
+
+    PICTURES = "single frames"
+    VIDEOS = "any videos"
+    LATEST = "any videos under the most noise"
+    WAYS = "one subject on all ways, under the most noise"
+
+
 @dataclass(frozen=True)
-class Bank:
-    """Training scenes 0..N-1 and their latents [N, F, 4, h, w] in half precision, to draw from."""
+class Lesson:
+    """So many steps that take turns among some kinds.
 
-    latents: Tensor
-    scenes: list[world.Scene]
+    small: at half the size, for a quarter of the cost. alone: the spatial half without the temporal one. rate: part of
+    the full rates. families: how many of the bank's are drawn from where a step has one subject on all ways.
+    """
 
-    def draw(self, count: int, generator: torch.Generator, pictures: bool) -> tuple[Tensor, list[str]]:
-        """Latents [count, 4, F, h, w], of one frame each where `pictures`, and their captions, one in ten left out."""
-        weights = torch.tensor([1.0 if scene.subject.pattern == "plain" else PATTERNED for scene in self.scenes])
-        chosen = weights.multinomial(count, replacement=True, generator=generator)
-        clean = self.latents[chosen].float().transpose(1, 2)  # [count, 4, F, h, w]
-        if pictures:
-            frames = torch.randint(world.FRAMES, (count, 1, 1, 1, 1), generator=generator)
-            clean = clean.take_along_dim(frames, dim=2)  # [count, 4, 1, h, w]
-        captions = [caption_of(self.scenes[index], generator, moving=not pictures) for index in chosen.tolist()]
-        dropped = torch.rand(count, generator=generator) < 0.1
-        return clean, ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
+    steps: int
+    kinds: tuple[Kind, ...]
+    small: bool = False
+    alone: bool = False
+    rate: float = 1.0
+    families: int = 10**6
 
 
-def bank(folder: Path, autoencoder) -> Bank:
-    """BANK training scenes, encoded once and kept in `folder`. Processes of a group share the work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{first:06}.pt" for first in range(0, BANK, PART)]
-    count = dist.get_world_size() if dist.is_initialized() else 1
-    for path in paths[rank() :: count]:
-        if not path.exists():
-            latents = torch.cat([_encoded(autoencoder, int(path.stem) + index) for index in range(PART)])
-            with atomic_path(path) as temporary:
-                torch.save(latents, temporary)
-    if dist.is_initialized():
-        dist.barrier()
-    latents = torch.cat([torch.load(path, weights_only=True) for path in paths])
-    return Bank(latents, [_scene(index) for index in range(len(latents))])
+# At 16 x 16 cells the noisiest video that the schedule makes still shows its way, so that a caption's word for it adds
+# next to nothing, and from videos alone it is never heeded. Of one subject on all ways the word is all that differs.
+# It is learned soonest of one toy, then of some, at half the size, and goes on to the whole size from there.
+LESSONS = (
+    Lesson(2500, (Kind.PICTURES,), small=True, alone=True),
+    Lesson(2000, (Kind.PICTURES,), alone=True),
+    Lesson(200, (Kind.WAYS,), small=True, rate=0.5, families=1),
+    Lesson(300, (Kind.WAYS,), small=True, rate=0.5, families=24),
+    Lesson(700, (Kind.WAYS, Kind.WAYS, Kind.LATEST, Kind.PICTURES), small=True, rate=0.5),
+    Lesson(500, (Kind.WAYS, Kind.VIDEOS, Kind.LATEST, Kind.PICTURES), small=True, rate=0.5),
+    Lesson(2600, (Kind.WAYS, Kind.VIDEOS, Kind.LATEST, Kind.PICTURES), rate=0.5),
+)
+MOST_NOISE = 900  # the first of the timesteps under the most noise
 
 
-def _encoded(autoencoder, index: int) -> Tensor:
-    frames = world.render(_scene(index), size=PIXELS).frames
-    with torch.autocast("cpu", torch.bfloat16):
-        return autoencoder.encode(frames).mean[None].half().cpu()  # [1, F, 4, h, w]
+def lesson_at(step: int, lessons: Sequence[Lesson]) -> tuple[Lesson, Kind]:
+    """The lesson that a step is in, the last one behind them all, and the step's kind."""
+    for lesson in lessons:
+        if step < lesson.steps:
+            break
+        step -= lesson.steps
+    return lesson, lesson.kinds[step % len(lesson.kinds)]
 
 
-def _scene(index: int) -> world.Scene:
-    return wild.scene(torch.Generator().manual_seed(index))
+def steps_of(lessons: Sequence[Lesson]) -> int:
+    """In all."""
+    return sum(lesson.steps for lesson in lessons)
 
 
 def trained_parts(unet: UNet, clip: Any) -> nn.ModuleDict:
@@ -118,7 +120,13 @@ def optimizer_of(model: nn.Module, rate: float = 1e-2, adam_rate: float = 1e-3) 
     return Muon(*trained, rate=rate, adam_rate=adam_rate)
 
 
-def train(folder: Path, encoders, steps: int, device: torch.device | str = "cpu", share: int = 1) -> None:
+def train(
+    folder: Path,
+    encoders: Any,
+    lessons: Sequence[Lesson] = LESSONS,
+    device: torch.device | str = "cpu",
+    share: int = 1,
+) -> None:
     """Train to `folder`/unet.pt, resuming what is there. share: of how many processes this one does the work."""
     torch.manual_seed(0)
     device = torch.device(device)
@@ -126,32 +134,37 @@ def train(folder: Path, encoders, steps: int, device: torch.device | str = "cpu"
     model = trained_parts(unet, encoders.text.clip).requires_grad_(True)
     drawn = bank(folder / "bank", encoders.vae)
     optimizer = optimizer_of(model)
-    loop = Loop(folder / "unet.pt", model, optimizer, steps, decay=0.997)
+    loop = Loop(folder / "unet.pt", model, optimizer, steps_of(lessons), decay=0.997)
     for step in loop:
-        optimizer.at(rate_at(step, steps))
-        still = step < PICTURED * steps
-        pictures = still or step % 4 == 3
-        with spatial_half(unet, still):
-            loss = step_loss(
-                unet, encoders.text, drawn, step, steps, share * (PICTURES if pictures else VIDEOS), pictures
-            )
-            loop.update(loss)
+        optimizer.at(rate_at(step, lessons))
+        with spatial_half(unet, lesson_at(step, lessons)[0].alone):
+            loop.update(step_loss(unet, encoders.text, drawn, step, lessons, share))
 
 
-def step_loss(unet: VideoUNet, text: Any, drawn: Bank, step: int, steps: int, count: int, pictures: bool) -> Tensor:
+def step_loss(unet: VideoUNet, text: Any, drawn: Bank, step: int, lessons: Sequence[Lesson], share: int) -> Tensor:
     """The loss of a step, whose random numbers are its own and the process's."""
+    lesson, kind = lesson_at(step, lessons)
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(1000 * step + rank())
-    clean, prompts = drawn.draw(count, generator, pictures)
-    noisy = step % 2 == 0 and step < (1 - SETTLING) * steps
-    chosen = timesteps(count, generator, noisy)
+    if kind is Kind.PICTURES:
+        clean, prompts = drawn.pictures(share * PICTURES, lesson.small, generator)
+    elif kind is Kind.WAYS:
+        clean, prompts = drawn.ways(lesson.families, lesson.small, generator)
+    else:
+        clean, prompts = drawn.videos(share * VIDEOS, lesson.small, generator)
+    if kind in (Kind.WAYS, Kind.LATEST):
+        chosen = torch.randint(MOST_NOISE, 1000, (len(clean),), generator=generator)
+    else:
+        noisy = step % 3 != 0 and step < (1 - SETTLING) * steps_of(lessons)
+        chosen = timesteps(len(clean), generator, noisy)
     with torch.autocast(device.type, torch.bfloat16):
         return _loss(unet, clean.to(device), chosen.to(device), text.encode(prompts), generator)
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Part of the full rates: up at the start, and evenly down to almost nothing at the end."""
-    return min(1.0, (step + 1) / WARM_UP, (1 - step / steps) / SETTLING + 0.01)
+def rate_at(step: int, lessons: Sequence[Lesson]) -> float:
+    """Part of the full rates: up at the start, the lesson's own then, and evenly down to almost nothing at the end."""
+    left = 1 - step / steps_of(lessons)
+    return lesson_at(step, lessons)[0].rate * min(1.0, (step + 1) / WARM_UP, left / SETTLING + 0.01)
 
 
 def _loss(unet: VideoUNet, clean: Tensor, drawn: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:

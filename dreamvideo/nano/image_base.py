@@ -6,18 +6,21 @@ single frames. The motion module learns on it from videos while it stays as it i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..encoders.protocols import Encoders
 from ..models.animatediff import ImageUNet
 from ..models.blocks import TemporalConv, TemporalTransformer
 from ..models.image_config import ImageUNetConfig
 from ..models.unet import UNet
 from . import denoiser, world
+from .denoiser import Kind, Lesson, steps_of
+from .latents import bank
 from .progress import Loop, averaged
 
 CONFIG = ImageUNetConfig(
@@ -28,10 +31,22 @@ CONFIG = ImageUNetConfig(
     context_dim=denoiser.CONFIG.context_dim,
 )
 VIDEO = replace(CONFIG, motion_frames=world.FRAMES)
-RATE, ADAM_RATE = 5e-3, 5e-4  # of the image model, half of what it was begun with
+STILL = (Lesson(800, (Kind.PICTURES,), rate=0.5),)
+MOVING = (
+    Lesson(100, (Kind.WAYS,), small=True, rate=0.5, families=1),
+    Lesson(200, (Kind.WAYS,), small=True, rate=0.5, families=24),
+    Lesson(500, (Kind.WAYS, Kind.VIDEOS, Kind.LATEST), small=True, rate=0.5),
+    Lesson(700, (Kind.WAYS, Kind.VIDEOS, Kind.LATEST), rate=0.5),
+)
 
 
-def train_pictures(folder: Path, encoders: Any, steps: int, device: torch.device | str = "cpu", share: int = 1) -> None:
+def train_pictures(
+    folder: Path,
+    encoders: Encoders,
+    lessons: Sequence[Lesson] = STILL,
+    device: torch.device | str = "cpu",
+    share: int = 1,
+) -> None:
     """Train the image model to `folder`/image.pt from the UNet that `folder`/unet.pt holds, resuming what is there.
 
     Heads are Stable Diffusion's eight where the UNet's are 64 channels wide, so that its attention learns anew what to
@@ -40,12 +55,15 @@ def train_pictures(folder: Path, encoders: Any, steps: int, device: torch.device
     torch.manual_seed(0)
     unet = ImageUNet(CONFIG)
     unet.load_state_dict(spatial_state(averaged(folder / "unet.pt", "unet.")))
-    optimizer = denoiser.optimizer_of(unet.to(device), RATE, ADAM_RATE)
-    _train(folder, "image", unet, unet, encoders, optimizer, steps, share * denoiser.PICTURES)
+    _train(folder, "image", unet.to(device), unet, encoders, lessons, share)
 
 
 def train_motion_module(
-    folder: Path, encoders: Any, steps: int, device: torch.device | str = "cpu", share: int = 1
+    folder: Path,
+    encoders: Encoders,
+    lessons: Sequence[Lesson] = MOVING,
+    device: torch.device | str = "cpu",
+    share: int = 1,
 ) -> None:
     """Train the motion module to `folder`/motion_module.pt on the image model of `folder`/image.pt, resuming."""
     torch.manual_seed(0)
@@ -54,18 +72,24 @@ def train_motion_module(
     unet.load_state_dict(unet.state_dict() | found)
     assert unet.motion is not None
     unet.motion.requires_grad_(True)
-    optimizer = denoiser.optimizer_of(unet.to(device))
-    _train(folder, "motion_module", unet, unet.motion, encoders, optimizer, steps, share * denoiser.VIDEOS)
+    _train(folder, "motion_module", unet.to(device), unet.motion, encoders, lessons, share)
 
 
 def _train(
-    folder: Path, part: str, unet: ImageUNet, trained: nn.Module, encoders: Any, optimizer, steps: int, count: int
+    folder: Path,
+    part: str,
+    unet: ImageUNet,
+    trained: nn.Module,
+    encoders: Encoders,
+    lessons: Sequence[Lesson],
+    share: int,
 ) -> None:
-    drawn = denoiser.bank(folder / "bank", encoders.vae)
-    loop = Loop(folder / f"{part}.pt", trained, optimizer, steps, decay=0.997)
+    drawn = bank(folder / "bank", encoders.vae)
+    optimizer = denoiser.optimizer_of(unet)
+    loop = Loop(folder / f"{part}.pt", trained, optimizer, steps_of(lessons), decay=0.997)
     for step in loop:
-        optimizer.at(denoiser.rate_at(step, steps))
-        loop.update(denoiser.step_loss(unet, encoders.text, drawn, step, steps, count, pictures=part == "image"))
+        optimizer.at(denoiser.rate_at(step, lessons))
+        loop.update(denoiser.step_loss(unet, encoders.text, drawn, step, lessons, share))
 
 
 def spatial_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

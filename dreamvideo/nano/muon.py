@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 # Of the quintic that drives singular values from (0, 1] to about 1 in five rounds, by its authors.
@@ -40,18 +41,44 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]  # nobody re-evaluates a loss here
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    (_muon if group["muon"] else _adam)(weight, weight.grad, self.state[weight], group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if group["muon"]:
+                _muon(weights, [self.state[weight] for weight in weights], group)
+            else:
+                for weight in weights:
+                    _adam(weight, weight.grad, self.state[weight], group)
 
 
-def _muon(weight: Tensor, gradient: Tensor, state: dict, group: dict) -> None:
+def _muon(weights: list[nn.Parameter], states: list[dict], group: dict) -> None:
+    """Processes of a `torch.distributed` group, whose gradients are equal by then, share the work."""
+    directions = [_ahead(weight, state, group["momentum"]) for weight, state in zip(weights, states, strict=True)]
+    if dist.is_initialized():
+        directions = _shared(directions)
+    else:
+        directions = [orthogonal(direction.flatten(1)) for direction in directions]
+    for weight, direction in zip(weights, directions, strict=True):
+        out, rest = len(weight), weight[0].numel()
+        weight.add_(direction.view_as(weight), alpha=-group["lr"] * max(1.0, out / rest) ** 0.5)
+
+
+def _ahead(weight: nn.Parameter, state: dict, momentum: float) -> Tensor:
+    """Nesterov's look ahead along the momentum."""
+    assert weight.grad is not None
     mean = state.setdefault("mean", torch.zeros_like(weight))
-    mean.lerp_(gradient, 1 - group["momentum"])
-    ahead = gradient.lerp(mean, group["momentum"])  # Nesterov's
-    update = orthogonal(ahead.flatten(1)).view_as(weight)
-    out, rest = len(weight), weight[0].numel()
-    weight.add_(update, alpha=-group["lr"] * max(1.0, out / rest) ** 0.5)
+    mean.lerp_(weight.grad, 1 - momentum)
+    return weight.grad.lerp(mean, momentum)
+
+
+def _shared(directions: list[Tensor]) -> list[Tensor]:
+    """All directions orthogonal, each made so by one of the processes."""
+    count, own = dist.get_world_size(), dist.get_rank()
+    flat = torch.zeros(sum(direction.numel() for direction in directions), device=directions[0].device)
+    parts = flat.split([direction.numel() for direction in directions])
+    for index, (direction, part) in enumerate(zip(directions, parts, strict=True)):
+        if index % count == own:
+            part.copy_(orthogonal(direction.flatten(1)).flatten())
+    dist.all_reduce(flat)
+    return list(parts)
 
 
 def _adam(weight: Tensor, gradient: Tensor, state: dict, group: dict) -> None:

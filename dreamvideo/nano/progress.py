@@ -96,3 +96,8 @@ def averaged(path: Path, prefix: str = "") -> dict[str, Tensor]:
 def rank() -> int:
     """This process's place in its group, 0 where there is none."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    """How many processes are in this one's group."""
+    return dist.get_world_size() if dist.is_initialized() else 1

@@ -31,6 +31,18 @@ def scene(generator: torch.Generator) -> world.Scene:
     return drawn
 
 
+def family(generator: torch.Generator) -> list[world.Scene]:
+    """One subject in one place on every way with a name whose caption may be learned from, and on one without, last.
+
+    Of several that differ in their way alone, a network learns what the words for ways say.
+    """
+    drawn = scene(generator)
+    named = [replace(drawn, motion=motion, wander=0) for motion in world.MOTIONS]
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    ways = [way for way in named if not world.is_held_out(way)] + [replace(drawn, motion=world.WANDERING, wander=seed)]
+    return [world.jittered(way, generator) for way in ways]
+
+
 def _nameless(subject: world.Subject, generator: torch.Generator) -> world.Subject:
     first, second = (f"#{value:06x}" for value in torch.randint(2**24, (2,), generator=generator).tolist())
     variant = int(torch.randint(2**31, (1,), generator=generator))
