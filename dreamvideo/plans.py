@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from .encoders.protocols import ImageEncoder, NoImages
 from .models.config import NetworkConfig
 from .models.frame_attention import FrameAttentionConfig
 from .training.data import digest
-from .training.methods import TEXTUAL_INVERSION, Method, for_clips, without_guidance
+from .training.methods import Method, for_clips, without_guidance, word_method
 from .training.places import Run
 from .training.settings import TrainingSettings
 
@@ -82,8 +82,7 @@ def subject_plan(
     if row.token != "given":
         return Plan((own,), placeholder, class_word)
     shared = {name: getattr(own[1], name) for name in ("layered_token", "mask_attention")}  # a row's own among them
-    alone = replace(TEXTUAL_INVERSION, mask_attention=row.mask_attention)
-    first = (alone, defaults.settings("token", **{**token, "snapshot_every": 0, **shared}))
+    first = (word_method(row), defaults.settings("token", **{**token, "snapshot_every": 0, **shared}))
     return Plan((first, own), placeholder, class_word, {}, vectors)
 
 

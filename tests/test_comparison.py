@@ -19,7 +19,15 @@ from dreamvideo.media.writing import write_animation, write_png
 from dreamvideo.nano import comparison, pieces, report, suite, world
 from dreamvideo.nano.comparison import TABLES, System, Table
 from dreamvideo.training.loop import Callbacks
-from dreamvideo.training.methods import IDENTITY, IDENTITY_PLUS, METHODS, MOTION_BEYOND, TUNE_A_VIDEO
+from dreamvideo.training.methods import (
+    IDENTITY,
+    IDENTITY_PLUS,
+    METHODS,
+    MOTION_BEYOND,
+    TEXTUAL_INVERSION,
+    TUNE_A_VIDEO,
+    word_method,
+)
 
 SLIVER = suite.Scale(("mushroom",), ("circling",), ("on the road",), seeds=1, share=1e-9, sampling_steps=1)
 TABLE = Table(
@@ -213,11 +221,15 @@ def test_the_truth_scores_high_and_another_truth_low():
 
 
 def test_the_tables_are_the_papers_and_every_method_is_compared():
-    assert [table.number for table in TABLES] == ["1", "2", "3", "5", "A1", "A4", "A5"]
-    rows = {row.name for table in TABLES for system in table.systems for row in (system.subject, system.motion) if row}
-    beyond = {row.name for row in MOTION_BEYOND}  # no table of the paper's
-    other = {"motion_several", IDENTITY_PLUS.name, TUNE_A_VIDEO.name}  # the last one has no image base here yet
-    assert METHODS.keys() - rows == other | beyond
+    assert [table.number for table in TABLES] == ["1", "2", "3", "5", "A1", "A4", "A5", "B1", "B2", "B3"]
+
+    def rows(tables) -> set[str]:
+        return {
+            row.name for table in tables for system in table.systems for row in (system.subject, system.motion) if row
+        }
+
+    assert METHODS.keys() - rows(TABLES) == {"motion_several", TUNE_A_VIDEO.name}  # which has no image base here yet
+    assert not rows(comparison.PAPERS) & {IDENTITY_PLUS.name, *(row.name for row in MOTION_BEYOND)}
     assert all(len({system.name for system in table.systems}) == len(table.systems) for table in TABLES)
     for scale, videos in ((suite.FULL, 8 * 6 // 2), (suite.QUICK, 2)):
         for table in TABLES:
@@ -226,18 +238,72 @@ def test_the_tables_are_the_papers_and_every_method_is_compared():
             assert len({case.subject for case in wanted}) == len(scale.subjects)
             assert len({case.motion for case in wanted}) == len(scale.motions)
             assert all(case.new_subject == (table.task != "motion") for case in wanted)
-            assert all(case.new_motion == (table.task != "subject") for case in wanted)
+            assert all(case.new_motion == (table.task not in ("subject", "two")) for case in wanted)
+            assert all(bool(case.other) == (table.task == "two") for case in wanted)
 
 
 def test_the_docs_hold_the_tables_as_they_came_out():
     project = Path(report.__file__).parents[2]
     facts = json.loads((project / "docs" / "comparison.json").read_text(encoding="utf-8"))
-    assert facts["tables"].keys() == {table.number for table in TABLES}
-    for page, tables in (("docs/comparison.md", TABLES), ("README.md", TABLES[:1])):
+    assert {table.number for table in comparison.PAPERS} <= facts["tables"].keys()
+    measured = [table for table in TABLES if table.number in facts["tables"]]
+    for page, tables in (("docs/comparison.md", measured), ("README.md", measured[:1])):
         text = report.markdown(tables, facts["tables"], suite.FULL, facts["seconds"])
         shown = (project / page).read_text(encoding="utf-8").splitlines()
         rows = [line for line in text.splitlines() if page != "README.md" or line.startswith("| ")]
         assert [line for line in rows if line not in shown] == []
+
+
+def test_two_subjects_are_each_looked_for_in_its_half():
+    case = suite.Case("mushroom", "jumping", "on the road", 0, other="house")
+    both = world.render(case.truth).frames
+    assert min(suite.score(both, case).values()) > 0.8
+    swapped = suite.score(
+        world.render(replace(case.truth, subject=case.truth.companion, companion=case.looks)).frames, case
+    )
+    alone = suite.score(world.render(replace(case.truth, companion=None)).frames, case)
+    subject = suite.score(both, case)["subject"]
+    assert max(swapped["subject"], alone["subject"]) < subject - 0.2
+
+
+def test_two_subjects_get_a_word_and_where_asked_for_a_region_each(base, tmp_path):
+    tools = suite.Tools(base, tmp_path, SLIVER, report=lambda text: None)
+    (table,) = [table for table in TABLES if table.task == "two"]
+    nothing, plain, regions = table.systems
+    (case,) = suite.cases("two", SLIVER)
+    assert suite.prompt_for(nothing, case) == "a toy and a toy moving left on the road"
+    assert suite.prompt_for(plain, case) == "a <my-toy> and a <other-toy> moving left on the road"
+    results = suite.measure(tools, [table])["B3"]
+    strips = {name: measured.strips[0] for name, measured in results.items()}
+    assert len(set(strips.values())) == 3 and len({path.read_bytes() for path in strips.values()}) == 3
+    given = pieces._customization(regions, case, list(pieces.learned(tools, regions, case)))
+    assert list(given.tokens) == ["<my-toy>", "<other-toy>"]
+    assert not torch.equal(*given.tokens.values())
+    left, right = given.regions
+    assert "<my-toy>" in left.prompt and "<other-toy>" in right.prompt and torch.equal(left.mask, 1 - right.mask)
+    assert all(
+        torch.equal(*pair)
+        for pair in zip((entry.mask[0] for entry in given.entries), (left.mask, right.mask), strict=True)
+    )
+
+
+def test_schedules_share_trainings_and_never_a_video(base, tmp_path):
+    tools = suite.Tools(base, tmp_path, SLIVER, report=lambda text: None)
+    (table,) = [table for table in TABLES if table.number == "B2"]
+    results = suite.measure(tools, [replace(table, systems=table.systems[-3:])])["B2"]
+    assert len({measured.strips[0] for measured in results.values()}) == 3
+    trained = {path.parent.name for path in (tmp_path / "adapters").rglob("*.safetensors")}
+    assert trained == {"identity_plus", "motion_plus", "textual_inversion_mask_attention"}
+    (case,) = suite.cases("joint", SLIVER)
+    scheduled = table.systems[-3]
+    entries = pieces._customization(scheduled, case, list(pieces.learned(tools, scheduled, case))).entries
+    assert [entry.ramp for entry in entries] == [(0.5, 1.5), (1.5, 0.5)]
+
+
+def test_a_word_is_learned_with_the_options_of_the_row_that_asks_for_it():
+    assert word_method(IDENTITY) == TEXTUAL_INVERSION
+    both = word_method(replace(IDENTITY, layered_token=True, mask_attention=True))
+    assert both.layered_token and both.mask_attention and both.name == "textual_inversion_layered_token_mask_attention"
 
 
 def test_own_videos_get_the_papers_metrics(tmp_path, capsys, monkeypatch):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from ..training.methods import Method
 from . import world
-from .comparison import System
+from .comparison import Limits, System
 
 PLACEHOLDER, MOTION_PLACEHOLDER = "<my-toy>", "<my-motion>"
+OTHER_PLACEHOLDER = "<other-toy>"  # of the right one of two subjects
 PHOTOGRAPHS, RELATED_CLIPS = 4, 4
 ACTOR, STAGE = world.Subject("square", "yellow"), "in the night"  # who shows a motion, and where
 # What the base knows: the subjects that a learned motion is asked of, and the motions that a learned subject is asked
@@ -53,16 +54,27 @@ QUICK = Scale(("mushroom",), ("circling",), ("on the road", "on the grass"), see
 
 @dataclass(frozen=True)
 class Case:
-    """One video to be made. subject: a name among the held-out ones or among `KNOWN_SUBJECTS`."""
+    """One video to be made. subject: a name among the held-out ones or among `KNOWN_SUBJECTS`.
+
+    other: of two subjects the right one, held out as the left one is; "" for one alone.
+    """
 
     subject: str
     motion: str
     place: str
     seed: int
+    other: str = ""
 
     @property
     def name(self) -> str:
-        return "-".join((self.subject, self.motion, self.place, str(self.seed))).replace(" ", "-")
+        parts = (self.subject, self.other, self.motion, self.place, str(self.seed))
+        return "-".join(part for part in parts if part).replace(" ", "-")
+
+    @property
+    def truth(self) -> world.Scene:
+        """What it asks for."""
+        companion = world.HELD_OUT_SUBJECTS[self.other] if self.other else None
+        return world.Scene(self.looks, self.motion, self.place, companion=companion)
 
     @property
     def looks(self) -> world.Subject:
@@ -77,6 +89,15 @@ class Case:
         return self.motion in world.HELD_OUT_MOTIONS
 
 
+@dataclass(frozen=True)
+class Use:
+    """What a case calls upon of a system: a row and what it learns, and when and how deep that acts."""
+
+    row: Method
+    what: str
+    limits: Limits
+
+
 def cases(task: str, scale: Scale) -> list[Case]:
     """The videos of a task, each from a noise of its own: of what it does not teach, the base's own take the place."""
     known_subjects, known_motions = tuple(KNOWN_SUBJECTS), world.MOTIONS
@@ -84,6 +105,7 @@ def cases(task: str, scale: Scale) -> list[Case]:
         "joint": (scale.subjects, scale.motions),
         "subject": (scale.subjects, known_motions[: len(scale.motions)]),
         "motion": (known_subjects[: len(scale.subjects)], scale.motions),
+        "two": (scale.subjects, known_motions[: len(scale.motions)]),
     }[task]
     pairs = [
         (subject, motion)
@@ -92,19 +114,49 @@ def cases(task: str, scale: Scale) -> list[Case]:
         for _ in range(scale.seeds)
     ]
     places = itertools.cycle(scale.places)
-    return [Case(subject, motion, next(places), seed) for seed, (subject, motion) in enumerate(pairs)]
+    return [
+        Case(subject, motion, next(places), seed, _beside(subject) if task == "two" else "")
+        for seed, (subject, motion) in enumerate(pairs)
+    ]
 
 
-def used(system: System, case: Case) -> tuple[Method | None, Method | None]:
-    """The rows of a system that a case calls upon."""
-    return system.subject if case.new_subject else None, system.motion if case.new_motion else None
+def _beside(subject: str) -> str:
+    """Who stands beside a held-out subject."""
+    names = list(world.HELD_OUT_SUBJECTS)
+    return names[(names.index(subject) + 1) % len(names)]
+
+
+def used(system: System, case: Case) -> list[Use]:
+    """What a case calls upon: of subjects from left to right, and of the motion."""
+    found = []
+    if system.subject is not None and case.new_subject:
+        names = (case.subject, case.other) if case.other else (case.subject,)
+        found += [Use(system.subject, name, system.subject_limits) for name in names]
+    if system.motion is not None and case.new_motion:
+        found.append(Use(system.motion, case.motion, system.motion_limits))
+    return found
 
 
 def prompt_for(system: System, case: Case) -> str:
     """What a system is asked; a subject that it has not learned is called by its class word."""
-    subject, motion = used(system, case)
-    name = PLACEHOLDER if subject else world.CLASS_WORD if case.new_subject else case.looks.words
-    return f"a {name} {motion_words(motion, case.motion)} {case.place}"
+    learned = system.subject is not None and case.new_subject
+    name = PLACEHOLDER if learned else world.CLASS_WORD if case.new_subject else case.looks.words
+    if case.other:
+        name += f" and a {OTHER_PLACEHOLDER if learned else world.CLASS_WORD}"
+    return _prompt(name, system, case)
+
+
+def region_prompts(system: System, case: Case) -> tuple[str, str] | None:
+    """What the halves of a video of two subjects are asked for, where the system gives each its own."""
+    if not (system.regions and case.other):
+        return None
+    left, right = (_prompt(name, system, case) for name in (PLACEHOLDER, OTHER_PLACEHOLDER))
+    return left, right
+
+
+def _prompt(name: str, system: System, case: Case) -> str:
+    row = system.motion if case.new_motion else None
+    return f"a {name} {motion_words(row, case.motion)} {case.place}"
 
 
 def lesson(motion: str) -> world.Scene:

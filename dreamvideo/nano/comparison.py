@@ -1,17 +1,30 @@
-"""The paper's comparison as rows: which systems stand in which table, and on what task they are measured.
+"""The comparison as rows: which systems stand in which table, and on what task they are measured.
 
-The bodies of the paper's tables are not at hand; which system stands where follows its text (sections 4.2 and 4.3 and
-the appendix). AnimateDiff and Tune-A-Video, which start from an image base, are missing until there is an embedded one.
+Tables 1 to A5 are the paper's, B1 to B3 what this project has beyond it. The bodies of the paper's tables are not at
+hand; which system stands where follows its text (sections 4.2 and 4.3 and the appendix). AnimateDiff and Tune-A-Video,
+which start from an image base, are missing until there is an embedded one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..training import methods
-from ..training.methods import IDENTITY, MOTION, MOTION_METHODS, SUBJECT_METHODS, Method
+from ..training.methods import IDENTITY, IDENTITY_PLUS, MOTION, MOTION_METHODS, MOTION_PLUS, SUBJECT_METHODS, Method
 
 VIDEO, WITH_MODULE, PICTURES = "video", "image", "pictures"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When and how deep an adapter acts: fields of `StackEntry`."""
+
+    window: tuple[float, float] = (0.0, 1.0)
+    ramp: tuple[float, float] = (1.0, 1.0)
+    depth: tuple[float, float] = (1.0, 1.0)
+
+
+ALWAYS = Limits()
 
 
 @dataclass(frozen=True)
@@ -19,19 +32,23 @@ class System:
     """One row of a table: what teaches it the subject and what the motion; None for what it does not learn.
 
     start: the base that it starts from: "video", "image" (the image base with its motion module) or "pictures" (the
-    same without).
+    same without). regions: whether of two subjects each has a region and a prompt of its own.
     """
 
     name: str
     subject: Method | None = None
     motion: Method | None = None
     start: str = VIDEO
+    subject_limits: Limits = ALWAYS
+    motion_limits: Limits = ALWAYS
+    regions: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the paper. task: "joint" (a new subject in a new motion), "subject" (a new subject in a motion that
-    the base knows) or "motion" (a subject that the base knows in a new motion)."""
+    """One table. task: "joint" (a new subject in a new motion), "subject" (a new subject in a motion that the base
+    knows), "motion" (a subject that the base knows in a new motion) or "two" (two new subjects, each in its half, in a
+    motion that the base knows)."""
 
     number: str
     title: str
@@ -41,6 +58,7 @@ class Table:
 
 BASE = System("base, nothing learned")
 DREAMVIDEO = System("DreamVideo", IDENTITY, MOTION)
+DREAMVIDEO_PLUS = System("DreamVideo plus", IDENTITY_PLUS, MOTION_PLUS)
 SUBJECT_ONLY, MOTION_ONLY = System("DreamVideo", IDENTITY), System("DreamVideo", motion=MOTION)
 
 
@@ -52,7 +70,20 @@ def _motion(name: str, method: str) -> System:
     return System(name, IDENTITY, MOTION_METHODS[method])
 
 
-TABLES = (
+def _with_option(name: str, option: str) -> System:
+    """DreamVideo with one option of its row for motions."""
+    return System(name, IDENTITY, replace(MOTION, name=f"motion_{option}", **{option: True}))
+
+
+def _scheduled(name: str, subject: Limits = ALWAYS, motion: Limits = ALWAYS) -> System:
+    return replace(DREAMVIDEO_PLUS, name=name, subject_limits=subject, motion_limits=motion)
+
+
+LATE, EARLY = Limits(window=(0.3, 1.0)), Limits(window=(0.0, 0.6))
+RISING, FALLING = Limits(ramp=(0.5, 1.5)), Limits(ramp=(1.5, 0.5))
+SHALLOW, DEEP = Limits(depth=(1.5, 0.5)), Limits(depth=(0.5, 1.5))
+
+PAPERS = (
     Table(
         "1",
         "subject and motion together",
@@ -136,3 +167,59 @@ TABLES = (
         ),
     ),
 )
+BEYOND = (
+    Table(
+        "B1",
+        "beyond the paper",
+        "joint",
+        (
+            DREAMVIDEO,
+            _with_option("DreamVideo, debiased loss", "debias"),
+            _with_option("DreamVideo, absorber", "absorber"),
+            _motion("DreamVideo, frame-aware motion adapter", "frame_aware"),
+            _motion("DreamVideo, residuals at temporal convolutions", "temporal_convolutions"),
+            _motion("DreamVideo, both", "frame_aware_convolutions"),
+            _motion("DreamVideo, both and the debiased loss", "dreamvideo_plus"),
+            System(
+                "DreamVideo, a vector a layer for the word",
+                replace(IDENTITY, name="identity_layered_token", layered_token=True),
+                MOTION,
+            ),
+            System(
+                "DreamVideo, attention to the mask",
+                replace(IDENTITY, name="identity_mask_attention", mask_attention=True),
+                MOTION,
+            ),
+            System("ModelScopeT2V, fine-tuned", methods.FINE_TUNING_SUBJECT, methods.FINE_TUNING_MOTION),
+            System("Dreamix + ModelScopeT2V, fine-tuned", methods.DREAMIX, methods.FINE_TUNING_MOTION),
+            DREAMVIDEO_PLUS,
+        ),
+    ),
+    Table(
+        "B2",
+        "schedules",
+        "joint",
+        (
+            _scheduled("subject late (steps 0.3 to 1)", subject=LATE),
+            _scheduled("subject rising (0.5 to 1.5)", subject=RISING),
+            _scheduled("subject shallow (1.5 to 0.5)", subject=SHALLOW),
+            _scheduled("motion early (steps 0 to 0.6)", motion=EARLY),
+            _scheduled("motion falling (1.5 to 0.5)", motion=FALLING),
+            _scheduled("motion deep (0.5 to 1.5)", motion=DEEP),
+            _scheduled("subject rising, motion falling", RISING, FALLING),
+            _scheduled("subject shallow, motion deep", SHALLOW, DEEP),
+            DREAMVIDEO_PLUS,
+        ),
+    ),
+    Table(
+        "B3",
+        "two subjects, each in its half",
+        "two",
+        (
+            BASE,
+            System("one prompt for both", IDENTITY_PLUS),
+            System("each in its region", IDENTITY_PLUS, regions=True),
+        ),
+    ),
+)
+TABLES = (*PAPERS, *BEYOND)

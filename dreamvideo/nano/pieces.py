@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..base import Base
-from ..customizing import customize
+from ..customizing import Customization, RegionPrompt, customize
 from ..defaults import fitted
 from ..files.adapter_info import TrainedAdapter, check_fits
 from ..files.adapters import load_adapter, save_trained
@@ -31,13 +31,14 @@ from ..sweep.bases import BaseSpec
 from ..sweep.job import Facts, Job, Worker
 from ..training.data import TrainingData, encode_clips, encode_photos
 from ..training.loop import Callbacks
-from ..training.methods import MOTION_WORD, TEXTUAL_INVERSION, TUNE_A_VIDEO, Method
+from ..training.methods import MOTION_WORD, TUNE_A_VIDEO, Method, word_method
 from ..training.stages import train_method
-from . import fidelity, world
+from . import world
 from .cases import (
     ACTOR,
     DATA_SEED,
     MOTION_PLACEHOLDER,
+    OTHER_PLACEHOLDER,
     PHOTOGRAPHS,
     PLACEHOLDER,
     RELATED_CLIPS,
@@ -47,9 +48,11 @@ from .cases import (
     lesson,
     motion_words,
     prompt_for,
+    region_prompts,
     used,
 )
-from .comparison import VIDEO, System
+from .comparison import ALWAYS, VIDEO, Limits, System
+from .scoring import score
 from .starts import image_base
 
 
@@ -87,9 +90,8 @@ def parameters(learned: TrainedAdapter) -> int:
 
 def learned(tools: Tools, system: System, case: Case) -> Iterator[TrainedAdapter]:
     """The files that a case needs of a system, trained where they are not there."""
-    for row, what in zip(used(system, case), (case.subject, case.motion), strict=True):
-        if row is not None:
-            yield train(tools, row, what, system.start)
+    for use in used(system, case):
+        yield train(tools, use.row, use.what, system.start)
 
 
 def adapter_path(folder: Path, row: Method, what: str, start: str = VIDEO) -> Path:
@@ -105,7 +107,7 @@ def train(tools: Tools, row: Method, what: str, start: str = VIDEO) -> TrainedAd
     """A row's file for a subject or a motion."""
     base, path = tools.on(start), adapter_path(tools.folder, row, what, start)
     if not path.exists():
-        given = train(tools, TEXTUAL_INVERSION, what, start).tokens if row.token == "given" else None
+        given = train(tools, word_method(row), what, start).tokens if row.token == "given" else None
         method = fitted(row, base.unet.config)
         settings = base.defaults.settings_for(method)
         settings = replace(settings, steps=max(1, round(settings.steps * tools.scale.share)))
@@ -147,8 +149,15 @@ def _data(base: Base, row: Method, what: str) -> TrainingData:
 
 
 def video_path(folder: Path, system: System, case: Case) -> Path:
-    rows = "+".join(row.name if row else "none" for row in used(system, case))
-    return folder / "videos" / _below(system.start) / rows / f"{case.name}.png"
+    rows = [f"{use.row.name}{_limited(use.limits)}" for use in used(system, case)]
+    rows += ["regions"] if region_prompts(system, case) else []
+    return folder / "videos" / _below(system.start) / ("+".join(rows) or "none") / f"{case.name}.png"
+
+
+def _limited(limits: Limits) -> str:
+    """What a path says of limits: nothing where there are none."""
+    values = {name: value for name, value in asdict(limits).items() if value != getattr(ALWAYS, name)}
+    return "".join(f"-{name}-{low:g}-{high:g}" for name, (low, high) in values.items())
 
 
 def video(tools: Tools, system: System, case: Case, learned: Sequence[TrainedAdapter]) -> Path:
@@ -156,16 +165,37 @@ def video(tools: Tools, system: System, case: Case, learned: Sequence[TrainedAda
     path = video_path(tools.folder, system, case)
     if not path.exists():
         base, prompt = tools.on(system.start), prompt_for(system, case)
-        inverts = used(system, case)[1] == TUNE_A_VIDEO  # begins from the noise of the clip that it learned
+        inverts = system.motion == TUNE_A_VIDEO and case.new_motion  # begins from the noise of the clip that it learned
         settings = base.defaults.sampling(
             prompt, seed=case.seed, steps=tools.scale.sampling_steps, prior_strength=1.0 if inverts else 0.0
         )
         clip = world.render(lesson(case.motion)).frames if inverts else None
         with _timed(path):
             follow = tools.sampling(f"{path.parent.name} {case.name}")
-            frames = generate(base.unet, base.encoders, settings, customize(learned), prior_clip=clip, callback=follow)
+            stack = _customization(system, case, learned)
+            frames = generate(base.unet, base.encoders, settings, stack, prior_clip=clip, callback=follow)
             write_png(path, torch.cat(list(frames), dim=2))
     return path
+
+
+def _customization(system: System, case: Case, learned: Sequence[TrainedAdapter]) -> Customization:
+    limits = [asdict(use.limits) for use in used(system, case)]
+    if case.other and learned:  # both were learned under one name
+        second = learned[1]
+        renamed = replace(second, tokens={OTHER_PLACEHOLDER: second.tokens[PLACEHOLDER]})
+        learned = [learned[0], renamed, *learned[2:]]
+    regions = [
+        RegionPrompt(prompt, half)
+        for prompt, half in zip(region_prompts(system, case) or (), _halves(), strict=False)
+    ]  # fmt: skip
+    return customize(learned, limits=limits, regions=regions)
+
+
+def _halves() -> tuple[Tensor, Tensor]:
+    """Masks [H, W] of the left and the right half."""
+    left = torch.zeros(world.SIZE, world.SIZE)
+    left[:, : world.SIZE // 2] = 1
+    return left, 1 - left
 
 
 def scores(tools: Tools, strip: Path, case: Case) -> dict[str, float]:
@@ -178,17 +208,6 @@ def scores(tools: Tools, strip: Path, case: Case) -> dict[str, float]:
 def frames_of(strip: Path) -> Tensor:
     """The frames [F, 3, H, W] of a strip."""
     return torch.stack(load_image(strip).split(world.SIZE, dim=2))
-
-
-def score(frames: Tensor, case: Case) -> dict[str, float]:
-    """The three exact metrics of a video [F, 3, 64, 64]."""
-    found = fidelity.find(frames, case.looks)
-    colour = "" if case.new_subject else case.looks.colour
-    return {
-        "subject": fidelity.subject_fidelity(found),
-        "motion": fidelity.motion_fidelity(found.path, world.path_of(case.motion, len(frames))),
-        "context": fidelity.context_fidelity(frames, case.place, colour),
-    }
 
 
 @contextmanager
@@ -256,9 +275,8 @@ def jobs_for(folder: Path, base: BaseSpec, scale: Scale, system: System, wanted:
     """The jobs of a system on cases, each after those it needs, some of them more than once."""
     for case in wanted:
         needs: list[Job] = []
-        for row, what in zip(used(system, case), (case.subject, case.motion), strict=True):
-            if row is not None:
-                needs += _trainings(folder, base, scale, row, what, system.start)
+        for use in used(system, case):
+            needs += _trainings(folder, base, scale, use.row, use.what, system.start)
         yield from needs
         path = video_path(folder, system, case)
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -269,7 +287,7 @@ def jobs_for(folder: Path, base: BaseSpec, scale: Scale, system: System, wanted:
 
 def _trainings(folder: Path, base: BaseSpec, scale: Scale, row: Method, what: str, start: str) -> list[Job]:
     """A training, after the textual inversion that it takes its word from."""
-    before = _trainings(folder, base, scale, TEXTUAL_INVERSION, what, start) if row.token == "given" else []
+    before = _trainings(folder, base, scale, word_method(row), what, start) if row.token == "given" else []
     name = adapter_path(folder, row, what, start).relative_to(folder).with_suffix("").as_posix()
     uses = tuple(file for job in before for file in _files(job))
     work, title = Piece(base, scale, row, what, start), "/".join(filter(None, (_below(start), row.name, what)))

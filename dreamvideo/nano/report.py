@@ -121,4 +121,4 @@ def _frames(videos: Iterable[Tensor]) -> list[Tensor]:
 
 def _truth(case: Case) -> Tensor:
     """What a case asks for, [F, 3, 64, 64]."""
-    return world.render(world.Scene(case.looks, case.motion, case.place)).frames
+    return world.render(case.truth).frames

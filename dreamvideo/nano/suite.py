@@ -26,7 +26,7 @@ from .comparison import System, Table
 from .pieces import Piece, is_made, jobs_for, learned, noted, parameters, scores, video
 from .pieces import Tools as Tools
 from .pieces import frames_of as frames_of
-from .pieces import score as score
+from .scoring import score as score
 
 
 @dataclass(frozen=True)

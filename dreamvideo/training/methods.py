@@ -108,6 +108,13 @@ def without_guidance(method: Method) -> Method:
     return replace(method, appearance_guidance=False, p_image_drop=0.0)
 
 
+def word_method(method: Method) -> Method:
+    """The row by which the word is learned that this row is given, with this row's own options for words."""
+    options = {name: getattr(method, name) for name in ("layered_token", "mask_attention")}
+    chosen = "".join(f"_{name}" for name, asked in options.items() if asked)
+    return replace(TEXTUAL_INVERSION, name=f"{TEXTUAL_INVERSION.name}{chosen}", **options)
+
+
 MOTION_SEVERAL = for_clips(MOTION, 2)
 
 
