@@ -23,7 +23,7 @@ from ..sampling import sample_latents
 from . import autoencoder, denoiser, image_base, package, reconstruction, vision_language, world
 
 STEPS = {
-    "autoencoder": 12000,
+    "autoencoder": 11000,
     "decoder": 2400,
     "clip": 700,
     "settling": 200,
