@@ -53,7 +53,7 @@ def train_pictures(
     attend to. share: as of `denoiser.train`.
     """
     torch.manual_seed(0)
-    unet = ImageUNet(CONFIG)
+    unet = ImageUNet(CONFIG, attention=denoiser.attend)
     unet.load_state_dict(spatial_state(averaged(folder / "unet.pt", "unet.")))
     _train(folder, "image", unet.to(device), unet, encoders, lessons, share)
 
@@ -67,7 +67,7 @@ def train_motion_module(
 ) -> None:
     """Train the motion module to `folder`/motion_module.pt on the image model of `folder`/image.pt, resuming."""
     torch.manual_seed(0)
-    unet = ImageUNet(VIDEO).requires_grad_(False)
+    unet = ImageUNet(VIDEO, attention=denoiser.attend).requires_grad_(False)
     found = averaged(folder / "image.pt")
     unet.load_state_dict(unet.state_dict() | found)
     assert unet.motion is not None
