@@ -74,13 +74,13 @@ class Lesson:
 # next to nothing, and from videos alone it is never heeded. Of one subject on all ways the word is all that differs.
 # It is learned soonest of one toy, then of some, at half the size, and goes on to the whole size from there.
 LESSONS = (
-    Lesson(2500, (Kind.PICTURES,), small=True, alone=True),
-    Lesson(2000, (Kind.PICTURES,), alone=True),
+    Lesson(800, (Kind.PICTURES,), small=True, alone=True),
+    Lesson(3000, (Kind.PICTURES,), alone=True),
     Lesson(200, (Kind.WAYS,), small=True, rate=0.5, families=1),
     Lesson(300, (Kind.WAYS,), small=True, rate=0.5, families=24),
     Lesson(700, (Kind.WAYS, Kind.WAYS, Kind.LATEST, Kind.PICTURES), small=True, rate=0.5),
     Lesson(500, (Kind.WAYS, Kind.VIDEOS, Kind.LATEST, Kind.PICTURES), small=True, rate=0.5),
-    Lesson(2600, (Kind.WAYS, Kind.VIDEOS, Kind.LATEST, Kind.PICTURES), rate=0.5),
+    Lesson(2400, (Kind.WAYS, Kind.VIDEOS, Kind.LATEST, Kind.PICTURES), rate=0.5),
 )
 MOST_NOISE = 900  # the first of the timesteps under the most noise
 
