@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..models.image_config import ImageUNetConfig
-from ..safety.limits import bare
 from .image_layouts import WAY_OUT, check_family, find_image_layout, image_diffusers_name, infer_image_config
-from .layouts import ignored, original_shapes
+from .layouts import original_shapes
 from .motion_modules import MotionFile, checked, with_motion
-from .tensors import CheckpointError, StateDict, TensorFile, check_weights
-from .unet_file import UNetFile, check_complete, given_config, notes_on
+from .tensors import CheckpointError, TensorFile
+from .unet_file import UNetFile, given_config, whole_state
 
 
 def read_image_unet(file: TensorFile, motion: MotionFile | None = None) -> UNetFile:
@@ -36,16 +35,8 @@ def read_image_unet(file: TensorFile, motion: MotionFile | None = None) -> UNetF
         raise CheckpointError(f"{file.path} is not a UNet this program runs: {str(error).rstrip('.')}.") from error
     rename = (lambda name: image_diffusers_name(name, config.res_blocks)) if layout == "diffusers" else str
     names = {name: rename(name) for name in wanted}
-    check_complete(file.path, names, wanted, shapes)
-    known, unknown = ignored(set(stored) - set(names.values()))
-    if unknown:
-        raise CheckpointError(
-            f"{file.path} has {len(unknown)} tensors that Stable Diffusion 1.5's UNet has not "
-            f"({', '.join(map(bare, sorted(unknown)[:3]))}): {WAY_OUT}."
-        )
-    state = StateDict(file, {name: stored[new] for name, new in names.items()}, wanted)
-    check_weights(file.path, state.specs)
-    notes = notes_on(prefix, known, state)
+    stranger = f"Stable Diffusion 1.5's UNet has not ({{}}): {WAY_OUT}"
+    state, notes = whole_state(file, prefix, stored, names, wanted, stranger)
     if motion is None:
         return UNetFile(file.path, layout, config, state, notes)
     config = with_motion(config, motion)

@@ -12,7 +12,6 @@ from ..models.blocks import AttentionFunction
 from ..models.config import UNetConfig
 from ..models.families import build_network
 from ..models.network import VideoUNet
-from ..safety.limits import bare
 from ..safety.paths import PathLike
 from .dtypes import readable
 from .image_layouts import find_image_layout
@@ -21,7 +20,6 @@ from .kinds import refuse_averages
 from .layouts import (
     diffusers_name,
     find_layout,
-    ignored,
     infer_config,
     name_relative,
     name_stranger,
@@ -29,8 +27,8 @@ from .layouts import (
     plain_name,
 )
 from .motion_modules import read_motion_module
-from .tensors import CheckpointError, StateDict, TensorFile, check_weights
-from .unet_file import UNetFile, check_complete, given_config, notes_on
+from .tensors import CheckpointError, TensorFile
+from .unet_file import UNetFile, given_config, whole_state
 
 
 def read_unet(path: PathLike, *, head_dim: int | None = None, motion_module: PathLike | None = None) -> UNetFile:
@@ -70,16 +68,8 @@ def read_unet(path: PathLike, *, head_dim: int | None = None, motion_module: Pat
         raise CheckpointError(f"{file.path} is not a UNet this program runs: {str(error).rstrip('.')}.") from error
     rename = (lambda name: diffusers_name(name, config.res_blocks)) if layout == "diffusers" else str
     names = {name: rename(name) for name in wanted}
-    check_complete(file.path, names, wanted, shapes)
-    known, unknown = ignored(set(stored) - set(names.values()))
-    if unknown:
-        raise CheckpointError(
-            f"{file.path} has {len(unknown)} tensors that a ModelScope text-to-video UNet has not "
-            f"({', '.join(map(bare, sorted(unknown)[:3]))}): it is another architecture."
-        )
-    state = StateDict(file, {name: stored[new] for name, new in names.items()}, wanted)
-    check_weights(file.path, state.specs)
-    notes = notes_on(prefix, known, state)
+    stranger = "a ModelScope text-to-video UNet has not ({}): it is another architecture"
+    state, notes = whole_state(file, prefix, stored, names, wanted, stranger)
     return UNetFile(file.path, "vgen" if file.wrapped and layout == "original" else layout, config, state, notes)
 
 

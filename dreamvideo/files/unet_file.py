@@ -16,9 +16,9 @@ from ..models.families import config_from
 from ..models.image_config import MOTION
 from ..safety.limits import bare, json_object, parsed
 from .dtypes import readable
-from .layouts import reshapable
+from .layouts import ignored, reshapable
 from .motion_modules import MotionFile
-from .tensors import CheckpointError, StateDict, TensorFile
+from .tensors import CheckpointError, StateDict, TensorFile, check_weights
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def given_config(file: TensorFile) -> NetworkConfig | None:
         raise CheckpointError(f"its metadata is damaged: {str(error).rstrip('.')}") from error
 
 
-def check_complete(
+def _check_complete(
     path: Path,
     names: Mapping[str, str],
     wanted: Mapping[str, tuple[int, ...]],
@@ -102,7 +102,30 @@ def check_complete(
             )
 
 
-def notes_on(prefix: str, known: Mapping[str, int], state: StateDict) -> tuple[str, ...]:
+def whole_state(
+    file: TensorFile,
+    prefix: str,
+    stored: Mapping[str, str],
+    names: Mapping[str, str],
+    wanted: Mapping[str, tuple[int, ...]],
+    stranger: str,
+) -> tuple[StateDict, tuple[str, ...]]:
+    """All tensors `wanted`, whole and with none beside them that nobody knows; and the notes of their file.
+
+    stored: name in the layout -> in the file. names: name in the network -> in the layout. stranger: whose others are
+    not, with {} for some of them, and what that means.
+    """
+    _check_complete(file.path, names, wanted, {name: file.specs[old].shape for name, old in stored.items()})
+    known, unknown = ignored(set(stored) - set(names.values()))
+    if unknown:
+        some = ", ".join(map(bare, sorted(unknown)[:3]))
+        raise CheckpointError(f"{file.path} has {len(unknown)} tensors that {stranger.format(some)}.")
+    state = StateDict(file, {name: stored[new] for name, new in names.items()}, wanted)
+    check_weights(file.path, state.specs)
+    return state, _notes_on(prefix, known, state)
+
+
+def _notes_on(prefix: str, known: Mapping[str, int], state: StateDict) -> tuple[str, ...]:
     """What is unusual about a file, for people. known: what was left unread -> how many tensors."""
     notes = [f"tensor names begin with {bare(prefix)}"] if prefix else []
     reshaped = sum(state.file.specs[old].shape != state.shapes[name] for name, old in state.stored.items())
