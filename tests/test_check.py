@@ -11,12 +11,15 @@ import pytest
 import torch
 from fakes import fake_encoders, tiny_unet
 from tiny_base import write_tiny_base
+from tiny_image_base import vision_state, write_tiny_image_base
 
 from dreamvideo import defaults
+from dreamvideo.base import open_base
 from dreamvideo.check import agreement, check, report
 from dreamvideo.check.networks import checksums
 from dreamvideo.check.report import Finding, nameless
 from dreamvideo.commands.cli import main
+from dreamvideo.files.tensors import write_safetensors
 
 CPU = torch.device("cpu")
 TITLES = ["Versions", "Devices", "Base", "Attention kernels", "Encoders", "Training: textual inversion",
@@ -75,6 +78,14 @@ def test_every_stage_tells_where_it_ran_what_learned_and_how_fast(good):
         got, _, of = section(good, title)["learned"].text.split()[:3]
         assert got == of != "0"
     assert "identity and motion" in section(good, "Sampling")["video"].text
+
+
+def test_every_file_and_every_network_of_a_base_is_named(tmp_path):
+    write_tiny_image_base(tmp_path, images=False)
+    write_safetensors(tmp_path / "image_encoder" / "model.safetensors", vision_state(), {})
+    found = section(checked(open_base(tmp_path, device="cpu")), "Base")
+    assert set(found["files"].text.split(", ")) == {path.name for path in tmp_path.rglob("*.safetensors")}
+    assert {"UNet", "CLIP", "VAE", "image encoder"} <= found.keys()
 
 
 def test_lines_are_short_and_progress_comes_before_each_section(good):

@@ -79,11 +79,10 @@ class Session:
 def own_networks(base: Handle) -> dict[str, nn.Module]:
     """The modules of a base that the engine loaded itself."""
     encoders = base.encoders
-    found = {
-        "UNet": base.unet,
-        "CLIP": getattr(encoders.text, "clip", None),
-        "VAE": getattr(encoders.vae, "vae", None),
-    }
+    text, image = (getattr(encoder, "clip", None) for encoder in (encoders.text, encoders.image))
+    found = {"UNet": base.unet, "CLIP": text, "VAE": getattr(encoders.vae, "vae", None)}
+    if image is not text:
+        found["image encoder"] = image
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
@@ -96,7 +95,7 @@ def describe(session: Session) -> Iterator[Finding]:
     yield Finding("architecture", f"{known.get(config, 'another')}: {size}")
     files = getattr(base, "files", None)
     if files is not None:
-        yield Finding("files", ", ".join(path.name for path in (files.unet, files.clip, files.vae) if path))
+        yield Finding("files", ", ".join(path.name for path in files.present.values()))
     yield Finding("computes", f"on {base.device} in {dtype_name(base.unet.dtype)}")
     if getattr(base, "parked", False):
         yield Finding("encoders", "lie in main memory and visit the device")
