@@ -24,7 +24,7 @@ from . import autoencoder, denoiser, image_base, package, reconstruction, vision
 
 STEPS = {
     "autoencoder": 11000,
-    "decoder": 2400,
+    "decoder": 1600,
     "clip": 700,
     "settling": 200,
 }  # the UNets' stand in their lessons
