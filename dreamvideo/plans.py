@@ -13,7 +13,7 @@ from .encoders.protocols import ImageEncoder, NoImages
 from .models.config import NetworkConfig
 from .models.frame_attention import FrameAttentionConfig
 from .training.data import digest
-from .training.methods import Method, for_clips, without_guidance, word_method
+from .training.methods import WORD_OPTIONS, Method, for_clips, without_guidance, word_method
 from .training.places import Run
 from .training.settings import TrainingSettings
 
@@ -81,7 +81,7 @@ def subject_plan(
     own = (row, defaults.settings_for(row, **settings))
     if row.token != "given":
         return Plan((own,), placeholder, class_word)
-    shared = {name: getattr(own[1], name) for name in ("layered_token", "mask_attention")}  # a row's own among them
+    shared = {name: getattr(own[1], name) for name in WORD_OPTIONS}  # a row's own among them
     first = (word_method(row), defaults.settings("token", **{**token, "snapshot_every": 0, **shared}))
     return Plan((first, own), placeholder, class_word, {}, vectors)
 

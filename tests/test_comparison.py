@@ -301,9 +301,10 @@ def test_schedules_share_trainings_and_never_a_video(base, tmp_path):
 
 
 def test_a_word_is_learned_with_the_options_of_the_row_that_asks_for_it():
-    assert word_method(IDENTITY) == TEXTUAL_INVERSION
-    both = word_method(replace(IDENTITY, layered_token=True, mask_attention=True))
-    assert both.layered_token and both.mask_attention and both.name == "textual_inversion_layered_token_mask_attention"
+    assert word_method(IDENTITY) == TEXTUAL_INVERSION == pieces._word(IDENTITY)
+    both = replace(IDENTITY, layered_token=True, mask_attention=True)
+    assert word_method(both) == replace(TEXTUAL_INVERSION, layered_token=True, mask_attention=True)
+    assert pieces._word(both).name == "textual_inversion_layered_token_mask_attention"
 
 
 def test_own_videos_get_the_papers_metrics(tmp_path, capsys, monkeypatch):

@@ -31,7 +31,7 @@ from ..sweep.bases import BaseSpec
 from ..sweep.job import Facts, Job, Worker
 from ..training.data import TrainingData, encode_clips, encode_photos
 from ..training.loop import Callbacks
-from ..training.methods import MOTION_WORD, TUNE_A_VIDEO, Method, word_method
+from ..training.methods import MOTION_WORD, TUNE_A_VIDEO, WORD_OPTIONS, Method, word_method
 from ..training.stages import train_method
 from . import world
 from .cases import (
@@ -107,7 +107,7 @@ def train(tools: Tools, row: Method, what: str, start: str = VIDEO) -> TrainedAd
     """A row's file for a subject or a motion."""
     base, path = tools.on(start), adapter_path(tools.folder, row, what, start)
     if not path.exists():
-        given = train(tools, word_method(row), what, start).tokens if row.token == "given" else None
+        given = train(tools, _word(row), what, start).tokens if row.token == "given" else None
         method = fitted(row, base.unet.config)
         settings = base.defaults.settings_for(method)
         settings = replace(settings, steps=max(1, round(settings.steps * tools.scale.share)))
@@ -133,6 +133,12 @@ def train(tools: Tools, row: Method, what: str, start: str = VIDEO) -> TrainedAd
     loaded = load_adapter(path)
     check_fits(loaded.info, base.unet.config, fingerprint(base.unet), same_base=same_base)
     return loaded
+
+
+def _word(row: Method) -> Method:
+    """The row of the word that a row is given, by a name that tells it from words with other options."""
+    word = word_method(row)
+    return replace(word, name="_".join([word.name, *(option for option in WORD_OPTIONS if getattr(word, option))]))
 
 
 def _data(base: Base, row: Method, what: str) -> TrainingData:
@@ -287,7 +293,7 @@ def jobs_for(folder: Path, base: BaseSpec, scale: Scale, system: System, wanted:
 
 def _trainings(folder: Path, base: BaseSpec, scale: Scale, row: Method, what: str, start: str) -> list[Job]:
     """A training, after the textual inversion that it takes its word from."""
-    before = _trainings(folder, base, scale, word_method(row), what, start) if row.token == "given" else []
+    before = _trainings(folder, base, scale, _word(row), what, start) if row.token == "given" else []
     name = adapter_path(folder, row, what, start).relative_to(folder).with_suffix("").as_posix()
     uses = tuple(file for job in before for file in _files(job))
     work, title = Piece(base, scale, row, what, start), "/".join(filter(None, (_below(start), row.name, what)))

@@ -108,11 +108,12 @@ def without_guidance(method: Method) -> Method:
     return replace(method, appearance_guidance=False, p_image_drop=0.0)
 
 
+WORD_OPTIONS = ("layered_token", "mask_attention")  # of a row that learns a word, or is given one
+
+
 def word_method(method: Method) -> Method:
     """The row by which the word is learned that this row is given, with this row's own options for words."""
-    options = {name: getattr(method, name) for name in ("layered_token", "mask_attention")}
-    chosen = "".join(f"_{name}" for name, asked in options.items() if asked)
-    return replace(TEXTUAL_INVERSION, name=f"{TEXTUAL_INVERSION.name}{chosen}", **options)
+    return replace(TEXTUAL_INVERSION, **{name: getattr(method, name) for name in WORD_OPTIONS})
 
 
 MOTION_SEVERAL = for_clips(MOTION, 2)
