@@ -278,6 +278,11 @@ def test_the_autoencoder_keeps_what_captions_name():
     assert seen["colour"] >= 0.95 and seen["shape"] >= 0.85
 
 
+def test_the_next_autoencoder_keeps_what_captions_name():
+    seen = package.measure_autoencoder(autoencoder_of(WEIGHTS.parent / "next"), 6, size=latents.PIXELS)
+    assert min(seen.values()) == 1
+
+
 def test_the_recipes_unet_is_told_by_its_shapes():
     found = infer_config(original_shapes(denoiser.CONFIG), "original")
     assert found == replace(denoiser.CONFIG, dropout=found.dropout)  # no file tells how it was trained
