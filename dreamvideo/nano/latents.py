@@ -51,11 +51,7 @@ class Bank:
         """The named ways of one of the first `families` families; what else their captions say is the same in all."""
         index = int(torch.randint(min(families, len(self.families)), (1,), generator=generator))
         first = sum(len(family) for family in self.families[:index])
-        named = [
-            first + place
-            for place, scene in enumerate(self.families[index])
-            if scene.motion != world.WANDERING
-        ]  # fmt: skip
+        named = [first + place for place, scene in enumerate(self.families[index]) if scene.motion != world.WANDERING]
         chosen, seed = torch.tensor(named), int(torch.randint(2**31, (1,), generator=generator))
         scenes = self.scenes
         captions = [caption_of(scenes[place], torch.Generator().manual_seed(seed)) for place in named]

@@ -191,9 +191,8 @@ def _customization(system: System, case: Case, learned: Sequence[TrainedAdapter]
         renamed = replace(second, tokens={OTHER_PLACEHOLDER: second.tokens[PLACEHOLDER]})
         learned = [learned[0], renamed, *learned[2:]]
     regions = [
-        RegionPrompt(prompt, half)
-        for prompt, half in zip(region_prompts(system, case) or (), _halves(), strict=False)
-    ]  # fmt: skip
+        RegionPrompt(prompt, half) for prompt, half in zip(region_prompts(system, case) or (), _halves(), strict=False)
+    ]
     return customize(learned, limits=limits, regions=regions)
 
 
