@@ -58,8 +58,8 @@ class Kind(Enum):
 class Lesson:
     """So many steps that take turns among some kinds.
 
-    small: at half the size, for less than half the cost. alone: the spatial half without the temporal one. rate: part of
-    the full rates. families: how many of the bank's are drawn from where a step has one subject on all ways.
+    small: at half the size, for less than half the cost. alone: the spatial half without the temporal one. rate: part
+    of the full rates. families: how many of the bank's are drawn from where a step has one subject on all ways.
     """
 
     steps: int
