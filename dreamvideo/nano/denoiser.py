@@ -75,7 +75,7 @@ class Lesson:
 # It is learned soonest of one toy, then of some, at half the size, and goes on to the whole size from there.
 LESSONS = (
     Lesson(800, (Kind.PICTURES,), small=True, alone=True),
-    Lesson(3000, (Kind.PICTURES,), alone=True),
+    Lesson(2100, (Kind.PICTURES,), alone=True),
     Lesson(200, (Kind.WAYS,), small=True, rate=0.5, families=1),
     Lesson(300, (Kind.WAYS,), small=True, rate=0.5, families=24),
     Lesson(700, (Kind.WAYS, Kind.WAYS, Kind.LATEST, Kind.PICTURES), small=True, rate=0.5),
