@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoder_files import read_clip, read_vae
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_base import write_tiny_base
@@ -34,7 +35,6 @@ from dreamvideo.commands.evaluate import _read_prompts
 from dreamvideo.files import tensors as tensor_files
 from dreamvideo.files.adapter_info import AdapterInfo
 from dreamvideo.files.adapters import load_adapter, save_adapter
-from dreamvideo.files.encoders import read_clip, read_vae
 from dreamvideo.files.tensors import TensorFile
 from dreamvideo.files.unet import load_unet
 from dreamvideo.media.pictures import _count_scans, read_picture

@@ -10,10 +10,11 @@ import types
 import numpy
 import pytest
 import torch
+from encoder_files import read_clip, read_vae
 from safetensors.torch import save_file
 
 from dreamvideo.files.base import find_base
-from dreamvideo.files.encoders import open_clip_file, read_clip, read_vae
+from dreamvideo.files.encoders import open_clip_file
 from dreamvideo.files.inspection import describe, inspect
 from dreamvideo.files.tensors import CheckpointError
 from dreamvideo.models.config import UNetConfig

@@ -7,13 +7,13 @@ import zipfile
 
 import pytest
 import torch
+from encoder_files import read_clip
 from fakes import CONFIG
 from tiny_base import CLIP, randomised
 from torch import nn
 
 from dreamvideo.evaluation.metrics import load_embedders
 from dreamvideo.files import tensors as tensor_files
-from dreamvideo.files.encoders import read_clip
 from dreamvideo.files.tensors import CheckpointError, TensorFile, write_safetensors
 from dreamvideo.files.unet import load_unet
 from dreamvideo.models.unet import UNet

@@ -45,8 +45,3 @@ def layers_of(tokens: Mapping[str, Tensor]) -> int | None:
 def at_layer(tokens: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
     """The tokens as one layer reads them: placeholder -> [n, D]."""
     return {name: rows[layer] if rows.ndim == 3 else rows for name, rows in tokens.items()}
-
-
-def vectors_of(rows: Tensor) -> int:
-    """How many places of a text a token takes."""
-    return 1 if rows.ndim == 1 else rows.shape[-2]

@@ -8,7 +8,6 @@ from math import isqrt
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..safety.limits import (
     LIMITS,
@@ -65,19 +64,13 @@ def find_clip(names: Iterable[str]) -> str | None:
     return next((prefix for prefix in prefixes if prefix + text in names), None)
 
 
-def read_vae(path: PathLike, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def stored_vae(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     """(state in the names of diffusers' AutoencoderKL, keyword arguments for it) of an autoencoder file.
 
-    Reads the LDM layout (bare, or as first_stage_model in a whole Stable Diffusion checkpoint) and diffusers', its old
-    attention names too. The config is safetensors metadata "vae_config" (JSON) or inferred. dtype: None for the file's.
-    Raises CheckpointError when the file is unusable, no such autoencoder, incomplete, or has NaN weights.
+    Takes the LDM layout (bare, or as first_stage_model in a whole Stable Diffusion checkpoint) and diffusers', its old
+    attention names too. The config is safetensors metadata "vae_config" (JSON) or inferred. Names and shapes are looked
+    at, and no tensor is read yet. Raises CheckpointError when the file is unusable, no such autoencoder or incomplete.
     """
-    state, config = stored_vae(path)
-    return dict(state.stream(dtype=dtype)), config
-
-
-def stored_vae(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
-    """As `read_vae`: names and shapes are looked at, and no tensor is read yet."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     state, config = open_vae(path)
@@ -87,19 +80,13 @@ def stored_vae(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     return _named(state, wanted, rename, r"(to_q|to_k|to_v|to_out\.0)\.weight$", r"^(loss|model_ema)\."), config
 
 
-def read_clip(path: PathLike, *, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def stored_clip(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
     """(state in open_clip's names, keyword arguments embed_dim, vision_cfg, text_cfg of open_clip.model.CLIP).
 
     The config is safetensors metadata "open_clip_config" (JSON) or inferred from shapes; heads are 64 channels wide
-    (80 and more in LAION's largest image towers). dtype: None for the file's.
-    Raises CheckpointError when the file is unusable, has only one of the two towers, or has NaN weights.
+    (80 and more in LAION's largest image towers). Names and shapes are looked at, and no tensor is read yet.
+    Raises CheckpointError when the file is unusable or has only one of the two towers.
     """
-    state, config = stored_clip(path)
-    return dict(state.stream(dtype=dtype)), config
-
-
-def stored_clip(path: PathLike) -> tuple[StateDict, dict[str, Any]]:
-    """As `read_clip`: names and shapes are looked at, and no tensor is read yet."""
     from open_clip.model import CLIP
 
     state, config = open_clip_file(path)
