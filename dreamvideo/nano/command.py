@@ -33,55 +33,65 @@ STEPS = {
 def train(folder: Path, weights: Path, processes: int = 2, device: torch.device | str = "cpu") -> None:
     """Train all parts, one after the other, into `weights`; what `folder` holds of an earlier run goes on.
 
-    An autoencoder that lies in `weights` is used as it is. processes: that train autoencoder and UNet side by side on a
-    CPU, each on samples of its own; elsewhere one does their work.
+    An autoencoder that lies in `weights` is used as it is. processes: that train autoencoder and UNets side by side on
+    a CPU, each on samples of its own; elsewhere one does their work.
     """
-    steps, device = STEPS, torch.device(device)
+    device = torch.device(device)
+
+    def together(work: Callable[..., None]) -> None:
+        if device.type == "cpu":
+            _side_by_side(work, processes, folder, weights)
+        else:
+            work(folder, weights, device, processes)
+
     folder.mkdir(parents=True, exist_ok=True)
     if not (weights / "vae.safetensors").is_file():
-        if device.type == "cpu":
-            _side_by_side(_train_autoencoder, processes, folder)
-        else:
-            autoencoder.train(folder, steps["autoencoder"], device=device)
-            autoencoder.sharpen(folder, steps["decoder"], device=device)
+        together(_train_autoencoder)
         package.write_autoencoder(folder, weights)
-    vision_language.train(folder, steps["clip"], device)
+    vision_language.train(folder, STEPS["clip"], device)
     package.write_clip(folder, weights)
-    if device.type == "cpu":
-        _side_by_side(_train_unet, processes, folder, weights)
-    else:
-        encoders = training_encoders(weights, device)
-        denoiser.train(folder, encoders, device=device, share=processes)
+    together(_train_unet)
     package.write_unet(folder, weights)
-    vision_language.settle(folder, package.joined_clip(folder), steps["settling"], device)
+    vision_language.settle(folder, package.joined_clip(folder), STEPS["settling"], device)
     package.write_clip(folder, weights, "settled")
-    encoders, share = training_encoders(weights, device), processes
-    image_base.train_pictures(folder, encoders, device=device, share=share)
+    together(_train_image_model)
     package.write_image_model(folder, weights)
-    image_base.train_motion_module(folder, encoders, device=device, share=share)
+    together(_train_motion_module)
     package.write_motion_module(folder, weights)
 
 
-def _side_by_side(work: Callable[..., None], processes: int, folder: Path, *more: Path) -> None:
+def _side_by_side(work: Callable[..., None], processes: int, folder: Path, weights: Path) -> None:
     """Several processes with a thread each, which use a CPU's cores better than one process with many."""
     (folder / "processes").unlink(missing_ok=True)  # by which they find each other: a killed run's misleads them
-    spawn(_one_of, (processes, work, folder, *more), processes)
+    spawn(_one_of, (processes, work, folder, weights), processes)
 
 
-def _one_of(rank: int, processes: int, work: Callable[..., None], folder: Path, *more: Path) -> None:
+def _one_of(rank: int, processes: int, work: Callable[..., None], folder: Path, weights: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder / 'processes'}", rank=rank, world_size=processes)
-    work(folder, *more)
+    work(folder, weights, torch.device("cpu"), 1)
 
 
-def _train_autoencoder(folder: Path) -> None:
-    autoencoder.train(folder, STEPS["autoencoder"])
-    torch.distributed.barrier()  # behind which the first one has saved it
-    autoencoder.sharpen(folder, STEPS["decoder"])
+# Each trains on a device, as one of several processes or with the share of so many.
 
 
-def _train_unet(folder: Path, weights: Path) -> None:
-    denoiser.train(folder, training_encoders(weights))
+def _train_autoencoder(folder: Path, weights: Path, device: torch.device, share: int) -> None:
+    autoencoder.train(folder, STEPS["autoencoder"], device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # behind which the first one has saved it
+    autoencoder.sharpen(folder, STEPS["decoder"], device=device)
+
+
+def _train_unet(folder: Path, weights: Path, device: torch.device, share: int) -> None:
+    denoiser.train(folder, training_encoders(weights, device), device=device, share=share)
+
+
+def _train_image_model(folder: Path, weights: Path, device: torch.device, share: int) -> None:
+    image_base.train_pictures(folder, training_encoders(weights, device), device=device, share=share)
+
+
+def _train_motion_module(folder: Path, weights: Path, device: torch.device, share: int) -> None:
+    image_base.train_motion_module(folder, training_encoders(weights, device), device=device, share=share)
 
 
 def training_encoders(weights: Path, device: torch.device | str = "cpu") -> Encoders:
