@@ -72,7 +72,7 @@ def _one_of(rank: int, processes: int, work: Callable[..., None], folder: Path, 
     work(folder, weights, torch.device("cpu"), 1)
 
 
-# Each trains on a device, as one of several processes or with the share of so many.
+# What one process trains, alone or beside others. share: as of `denoiser.train`.
 
 
 def _train_autoencoder(folder: Path, weights: Path, device: torch.device, share: int) -> None:
