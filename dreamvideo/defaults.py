@@ -78,8 +78,8 @@ def fitted(method: Method, config: NetworkConfig) -> Method:
 
 FULL_SIZE = Defaults(adapter_dtype=torch.float16)  # a motion adapter has 312 MB in float32
 EMBEDDED = Defaults(
-    height=64,
-    width=64,
+    height=128,
+    width=128,
     frames=8,
     guidance=3.0,
     training={

@@ -49,7 +49,7 @@ class ToyMedia(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="Photographs of a toy, 64 x 64 pixels."),
+                io.Image.Output(display_name="images", tooltip="Photographs of a toy, 128 x 128 pixels."),
                 io.Mask.Output(display_name="masks", tooltip="White on the toy, one for each photograph."),
                 io.Image.Output(display_name="clip", tooltip="A clip of another toy, 8 frames a second, as a batch."),
                 io.String.Output(display_name="caption", tooltip="What happens in the clip."),

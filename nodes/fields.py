@@ -45,7 +45,7 @@ def size_inputs(width: int = 256, height: int = 256) -> list:
             step=8,
             tooltip=(
                 f"{name.capitalize()} in pixels. ModelScope was trained at 256, Stable Diffusion 1.5 at 512; the "
-                "embedded base works at 64."
+                "embedded base works at 128."
             ),
         )
         for name, pixels in (("width", width), ("height", height))

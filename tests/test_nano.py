@@ -139,7 +139,7 @@ def test_the_unets_training_resumes_to_the_same(small_bank, monkeypatch):
 def test_the_bank_is_made_once_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "FAMILIES", 2)
     monkeypatch.setattr(latents, "PART", 1)
-    monkeypatch.setattr(latents, "PIXELS", 32)
+    monkeypatch.setattr(world, "SIZE", 32)
     vae = load_encoders(find_base(WEIGHTS)).vae
     bank = latents.bank(tmp_path / "bank", vae)
     count = len(bank.scenes)
@@ -291,7 +291,7 @@ def test_the_recipes_unet_is_told_by_its_shapes():
 def test_the_base_follows_captions():
     base = find_base(WEIGHTS)
     unet, encoders = load_unet(base.unet, dtype=torch.float32), load_encoders(base)
-    assert unet.config == denoiser.SHIPPED
+    assert unet.config == denoiser.CONFIG
     seen, _ = package.measure_base(sampler(unet, encoders, steps=20), count=8, batch=8)
     assert min(seen.values()) >= 0.85  # by chance one in nine, ten, eight and five
 

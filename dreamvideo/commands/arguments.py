@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..base import EMBEDDED_FOLDER
+from ..defaults import EMBEDDED
 from ..files.conversion import LAYOUTS
 from ..safety.limits import LIMITS, Limits
 from ..safety.texts import SHOWN
@@ -269,7 +270,13 @@ def _nano_train(parser: Parser) -> None:
 def _nano_gate(parser: Parser) -> None:
     folder = "of nano train, or one with a vae.safetensors (default: output/nano)"
     _option(parser, "--out", "DIR", folder, Path, default=Path("output/nano"))
-    parser.add_argument("--size", type=int, metavar="PIXELS", default=64, help="of the pictures (default: 64)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        default=EMBEDDED.width,
+        help=f"of the pictures (default: {EMBEDDED.width})",
+    )
 
 
 def _nano_evaluate(parser: Parser) -> None:

@@ -136,7 +136,7 @@ def evaluate(
 
 
 def sampler(unet: VideoUNet, encoders: Encoders, steps: int = 50) -> Callable[[list[str], int], Tensor]:
-    """A function of captions and a seed that samples their videos [B, F, 3, 64, 64] as one batch."""
+    """A function of captions and a seed that samples their videos [B, F, 3, H, W] as one batch."""
 
     def sample(captions: list[str], seed: int) -> Tensor:
         cells = world.SIZE // 8

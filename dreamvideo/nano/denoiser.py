@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,6 @@ CONFIG = UNetConfig(
     context_dim=64,
     dropout=0.0,
 )
-# Of the UNet that lies in `weights` until one of this recipe does.
-SHIPPED = replace(CONFIG, dim=56, head_dim=14, first_heads=8, norm_groups=8)
 VIDEOS = 8  # a step and process
 PICTURES = 64  # instead, where it learns from pictures
 PLACES_IN_CLIP = {"blocks": "transformer.resblocks", "norm": "ln_final"}  # of the text's parts that train along

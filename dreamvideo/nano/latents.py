@@ -15,7 +15,6 @@ from . import wild, world
 from .progress import processes, rank
 from .vision_language import caption_of
 
-PIXELS = 128  # a side of what a UNet learns from; 64 are too few for the autoencoder to keep a pattern
 FAMILIES, PART = 600, 50  # in the bank, and how many of them a file holds
 FIRST = 1  # of their seeds; no way of this family is held out
 PATTERNED = 3.0  # how much likelier a step is to draw a patterned subject's video than a plain one's: they are harder
@@ -82,7 +81,7 @@ def bank(folder: Path, autoencoder: Autoencoder) -> Bank:
     for path in paths[rank() :: processes()]:
         if not path.exists():
             scenes = [scene for index in range(PART) for scene in _family(int(path.stem) + index)]
-            sizes = {"whole": PIXELS, "half": PIXELS // 2}
+            sizes = {"whole": world.SIZE, "half": world.SIZE // 2}
             latents = {name: _encoded(autoencoder, scenes, size) for name, size in sizes.items()}
             with atomic_path(path) as temporary:
                 torch.save(latents, temporary)

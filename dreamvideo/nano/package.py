@@ -87,9 +87,9 @@ def measure_autoencoder(vae: Autoencoder, count: int = 100, size: int = world.SI
 def measure_base(
     sample: Callable[[list[str], int], Tensor], count: int = 100, batch: int = 10, seed: int = 0
 ) -> tuple[dict[str, float], Tensor]:
-    """The rules' agreement with videos of held-out captions, and the videos [count, F, 3, 64, 64].
+    """The rules' agreement with videos of held-out captions, and the videos [count, F, 3, H, W].
 
-    `sample` makes videos [B, F, 3, 64, 64] of B captions from a seed.
+    `sample` makes videos [B, F, 3, H, W] of B captions from a seed.
     """
     scenes = world.held_out_scenes(count)
     videos = []

@@ -120,5 +120,5 @@ def _frames(videos: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _truth(case: Case) -> Tensor:
-    """What a case asks for, [F, 3, 64, 64]."""
+    """What a case asks for, [F, 3, H, W]."""
     return world.render(case.truth).frames

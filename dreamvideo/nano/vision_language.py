@@ -12,9 +12,10 @@ from torch import Tensor
 from . import wild, world
 from .progress import Loop
 
+PIXELS = 64  # a side of what the image encoder sees
 CONFIG = {
     "embed_dim": 64,
-    "vision_cfg": {"image_size": world.SIZE, "layers": 3, "width": 64, "head_width": 16, "patch_size": 8},
+    "vision_cfg": {"image_size": PIXELS, "layers": 3, "width": 64, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3},
 }
 
@@ -40,7 +41,9 @@ def _batch(generator: torch.Generator, count: int) -> tuple[Tensor, list[str]]:
     """Frames [count, 3, 64, 64] and their captions."""
     scenes = [wild.scene(generator) for _ in range(count)]
     pick = torch.randint(world.FRAMES, (count,), generator=generator).tolist()
-    frames = torch.stack([world.render(scene).frames[index] for scene, index in zip(scenes, pick, strict=True)])
+    frames = torch.stack(
+        [world.render(scene, size=PIXELS).frames[index] for scene, index in zip(scenes, pick, strict=True)]
+    )
     return frames, [scene.caption for scene in scenes]
 
 
@@ -78,7 +81,7 @@ def _contrast(path: Path, model, steps: int, batch: int = 64, learning_rate: flo
         frames, captions = _batch(generator, batch)
         device = model.logit_scale.device
         tokens = torch.tensor([text.tokenize(caption)[0] for caption in captions], device=device)
-        images = F.normalize(model.encode_image(clip_pixels(frames.to(device), world.SIZE)), dim=-1)
+        images = F.normalize(model.encode_image(clip_pixels(frames.to(device), PIXELS)), dim=-1)
         texts = F.normalize(model.encode_text(tokens), dim=-1)
         logits = model.logit_scale.exp().clamp(max=50) * images @ texts.T  # [N, N]
         target = torch.arange(batch, device=device)

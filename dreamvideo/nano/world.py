@@ -23,7 +23,7 @@ from .shapes import HELD_OUT_SHAPES as HELD_OUT_SHAPES
 from .shapes import SHAPES as SHAPES
 from .shapes import signed_distance
 
-SIZE = 64  # pixels a side
+SIZE = 128  # pixels a side; 64 are too few for an autoencoder to keep a pattern
 SPAN = 64  # in whose parts of a picture places and sizes are given, however many pixels it has
 
 COLOURS = {

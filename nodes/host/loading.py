@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
-import comfy.ldm.models.autoencoder
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
@@ -25,8 +23,6 @@ from ...dreamvideo.files.encoders import open_clip_file, open_vae
 from ...dreamvideo.files.image_encoders import stored_image
 from ...dreamvideo.files.unet import read_unet
 from ...dreamvideo.models.config import UNetConfig
-from ...dreamvideo.nano.denoiser import SHIPPED as EMBEDDED_CONFIG
-from ..autoencoder import SmallAutoencoder
 from .model import ModelScopeT2V
 from .paging import is_dynamic, patcher_class
 
@@ -39,7 +35,7 @@ def load_model(path: Path, dtype: torch.dtype | None) -> Any:
             f"{path.name} is a Stable Diffusion image UNet, and this loader is for ModelScope's: load it with Load "
             "Checkpoint and Load AnimateDiff, or from its folder with Load Image Base."
         )
-    if found.layout == "diffusers" or found.config == EMBEDDED_CONFIG:
+    if found.layout == "diffusers":
         # The host's detection runs over the tensor names before it asks us, and these it does not get through.
         return _load_undetected(path, dtype)
     return comfy.sd.load_diffusion_model(str(path), model_options={} if dtype is None else {"dtype": dtype})
@@ -179,25 +175,29 @@ def _vision(config: Mapping[str, Any], weights: dict[str, Tensor]) -> Any:
 
 
 def load_vae(path: Path) -> Any:
-    """A VAE from any Stable Diffusion autoencoder's file, the embedded base's with its two norm groups among them."""
+    """A VAE from any Stable Diffusion autoencoder's file, the embedded base's narrow one among them."""
     state, config = open_vae(path)
-    if config.get("norm_num_groups", 32) == 32:
-        vae = comfy.sd.VAE(sd=dict(state.stream("cpu", None)))
-        vae.throw_exception_if_invalid()
-        return vae
-    # The host's VAE with all its attributes, whatever its version has, around another network.
-    stub = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32}
-    stub |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
-    params = {"ddconfig": stub, "embed_dim": 4}
-    filling = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=dict(stub), embed_dim=4).state_dict()
-    vae = comfy.sd.VAE(sd=filling, config={"params": params})
-    network = SmallAutoencoder(config)
-    network.load_state_dict(_floats(state))
-    vae.first_stage_model = network.eval().requires_grad_(False).to(vae.vae_dtype)
-    vae.patcher = comfy.model_patcher.ModelPatcher(  # its plain layers would not be paged
-        vae.first_stage_model, load_device=vae.device, offload_device=vae.patcher.offload_device
-    )
+    vae = comfy.sd.VAE(sd=dict(state.stream("cpu", None)), config={"params": _autoencoder(config)})
+    vae.throw_exception_if_invalid()
     return vae
+
+
+def _autoencoder(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the host's AutoencoderKL is built from, of diffusers' config."""
+    widths, latent = config["block_out_channels"], config.get("latent_channels", 4)
+    described = {
+        "double_z": True,
+        "z_channels": latent,
+        "resolution": config.get("sample_size", 512),
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    return {"ddconfig": described, "embed_dim": latent}
 
 
 def _floats(state: Any) -> dict[str, Tensor]:

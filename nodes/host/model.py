@@ -29,7 +29,6 @@ from ...dreamvideo.models.network import VideoUNet
 from ...dreamvideo.models.regions import Region
 from ...dreamvideo.models.stack import AdapterStack
 from ...dreamvideo.models.unet import UNet
-from ...dreamvideo.nano.denoiser import SHIPPED as EMBEDDED_CONFIG
 from ...dreamvideo.safety.sizes import check_divides
 from ..placeholders import LAYERS
 from .layered import texts_of
@@ -210,9 +209,6 @@ def as_built(model_config: Any, state: Mapping[str, Tensor]) -> Mapping[str, Ten
 
 def _config_of(state: Mapping[str, Tensor]) -> UNetConfig:
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    embedded = original_shapes(EMBEDDED_CONFIG)  # its norm groups are in no shape
-    if all(shapes.get(key) == shape for key, shape in embedded.items()):
-        return EMBEDDED_CONFIG
     return infer_config(shapes, "original")
 
 

@@ -40,7 +40,7 @@ FLAGS = [
 ]  # fmt: skip
 QUIET = ("favicon", "Failed to load resource", "api.comfy.org", "ERR_", "GTM", "userdata", "api/queue")
 FEW = {"steps": 6, "token_steps": 6, "steps_of_word": 6, "steps_of_looks": 6, "preview_every": 0}
-TOY = {"base": "embedded", "width": 64, "height": 64, "frames": 8, "learning_rate": 0, "token_learning_rate": 0}
+TOY = {"base": "embedded", "width": 128, "height": 128, "frames": 8, "learning_rate": 0, "token_learning_rate": 0}
 # For pictures: text at every zoom, no map in the corner.
 PLAIN = {"LiteGraph.Canvas.MinFontSizeForLOD": 0, "Comfy.Minimap.Visible": False}
 BOXES = """() => app.graph._nodes.map(node => {

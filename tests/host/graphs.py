@@ -76,7 +76,7 @@ def give(host, graph: Graph, kind: str, value: object) -> list:
 def random_adapter(host, kind: str, seed: int = 0, condition: bool = True):
     """A TrainedAdapter of the tiny base that changes something: no up-projection is zero."""
     dv = host.module("dreamvideo")
-    config = host.module("dreamvideo.nano.denoiser").SHIPPED
+    config = host.module("dreamvideo.nano.denoiser").CONFIG
     if kind == "weights":
         about = dv.DeltaConfig(("text_kv", "temporal_kv"), rank=4)
     else:

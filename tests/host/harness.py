@@ -272,7 +272,7 @@ def _write_base(folder: Path) -> None:
     try:
         from dreamvideo.base import EMBEDDED_FOLDER
         from dreamvideo.models.unet import UNet
-        from dreamvideo.nano.denoiser import SHIPPED as CONFIG
+        from dreamvideo.nano.denoiser import CONFIG
     finally:
         sys.path.remove(str(PACK))
     generator = torch.Generator().manual_seed(0)

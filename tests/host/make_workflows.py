@@ -50,7 +50,7 @@ FILES = """From [this page](https://huggingface.co/ali-vilab/modelscope-damo-tex
 - `open_clip_pytorch_model.bin` → models/text_encoders
 - `VQGAN_autoencoder.pth` → models/vae
 
-and press R. Without them choose **embedded** as base, and 64 x 64 pixels and 8 frames everywhere."""
+and press R. Without them choose **embedded** as base, and 128 x 128 pixels and 8 frames everywhere."""
 
 
 def real_base(flow: Workflow) -> int:

@@ -13,7 +13,7 @@ from litegraph import Workflow
 
 VIDEO = 340  # pixels that a preview needs
 BELOW_TEXT = 190  # a preview below a text box, which gives some of its own
-TOY = {"width": 64, "height": 64}
+TOY = {"width": 128, "height": 128}
 EMBEDDED, FULL_SIZE, IMAGE = "EMBEDDED", "FULL_SIZE", "IMAGE"  # of `dreamvideo.defaults`
 
 
