@@ -36,7 +36,7 @@ def test_everything_is_there(left):
     expected = {"identity.safetensors", "motion.safetensors", "composed.mp4", "composed.gif", "sheet.png", "losses.png",
                 "report.json"}  # fmt: skip
     assert expected <= {path.name for path in left.iterdir()}
-    assert read_clip(left / "composed.mp4").frames.shape == (8, 3, 64, 64)
+    assert read_clip(left / "composed.mp4").frames.shape == (8, 3, 128, 128)
     assert load_image(left / "sheet.png").shape[0] == 3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from ..defaults import EMBEDDED
 from ..training.methods import Method
 from . import world
 from .comparison import Limits, System
@@ -45,11 +46,11 @@ class Scale:
     one_in: int = 1
     seeds: int = 1
     share: float = 1.0
-    sampling_steps: int = 50
+    sampling_steps: int = EMBEDDED.steps
 
 
 FULL = Scale(one_in=2)
-QUICK = Scale(("mushroom",), ("circling",), ("on the road", "on the grass"), seeds=2, share=0.25, sampling_steps=20)
+QUICK = Scale(("mushroom",), ("circling",), ("on the road", "on the grass"), seeds=2, share=0.25, sampling_steps=10)
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def evaluate(
     return {"autoencoder": rebuilt, "samples": sampled}, videos
 
 
-def sampler(unet: VideoUNet, encoders: Encoders, steps: int = 50) -> Callable[[list[str], int], Tensor]:
+def sampler(unet: VideoUNet, encoders: Encoders, steps: int = EMBEDDED.steps) -> Callable[[list[str], int], Tensor]:
     """A function of captions and a seed that samples their videos [B, F, 3, H, W] as one batch."""
 
     def sample(captions: list[str], seed: int) -> Tensor:

@@ -34,7 +34,7 @@ from ..training.settings import TrainingSettings
 from . import rules, world
 
 PLACEHOLDER = "<my-toy>"
-SUBJECT = world.Subject("mushroom", "red")  # no mushroom is in the base's training
+SUBJECT = world.Subject("mushroom", "red", "white", "spotted")  # no mushroom is in the base's training
 MOTION = "circling"
 # A second one of each, for two subjects and a motion that changes in one video.
 OTHER_PLACEHOLDER = "<other-toy>"
@@ -165,7 +165,7 @@ def run(
     save(base, motion.adapter, out / "motion.safetensors")
     with timed("videos"):
         adapters = subject.adapter, motion.adapter
-        videos = _four_videos(base, material, adapters, seed, 10 if quick else 50, reports)
+        videos = _four_videos(base, material, adapters, seed, 10 if quick else base.defaults.steps, reports)
 
     losses = {"learned token" if stage == "token" else stage: each for stage, each in subject.losses.items()}
     losses |= motion.losses
