@@ -119,7 +119,7 @@ def test_a_mark_says_which_systems_differ_from_the_last_one_video_by_video(tmp_p
         return suite.Measured([dict.fromkeys(report.COLUMNS, value) for value in values], [strip] * len(values), 1)
 
     strip = tmp_path / "strip.png"
-    write_png(strip, torch.zeros(3, 64, 128))
+    write_png(strip, torch.zeros(3, world.SIZE, 2 * world.SIZE))
     # Videos differ far more from each other than the systems on one video.
     rows = {"LoRA": (0.1, 0.5, 0.9), "base, nothing learned": (0.0, 0.4, 0.8), "mixed": (0.05, 0.45, 0.85)}
     results = {"1": {name: measured(*values) for name, values in rows.items()}}

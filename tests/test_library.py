@@ -51,7 +51,7 @@ def test_page_does_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = runpy.run_path("page.py")
     assert found["subject"].complete and found["motion"].complete
-    assert found["video"].shape == (8, 3, 64, 64) and (tmp_path / "dancing-dog.mp4").stat().st_size
+    assert found["video"].shape == (8, 3, 128, 128) and (tmp_path / "dancing-dog.mp4").stat().st_size
     assert found["noise"].shape == found["latents"].shape and not found["noise"].allclose(found["plain"])
 
 
