@@ -267,19 +267,13 @@ def test_sharpening_keeps_the_latents(tmp_path, monkeypatch):
     assert not torch.equal(before.decode(latents), after.decode(latents))
 
 
-def test_the_weights_fit_into_twenty_megabytes():
-    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) <= 20_000_000
+def test_the_weights_fit_into_32_mebibytes():
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) <= 32 * 2**20
 
 
 def test_the_autoencoder_keeps_what_captions_name():
     vae = load_encoders(find_base(WEIGHTS)).vae
-    seen = package.measure_autoencoder(vae, 20)
-    assert min(seen["motion"], seen["place"]) == 1
-    assert seen["colour"] >= 0.95 and seen["shape"] >= 0.85
-
-
-def test_the_next_autoencoder_keeps_what_captions_name():
-    seen = package.measure_autoencoder(autoencoder_of(WEIGHTS.parent / "next"), 6, size=latents.PIXELS)
+    seen = package.measure_autoencoder(vae, 6)
     assert min(seen.values()) == 1
 
 
