@@ -120,4 +120,4 @@ def test_a_converted_folder_tells_its_size_and_what_a_pipeline_needs(tmp_path, c
     assert main(["convert", str(tmp_path / "unet.safetensors"), str(tmp_path / "p"), "--layout", "diffusers"]) == 0
     told = capsys.readouterr().out
     assert all(part in told for part in ("model_index.json", "scheduler", "text_encoder", "tokenizer", "vae"))
-    assert '"sample_size": 8' in (tmp_path / "p" / "unet" / "config.json").read_text()  # the embedded base's 64 pixels
+    assert '"sample_size": 16' in (tmp_path / "p" / "unet" / "config.json").read_text()  # of 128 pixels
