@@ -297,6 +297,6 @@ def test_same_adapter_as_the_command_line_trains(host, method):
     encoded = data.encode_clips([clip], "a ball rolls", own, 4)
     trained = stages.train_method(unet, own.text, encoded, row, settings=settings)
     for key, tensor in trained.trained.adapter.state_dict().items():
-        # A part that learns faster carries the encoders' rounding as much farther.
+        # A part that learns faster carries the encoders' rounding as much farther. One of Adam's steps is 1e-3 of it.
         faster = max([1.0, *(rate for part, rate in row.part_rates if f".{part}." in key)])
-        torch.testing.assert_close(got.adapter.state_dict()[key], tensor, atol=2e-4 * faster, rtol=1e-3)
+        torch.testing.assert_close(got.adapter.state_dict()[key], tensor, atol=3e-4 * faster, rtol=1e-3)
