@@ -86,11 +86,19 @@ EMBEDDED = Defaults(
     training={
         # Without masks: a token is so large a part of this small text space that it would spoil an unwatched ground.
         "token": {"steps": 150, "learning_rate": 5e-3, "masked": False, "noisier": True, "shift": 1},
-        "identity": {"steps": 450, "learning_rate": 5e-4, "masked": False, "noisier": True, "shift": 1},
+        "identity": {"steps": 1000, "learning_rate": 1e-3, "masked": False, "noisier": True, "shift": 1},
         "motion": {"steps": 250, "learning_rate": 1e-3, "noisier": True},
     },
-    # Found by factors of 4 on a toy and a motion outside of the comparison: see docs/methods.md.
-    rates={"dreamix": 0.25, "custom_diffusion": 0.25, "fine_tuning_subject": 0.25, "lora_motion": 4},
+    # Found on a toy and a motion outside of the comparison: see docs/methods.md.
+    rates={
+        "identity_plus": 2,
+        "dreamix": 1 / 8,
+        "custom_diffusion": 1 / 8,
+        "fine_tuning_subject": 1 / 8,
+        "fine_tuning_motion": 1 / 4,
+        "lora_subject": 1 / 2,
+        "lora_motion": 4,
+    },
     part_rates={FRAME_VECTORS: 10, CONV_RESIDUAL: 4},
 )
 

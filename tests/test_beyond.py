@@ -33,8 +33,10 @@ from dreamvideo.training.methods import (
     FRAME_AWARE,
     FRAME_AWARE_CONVOLUTIONS,
     IDENTITY,
+    IDENTITY_PLUS,
     MOTION,
     MOTION_METHODS,
+    MOTION_PLUS,
     TEMPORAL_CONVOLUTIONS,
     Method,
 )
@@ -97,6 +99,8 @@ def test_full_size_has_the_counted_numbers():
     assert numbers(replace(CONVOLUTIONS, conv_rank=16)) == 5_160_960
     assert numbers(replace(CONVOLUTIONS, conv_rank=4)) == 1_290_240
     assert numbers(AdapterConfig.motion(frames=32, conv_rank=16)) == paper + 415_744 + 5_160_960
+    plus = numbers(IDENTITY_PLUS.config), numbers(MOTION_PLUS.config)
+    assert plus == (37_227_360, 20_643_840) and sum(plus) < 0.65 * (numbers(AdapterConfig.identity()) + paper)
     for row in (FRAME_AWARE, TEMPORAL_CONVOLUTIONS, FRAME_AWARE_CONVOLUTIONS):
         assert row.config.frames in (None, 32) and row.config.conv_rank in (None, 16)
 

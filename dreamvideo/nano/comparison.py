@@ -70,9 +70,10 @@ def _motion(name: str, method: str) -> System:
     return System(name, IDENTITY, MOTION_METHODS[method])
 
 
-def _with_option(name: str, option: str) -> System:
-    """DreamVideo with one option of its row for motions."""
-    return System(name, IDENTITY, replace(MOTION, name=f"motion_{option}", **{option: True}))
+def _with_option(name: str, row: Method, option: str) -> System:
+    """DreamVideo with this row in the place of its own, and one of the row's options."""
+    chosen = replace(row, name=f"{row.name}_{option}", **{option: True})
+    return System(name, chosen, MOTION) if row.data == "images" else System(name, IDENTITY, chosen)
 
 
 def _scheduled(name: str, subject: Limits = ALWAYS, motion: Limits = ALWAYS) -> System:
@@ -174,22 +175,16 @@ BEYOND = (
         "joint",
         (
             DREAMVIDEO,
-            _with_option("DreamVideo, debiased loss", "debias"),
-            _with_option("DreamVideo, absorber", "absorber"),
-            _motion("DreamVideo, frame-aware motion adapter", "frame_aware"),
-            _motion("DreamVideo, residuals at temporal convolutions", "temporal_convolutions"),
-            _motion("DreamVideo, both", "frame_aware_convolutions"),
-            _motion("DreamVideo, both and the debiased loss", "dreamvideo_plus"),
-            System(
-                "DreamVideo, a vector a layer for the word",
-                replace(IDENTITY, name="identity_layered_token", layered_token=True),
-                MOTION,
-            ),
-            System(
-                "DreamVideo, attention to the mask",
-                replace(IDENTITY, name="identity_mask_attention", mask_attention=True),
-                MOTION,
-            ),
+            _with_option("debiased loss", MOTION, "debias"),
+            _with_option("absorber", MOTION, "absorber"),
+            _motion("frame-aware motion adapter", "frame_aware"),
+            _motion("frame-aware motion adapter, residuals", "frame_aware_convolutions"),
+            _with_option("both, debiased loss", methods.FRAME_AWARE_CONVOLUTIONS, "debias"),
+            _motion("residuals alone, rank 16", "temporal_convolutions"),
+            _motion("residuals alone, rank 64", "dreamvideo_plus"),
+            _with_option("a vector a layer for the word", IDENTITY, "layered_token"),
+            _with_option("attention to the mask", IDENTITY, "mask_attention"),
+            _subject("identity adapter at all layers", "all_layers"),
             System("ModelScopeT2V, fine-tuned", methods.FINE_TUNING_SUBJECT, methods.FINE_TUNING_MOTION),
             System("Dreamix + ModelScopeT2V, fine-tuned", methods.DREAMIX, methods.FINE_TUNING_MOTION),
             DREAMVIDEO_PLUS,

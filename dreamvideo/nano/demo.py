@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ..training.data import encode_clips, encode_photos
 from ..training.methods import IDENTITY, TEXTUAL_INVERSION, motion_method
 from ..training.settings import TrainingSettings
 from . import rules, world
+from .meanwhile import leaves_cores, meanwhile
 
 PLACEHOLDER = "<my-toy>"
 SUBJECT = world.Subject("mushroom", "red", "white", "spotted")  # no mushroom is in the base's training
@@ -153,13 +154,19 @@ def run(
 
     if material.note:
         report(material.note)
-    with timed("subject"):
-        subject = _subject(base, material, settings, reports)
-    if not subject.complete:
-        raise KeyboardInterrupt("Interrupted; the demo keeps nothing half done.")
-    save(base, subject.adapter, out / "identity.safetensors")
-    with timed("motion"):
-        motion = _motion(base, material, settings("motion"), reports)
+
+    def learn_motion(reports: Reports) -> Outcome:
+        return _motion(base, material, settings("motion"), reports)
+
+    apart = meanwhile(learn_motion, reports) if leaves_cores(base) else nullcontext(lambda: learn_motion(reports))
+    with apart as motion_learned:
+        with timed("subject"):
+            subject = _subject(base, material, settings, reports)
+        if not subject.complete:
+            raise KeyboardInterrupt("Interrupted; the demo keeps nothing half done.")
+        save(base, subject.adapter, out / "identity.safetensors")
+        with timed("motion"):
+            motion = motion_learned()
     if not motion.complete:
         raise KeyboardInterrupt(f"Interrupted; {out / 'identity.safetensors'} is kept.")
     save(base, motion.adapter, out / "motion.safetensors")

@@ -128,7 +128,7 @@ def test_a_motion_beyond_the_paper_is_masked_trained_and_applied(host):
     made = []
     for more in ({"debias": "on", "absorber": "on", "covered": COVERED}, {"covered": COVERED}, {}):
         graph, loader, common = start(host)
-        node = train_motion(host, graph, common, loader, 2, method="dreamvideo_plus", **more)
+        node = train_motion(host, graph, common, loader, 2, method="frame_aware_convolutions", **more)
         positive, negative = prompts(graph, [loader, 1], "a ball rolls")
         region = graph.add("DreamVideoApplyAdapter", model=[loader, 0], adapter=[node, 0], strength=1.0,
                            start_percent=0.0, end_percent=0.6, mask=give(host, graph, "MASK", COVERED[:1]))  # fmt: skip
@@ -280,7 +280,7 @@ def test_same_bytes_from_both_faces(host, monkeypatch, tmp_path, kind):
     assert written.with_suffix(".losses.csv").read_bytes() == other.with_suffix(".losses.csv").read_bytes()
 
 
-@pytest.mark.parametrize("method", ["dreamvideo", "dreamvideo_plus"])
+@pytest.mark.parametrize("method", ["dreamvideo", "dreamvideo_plus", "frame_aware_convolutions"])
 def test_same_adapter_as_the_command_line_trains(host, method):
     """The engine with its own encoders and the node, same data and seed: equal up to the encoders' rounding."""
     graph, loader, common = start(host)
