@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from threading import Event
-from time import sleep
 
 import pytest
 import torch
@@ -15,8 +13,7 @@ from dreamvideo.base import open_base
 from dreamvideo.files.adapters import load_adapter
 from dreamvideo.media.clips import read_clip
 from dreamvideo.media.photographs import load_image
-from dreamvideo.nano import demo, meanwhile
-from dreamvideo.runs import Outcome, Reports
+from dreamvideo.nano import demo
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +27,6 @@ def left(tmp_path_factory):
         training[stage] = {**training[stage], "steps": 50}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(defaults, "EMBEDDED", replace(defaults.EMBEDDED, training=training))
-        patch.setattr(demo, "leaves_cores", lambda base: True)
         demo.run(base, material, out, quick=True, report=lambda line: None)
     assert all(torch.equal(old, new) for old, new in zip(before, base.unet.parameters(), strict=True))
     return out
@@ -57,34 +53,3 @@ def test_training_lowers_the_loss(left):
     assert set(report["seen"]) == {"no adapter", "subject", "motion", "subject and motion"}
     motion = report["training"]["motion"]
     assert motion["last_loss"] < motion["first_loss"]
-
-
-def test_beside_the_subject_the_motion_is_the_same(left):
-    base, settings = open_base(), defaults.EMBEDDED.settings("motion", seed=0)
-    few = replace(settings, steps=settings.steps // 10)
-    alone = demo._motion(base, demo.toy_material(base.defaults.frames), few, Reports()).adapter.adapter.state_dict()
-    beside = load_adapter(left / "motion.safetensors").adapter.state_dict()
-    assert alone.keys() == beside.keys() and all(torch.equal(alone[name], beside[name]) for name in alone)
-
-
-def test_what_goes_on_meanwhile_is_heard_when_it_is_asked_for_and_else_stops():
-    heard, began = [], Event()
-
-    def work(reports: Reports) -> Outcome:
-        reports.say("note")
-        reports.progress("early", 1, 2, 0.0, 0.0, 0.0)
-        began.set()
-        while not (heard or reports.should_stop()):
-            sleep(0.01)
-        reports.progress("late", 2, 2, 0.0, 0.0, 0.0)
-        return Outcome(None, {}, complete=not reports.should_stop())
-
-    reports = Reports(progress=lambda stage, *rest: heard.append(stage), say=heard.append)
-    with meanwhile.meanwhile(work, reports) as outcome:
-        assert began.wait(10) and heard == []
-        assert outcome().complete
-    assert heard == ["note", "late"]
-    heard.clear()
-    with pytest.raises(ValueError, match="elsewhere"), meanwhile.meanwhile(work, reports):
-        raise ValueError("elsewhere")
-    assert heard == []

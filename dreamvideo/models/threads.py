@@ -33,14 +33,9 @@ def threads_for(network: nn.Module, device: torch.device) -> AbstractContextMana
     """
     if device.type != "cpu" or torch.compiler.is_compiling() or any(map(os.getenv, OWN_CHOICE)):
         return nullcontext()
-    if torch.get_num_threads() == 1 or not _openmp() or not is_small(network):
+    if torch.get_num_threads() == 1 or not _openmp() or parameters_of(network) >= SMALL:
         return nullcontext()
     return _one_thread()
-
-
-def is_small(network: nn.Module) -> bool:
-    """Whether one thread is enough for it."""
-    return parameters_of(network) < SMALL
 
 
 def parameters_of(network: nn.Module) -> int:
