@@ -43,8 +43,8 @@ OTHER_MOTION = "bouncing"
 SEED = 3  # of the photographs and the clip
 MOTION_STRENGTH = 0.9  # beside the subject: less of the clip's looks comes along
 PRIOR_STRENGTH = 0.7  # of the clip's noise in the start of every video: on so small a base a path is mostly there
-# Of the embedded base's own steps, so that all of it takes less than five minutes on two cores, a busy process beside it
-# or not; the start gives a motion what it lacks. QUICK_SHARE: of any base's.
+# Of the embedded base's own steps: so all of it takes less than five minutes on two cores, a busy process beside it or
+# not; the start gives a motion what it lacks. QUICK_SHARE: of any base's.
 SHARES, QUICK_SHARE = {"token": 0.6, "identity": 0.75, "motion": 0.4}, 0.1
 # What is written, the adapters first.
 FILES = (
