@@ -176,7 +176,7 @@ MOTION_BEYOND = (FRAME_AWARE, TEMPORAL_CONVOLUTIONS, FRAME_AWARE_CONVOLUTIONS, M
 ABSORBER = AdapterConfig.identity(sublayers=ALL_SUBLAYERS, hidden=32)
 
 # A subject beyond the paper: adapters at all sublayers, and the attention to its word pulled to the masks (Avrahami
-# et al. 2023, arXiv 2305.16311). A vector of the word a layer is left to who asks for it: it cost motion.
+# et al. 2023, arXiv 2305.16311). A vector of the word a layer is left to who asks for it (docs/methods.md).
 IDENTITY_PLUS = replace(_shaped(IDENTITY, "identity_plus", sublayers=ALL_SUBLAYERS), mask_attention=True)
 
 # What the paper compares with. Where a paper names no number it has DreamVideo's for the same data.
