@@ -33,6 +33,7 @@ from .safety.texts import quoted
 from .sampling import choose_device, choose_dtype
 
 EMBEDDED_FOLDER = Path(__file__).parent / "nano" / "weights"
+IMAGE_FOLDER = "image"  # below the embedded base's, of the image base that shares its encoders
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,17 @@ class Base:
     def defaults(self) -> Defaults:
         """Size, length and training settings that suit this base."""
         return defaults_for(self.unet.config)
+
+
+def image_base_beside(files: BaseFiles, motion_module: PathLike | None = None) -> BaseFiles | None:
+    """The files of the image base that lies beside the embedded base, or one trained again; None where there is none.
+
+    motion_module: in the place of its own.
+    """
+    folder = files.file("unet").parent / IMAGE_FOLDER
+    if not folder.is_dir():
+        return None
+    return find_base(folder, clip=files.clip, vae=files.vae, motion_module=motion_module)
 
 
 @dataclass(frozen=True, eq=False)

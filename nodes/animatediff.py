@@ -10,18 +10,15 @@ from pathlib import Path, PurePath
 
 from comfy_api.latest import io
 
+from ..dreamvideo.base import EMBEDDED_FOLDER, image_base_beside
 from ..dreamvideo.files.base import FILE_NAMES, BaseFiles, find_base, incomplete
 from ..dreamvideo.safety.texts import quoted
 from . import host
 from .fields import CATEGORY
-from .loaders import AUTOMATIC, base_folder, folder_names, no_folder
+from .loaders import AUTOMATIC, EMBEDDED, base_folder, folder_names, no_folder
 
 NO_MODULE = "none"
-NO_BASE = "no base folder yet"
-NO_FOLDER = (
-    "There is no folder in models/dreamvideo yet: put a Stable Diffusion 1.5 checkpoint and a motion module into one "
-    "and press R, or take Load Checkpoint and Load AnimateDiff."
-)
+NO_FOLDER = "The input base holds nothing: choose one in the list."
 KNOWN = {PurePath(pattern).name for pattern in FILE_NAMES["motion_module"] if "*" not in pattern}
 GET_MODULE = "Get v3_sd15_mm.ckpt from guoyww/animatediff on Hugging Face: put it"
 
@@ -113,10 +110,11 @@ class LoadImageBase(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "base",
-                    options=folder_names() or [NO_BASE],
+                    options=[EMBEDDED, *folder_names()],
+                    default=EMBEDDED,
                     tooltip=(
                         "A folder in models/dreamvideo with a Stable Diffusion 1.5 checkpoint, or one in diffusers' "
-                        "layout, and a motion module beside it."
+                        "layout, and a motion module beside it; or the embedded one, which knows a small world of toys."
                     ),
                 ),
                 io.Combo.Input(
@@ -148,8 +146,8 @@ class LoadImageBase(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, base, motion_module):
         # In place of the host's own check: some take the slash off a folder's name before they compare.
-        if base is None or base not in folder_names():
-            return NO_FOLDER if base in (None, NO_BASE) else no_folder(base)
+        if base != EMBEDDED and base not in folder_names():
+            return NO_FOLDER if base is None else no_folder(base)
         return True if motion_module == AUTOMATIC else LoadAnimateDiff.validate_inputs(motion_module)
 
     @classmethod
@@ -163,6 +161,8 @@ class LoadImageBase(io.ComfyNode):
 
 def image_files(base: str, motion_module: str) -> BaseFiles:
     """The files of an image base that the widgets name. ValueError telling what is missing and where to get it."""
+    if base == EMBEDDED:
+        return _embedded(motion_module)
     found = find_base(base_folder(base), partial=True)
     if found.unet is None:
         raise ValueError(
@@ -175,6 +175,13 @@ def image_files(base: str, motion_module: str) -> BaseFiles:
     if found.missing:
         raise ValueError(incomplete(found, f"models/dreamvideo/{base}"))
     return replace(found, motion_module=_module_for(found, base, motion_module))
+
+
+def _embedded(motion_module: str) -> BaseFiles:
+    found = image_base_beside(find_base(EMBEDDED_FOLDER))
+    if found is None:
+        raise ValueError("The embedded image base's files are not in this copy of the pack: install it again.")
+    return found if motion_module == AUTOMATIC else replace(found, motion_module=module_file(motion_module))
 
 
 def _module_for(found: BaseFiles, base: str, name: str) -> Path | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dreamvideo.base import open_base
+from dreamvideo.base import IMAGE_FOLDER, open_base
 from dreamvideo.encoders.loading import load_encoders
 from dreamvideo.files.base import find_base
 from dreamvideo.models.animatediff import ImageUNet
@@ -64,7 +64,7 @@ def test_it_trains_into_files_that_open_as_an_image_base(begun):
     package.write_image_model(begun, begun)
     package.write_motion_module(begun, begun)
     files = {part: WEIGHTS / f"{part}.safetensors" for part in ("clip", "vae")}
-    base = open_base(begun / package.IMAGE, **files, dtype=torch.float32)
+    base = open_base(begun / IMAGE_FOLDER, **files, dtype=torch.float32)
     assert base.unet.config == image_base.VIDEO
     found = base.unet.state_dict()
     assert all(torch.equal(found[name], value.half().float()) for name, value in still.items())

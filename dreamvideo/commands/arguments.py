@@ -270,13 +270,8 @@ def _nano_train(parser: Parser) -> None:
 def _nano_gate(parser: Parser) -> None:
     folder = "of nano train, or one with a vae.safetensors (default: output/nano)"
     _option(parser, "--out", "DIR", folder, Path, default=Path("output/nano"))
-    parser.add_argument(
-        "--size",
-        type=int,
-        metavar="PIXELS",
-        default=EMBEDDED.width,
-        help=f"of the pictures (default: {EMBEDDED.width})",
-    )
+    size = f"of the pictures (default: {EMBEDDED.width})"
+    parser.add_argument("--size", type=int, metavar="PIXELS", default=EMBEDDED.width, help=size)
 
 
 def _nano_evaluate(parser: Parser) -> None:

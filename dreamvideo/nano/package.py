@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..base import IMAGE_FOLDER
 from ..encoders.protocols import Autoencoder
 from ..files.tensors import write_safetensors
 from ..models.animatediff import frame_positions
@@ -16,7 +17,6 @@ from . import autoencoder, denoiser, image_base, rules, vision_language, world
 from .progress import averaged
 
 FOLDER = Path(__file__).parent / "weights"
-IMAGE = "image"  # the folder of the image base in it, whose encoders are those beside the folder
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def write_unet(folder: Path, target: Path = FOLDER) -> None:
 def write_image_model(folder: Path, target: Path = FOLDER) -> None:
     """The trained image model as image/unet.safetensors, which is Stable Diffusion's in all but size."""
     state = averaged(folder / "image.pt")
-    _write(target / IMAGE / "unet.safetensors", state, "unet_config", image_base.CONFIG.to_dict())
+    _write(target / IMAGE_FOLDER / "unet.safetensors", state, "unet_config", image_base.CONFIG.to_dict())
 
 
 def write_motion_module(folder: Path, target: Path = FOLDER) -> None:
@@ -67,7 +67,7 @@ def write_motion_module(folder: Path, target: Path = FOLDER) -> None:
     for name in [name for name in state if name.endswith(".to_q.weight")]:
         positions = frame_positions(world.FRAMES, len(state[name]), state[name])
         state[f"{name.removesuffix('.to_q.weight')}.pos_encoder.pe"] = positions[None]  # [1, F, C]
-    _write(target / IMAGE / "motion_module.safetensors", state)
+    _write(target / IMAGE_FOLDER / "motion_module.safetensors", state)
 
 
 def _write(path: Path, state: dict[str, Tensor], key: str = "", config: dict | None = None) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..base import Base, open_base
+from ..base import IMAGE_FOLDER, Base, image_base_beside, open_base
 from .comparison import WITH_MODULE
-from .package import IMAGE
 
 
 @lru_cache(maxsize=2)
@@ -15,16 +14,15 @@ def image_base(base: Base, start: str) -> Base:
 
     Raises ValueError where there is none.
     """
-    files = base.files
-    folder = None if files is None else files.file("unet").parent / IMAGE
-    if files is None or folder is None or not folder.is_dir():
+    files = None if base.files is None else image_base_beside(base.files)
+    if files is None:
         raise ValueError(
-            f"The base has no folder {IMAGE} with an image base, which AnimateDiff and Tune-A-Video start from: train "
-            "one (dreamvideo nano train), or choose other tables with --table."
+            f"The base has no folder {IMAGE_FOLDER} with an image base, which AnimateDiff and Tune-A-Video start from: "
+            "train one (dreamvideo nano train), or choose other tables with --table."
         )
     return open_base(
-        unet=folder / "unet.safetensors",
-        motion_module=folder / "motion_module.safetensors" if start == WITH_MODULE else None,
+        unet=files.unet,
+        motion_module=files.motion_module if start == WITH_MODULE else None,
         clip=files.clip,
         vae=files.vae,
         device=base.device,

@@ -24,11 +24,12 @@ from ...dreamvideo.files.text_encoders import stored_text
 from ...dreamvideo.files.unet import read_unet
 from ...dreamvideo.models.animatediff import ImageUNet
 from ...dreamvideo.models.image_config import MOTION, ImageUNetConfig
-from .loading import load_clip_vision, load_image_tower, load_vae
+from .loading import choose_precision, load_clip, load_clip_vision, load_image_tower, load_vae, placed
 from .model import HostUNet, T2VModel, as_built
 from .paging import is_dynamic, patcher_class
 
 PREFIX = "diffusion_model."  # of the network's tensors in a MODEL
+LINEAR = "sqrt_linear"  # what the host calls linear betas
 
 
 class HostImageUNet(HostUNet, ImageUNet):
@@ -113,7 +114,7 @@ def _built(model: Any, config: ImageUNetConfig, state: dict[str, Tensor], disabl
     )
     about.unet_config["config"] = config
     if config.linear_betas:
-        about.sampling_settings = {"beta_schedule": "sqrt_linear"}  # what the host calls the linear ones
+        about.sampling_settings = {"beta_schedule": LINEAR}
     made = T2VModel(about, None, fingerprint(state), HostImageUNet).to(model.offload_device)
     about.unet_config = dict(inner.model_config.unet_config)  # by which the host names what a LoRA changes
     patcher = patcher_class(disable_dynamic)(made, load_device=model.load_device, offload_device=model.offload_device)
@@ -124,11 +125,27 @@ def _built(model: Any, config: ImageUNetConfig, state: dict[str, Tensor], disabl
 def load_image_base(files: BaseFiles) -> tuple[Any, Any, Any]:
     """(MODEL, CLIP, VAE) of an image base, its checkpoint in any layout. ValueError where a file is none of these."""
     check_matches(read_unet(files.file("unet"), motion_module=files.motion_module).config, open_encoders(files))
+    if files.text is None:
+        return _of_videos_text(files), load_clip(files.file("clip")), load_vae(files.file("vae"))
     image, clip = _stock(files)
     model = with_motion_module(image, files.motion_module)
     model.cached_patcher_init = (_model_again, (files,))  # from its files: the image model need not stay in memory
     clip.patcher.cached_patcher_init = (_text_again, (files,))
     return model, clip, load_vae(files.file("vae"))
+
+
+def _of_videos_text(files: BaseFiles, disable_dynamic: bool = False) -> Any:
+    """The MODEL of an image base that reads the text states of a video base, as the embedded one does."""
+    found = read_unet(files.file("unet"), motion_module=files.motion_module)
+    state = dict(found.stream("cpu"))
+    about = ImageVideo({})
+    choose_precision(about, state)
+    about.unet_config["config"] = found.config
+    if found.config.linear_betas:
+        about.sampling_settings = {"beta_schedule": LINEAR}
+    patcher = placed(T2VModel(about, None, fingerprint(state), HostImageUNet), state, disable_dynamic)
+    patcher.cached_patcher_init = (_of_videos_text, (files,))
+    return patcher
 
 
 def image_encoder(files: BaseFiles) -> Any:

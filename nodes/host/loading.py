@@ -43,18 +43,27 @@ def load_model(path: Path, dtype: torch.dtype | None) -> Any:
 
 def _load_undetected(path: Path, dtype: torch.dtype | None, disable_dynamic: bool = False) -> Any:
     """What the host does behind its detection. disable_dynamic: not paged, as its own loaders have it."""
-    manage, patcher_of = comfy.model_management, patcher_class(disable_dynamic)
     state = dict(read_unet(path).state.stream("cpu", None))
     config = ModelScopeT2V({})
-    device, offload = manage.get_torch_device(), manage.unet_offload_device()
-    stored, supported = comfy.utils.weight_dtype(state), list(config.supported_inference_dtypes)
-    parameters = comfy.utils.calculate_parameters(state)
-    built = dtype or manage.unet_dtype(model_params=parameters, supported_dtypes=supported, weight_dtype=stored)
-    config.set_inference_dtype(built, manage.unet_manual_cast(built, device, supported))
-    model = config.get_model(state, "").to(offload)
-    patcher = patcher_of(model, load_device=device, offload_device=offload)
-    model.load_model_weights(state, "", **({"assign": True} if is_dynamic(patcher) else {}))
+    choose_precision(config, state, dtype)
+    patcher = placed(config.get_model(state, ""), state, disable_dynamic)
     patcher.cached_patcher_init = (_load_undetected, (path, dtype))  # how the host loads it again, for another device
+    return patcher
+
+
+def choose_precision(config: Any, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Tell a model's config in which precision it is kept and computes, as the host's loaders choose it."""
+    manage, supported = comfy.model_management, list(config.supported_inference_dtypes)
+    stored, parameters = comfy.utils.weight_dtype(state), comfy.utils.calculate_parameters(state)
+    built = dtype or manage.unet_dtype(model_params=parameters, supported_dtypes=supported, weight_dtype=stored)
+    config.set_inference_dtype(built, manage.unet_manual_cast(built, manage.get_torch_device(), supported))
+
+
+def placed(model: Any, state: dict[str, Tensor], disable_dynamic: bool) -> Any:
+    """A model's patcher, where the host has its models, with these weights in it."""
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    patcher = patcher_class(disable_dynamic)(model.to(offload), load_device=device, offload_device=offload)
+    model.load_model_weights(state, "", **({"assign": True} if is_dynamic(patcher) else {}))
     return patcher
 
 

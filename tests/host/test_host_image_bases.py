@@ -147,3 +147,22 @@ def test_what_a_folder_lacks_is_told(host, folder):
     (folder / "dreamy.safetensors").unlink()
     graph = Graph()
     assert "holds no Stable Diffusion 1.5 checkpoint" in told(from_folder(graph)[0], graph)
+
+
+def test_the_embedded_image_base_is_the_engines(host):
+    """With the motion module and without."""
+    from dreamvideo.base import EMBEDDED_FOLDER, image_base_beside, open_base
+    from dreamvideo.files.base import find_base
+
+    files = image_base_beside(find_base(EMBEDDED_FOLDER))
+    found = []
+    for module, path in (("automatic", files.motion_module), ("none", None)):
+        graph = Graph()
+        model, clip, vae, vision = host.run_with_probe(graph, *from_folder(graph, "embedded", module))
+        assert vision is not None
+        engine = open_base(unet=files.unet, motion_module=path, clip=files.clip, vae=files.vae, dtype=torch.float32)
+        assert model.model.fingerprint == engine.fingerprint
+        assert model.model.diffusion_model.config.to_dict() == engine.unet.config.to_dict()
+        found.append(made(host, (model, clip, vae))["video"])
+    assert all(torch.isfinite(video).all() for video in found)
+    assert not torch.allclose(*found, atol=1e-3)
