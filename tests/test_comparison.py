@@ -228,7 +228,7 @@ def test_the_tables_are_the_papers_and_every_method_is_compared():
             row.name for table in tables for system in table.systems for row in (system.subject, system.motion) if row
         }
 
-    assert METHODS.keys() - rows(TABLES) == {"motion_several", TUNE_A_VIDEO.name}  # which has no image base here yet
+    assert METHODS.keys() - rows(TABLES) == {"motion_several"}
     assert not rows(comparison.PAPERS) & {IDENTITY_PLUS.name, *(row.name for row in MOTION_BEYOND)}
     assert all(len({system.name for system in table.systems}) == len(table.systems) for table in TABLES)
     for scale, videos in ((suite.FULL, 8 * 6 // 2), (suite.QUICK, 2)):

@@ -1,8 +1,8 @@
 """The comparison as rows: which systems stand in which table, and on what task they are measured.
 
 Tables 1 to A5 are the paper's, B1 to B3 what this project has beyond it. The bodies of the paper's tables are not at
-hand; which system stands where follows its text (sections 4.2 and 4.3 and the appendix). AnimateDiff and Tune-A-Video,
-which start from an image base, are missing until there is an embedded one.
+hand; which system stands where follows its text (sections 4.2 and 4.3 and the appendix). AnimateDiff and Tune-A-Video
+start from the image base beside the embedded one.
 """
 
 from __future__ import annotations
@@ -93,6 +93,9 @@ PAPERS = (
             BASE,
             System("ModelScopeT2V, fine-tuned", methods.FINE_TUNING_SUBJECT, methods.FINE_TUNING_MOTION),
             System("LoRA", methods.LORA_SUBJECT, methods.LORA_MOTION),
+            System("AnimateDiff, fine-tuned", methods.FINE_TUNING_SUBJECT, methods.FINE_TUNING_MOTION, WITH_MODULE),
+            System("AnimateDiff, LoRA", methods.LORA_SUBJECT, methods.LORA_MOTION, WITH_MODULE),
+            System("DreamVideo on AnimateDiff", IDENTITY, MOTION, WITH_MODULE),
             DREAMVIDEO,
         ),
     ),
@@ -116,6 +119,9 @@ PAPERS = (
             BASE,
             System("ModelScopeT2V, fine-tuned", motion=methods.FINE_TUNING_MOTION),
             System("Customizing Motion", motion=methods.CUSTOMIZING_MOTION),
+            System("Tune-A-Video", motion=methods.TUNE_A_VIDEO, start=PICTURES),
+            System("AnimateDiff, fine-tuned", motion=methods.FINE_TUNING_MOTION, start=WITH_MODULE),
+            System("DreamVideo on AnimateDiff", motion=MOTION, start=WITH_MODULE),
             MOTION_ONLY,
         ),
     ),
