@@ -267,8 +267,9 @@ def test_sharpening_keeps_the_latents(tmp_path, monkeypatch):
     assert not torch.equal(before.decode(latents), after.decode(latents))
 
 
-def test_the_weights_fit_into_32_mebibytes():
+def test_the_weights_are_as_small_as_they_have_to_be():
     assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) <= 32 * 2**20
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("image/*.safetensors")) <= 12 * 10**6
 
 
 def test_the_autoencoder_keeps_what_captions_name():
