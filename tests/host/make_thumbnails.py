@@ -2,9 +2,8 @@
 
     python tests/host/make_thumbnails.py http://127.0.0.1:8188 [NAME...] [--steps N]
 
-Needs a running ComfyUI with this pack, anywhere; no browser. They run as over_http.py runs them, on the embedded base:
+Needs a running ComfyUI with this pack, anywhere; no browser. They run as over_http.py runs them, on the embedded bases:
 name the quickstart first, or nothing for all, on a server whose output folder is empty; the others load what it saves.
-Nothing small enough draws what those for Stable Diffusion make: they show what is learned from.
 --steps N: so many steps of training and sampling, to try the command.
 """
 
@@ -28,7 +27,6 @@ from PIL import Image
 
 SIDE, FRAMES, GAP, MOST_BYTES = 400, 4, 4, 40_000  # pixels, pictures of a video, pixels between, bytes of a file
 GROUND = "#1d2440"
-UNDRAWN = ("8_animatediff", "9_tune_a_video")
 
 
 def upload(server: Server, name: str, data: bytes) -> None:
@@ -57,13 +55,6 @@ def as_image(pixels) -> Image.Image:
     return Image.fromarray((pixels.movedim(0, -1) * 255).round().byte().numpy())
 
 
-def learned_from(name: str) -> list[list[Image.Image]]:
-    """The toy's photographs, where a template takes any, and its clip, a row each."""
-    found = toy()
-    clip = [as_image(frame) for frame in found.clip[:: len(found.clip) // FRAMES]][:FRAMES]
-    return [clip] if name == UNDRAWN[1] else [[as_image(photo.image) for photo in found.photos], clip]
-
-
 def upload_photographs(server: Server) -> list[str]:
     """A toy's, transparent where the toy is, for Load Image's mask is white there; their names."""
     names = []
@@ -80,7 +71,7 @@ def upload_photographs(server: Server) -> list[str]:
 
 def graph_of(server: Server, name: str, photographs: list[str], steps: int) -> Graph:
     few = {"steps": steps, "token_steps": steps, "resume": False} if steps else {}
-    graph = server.template(name, {"preview_every": 0} | few)
+    graph = server.template(name, {"preview_every": 0} | few, drawn=True)
     left = list(photographs)
     for node in graph.values():
         if node["inputs"].get("image") == PHOTOGRAPH:
@@ -140,10 +131,7 @@ def main() -> None:
     for name in given.names:
         began = time.monotonic()
         path = PACK / "workflows" / f"{name}.jpg"
-        if name in UNDRAWN:
-            rows = learned_from(name)
-        else:
-            rows = [frames_of(each) for each in made_by(server, graph_of(server, name, photographs, given.steps))]
+        rows = [frames_of(each) for each in made_by(server, graph_of(server, name, photographs, given.steps))]
         write_jpeg(thumbnail(rows), path)
         print(f"{path.name}: {time.monotonic() - began:.0f} s, {path.stat().st_size} bytes", flush=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness import Graph
 from image_files import CHECKPOINT, MODULE
-from template_parts import TOY, short
+from template_parts import TOY, sampling, short
 
 BASE = "text2video_pytorch_model.pth"
 DOG_FILE, GUITAR_FILE = "my-dog_00001_.safetensors", "playing-guitar_00001_.safetensors"
@@ -36,16 +36,19 @@ TOYS = {
 SMALL = {"steps": 0, "token_steps": 0, "learning_rate": 0.0, "token_learning_rate": 0.0, "batch_size": 0}
 
 
-def on_embedded(graph: Graph) -> Graph:
+def on_embedded(graph: Graph, drawn: bool = False) -> Graph:
     """What a template for a real base queues, turned into what a tiny one can do; the embedded base's stay.
 
     The embedded base, or for an image base the files of `image_files` beside the embedded base's image encoder; its
-    sizes, its words, its own training settings; a toy's clip in place of a file that nobody has.
+    sizes, its words, its own training settings; a toy's clip in place of a file that nobody has. drawn: the embedded
+    image base in the place of those files, which are laid out as real ones but draw nothing.
     """
     if not any(node["inputs"].get("base") == BASE or "ckpt_name" in node["inputs"] for node in graph.values()):
         return graph
     small = TOY | SMALL | short()
     videos = _replace(graph, "LoadVideo", "DreamVideoToyMedia", {"frames": 8}, {})
+    if drawn:
+        _load_embedded_image_base(graph)
     parts = {"base": "embedded", "clip_file": "automatic", "vae_file": "automatic", "precision": "default"}
     _replace(graph, "CLIPVisionLoader", "DreamVideoLoadModelScope", parts, {0: 3})
     for node in graph.values():
@@ -58,8 +61,17 @@ def on_embedded(graph: Graph) -> Graph:
             elif kind.startswith("DreamVideo") and not isinstance(value, list):
                 inputs[name] = small.get(name, value)
         if kind in ("DreamVideoSampler", "DreamVideoCompare"):
-            inputs["steps"] = 50
+            inputs["steps"] = sampling("EMBEDDED")["steps"]
     return graph
+
+
+def _load_embedded_image_base(graph: Graph) -> None:
+    loaders = ("CheckpointLoaderSimple", "DreamVideoLoadAnimateDiff", "CLIPVisionLoader")
+    modules = [node["inputs"]["motion_module"] for node in graph.values() if node["class_type"] == loaders[1]]
+    if modules:
+        inputs = {"base": "embedded", "motion_module": "none" if modules == ["none"] else "automatic"}
+        for kind in loaders:
+            _replace(graph, kind, "DreamVideoLoadImageBase", inputs, {0: 3} if kind == loaders[2] else {})
 
 
 def _replace(graph: Graph, kind: str, other: str, inputs: dict, outputs: dict[int, int]) -> list[str]:

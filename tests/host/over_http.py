@@ -62,10 +62,13 @@ class Server:
                 self._classes[name] = type(name, (), types)
         return self._classes
 
-    def template(self, name: str, changes: Mapping[str, Any] | None = None) -> Graph:
-        """A template as the frontend queues it, on the embedded base. changes: widget -> value, in every node."""
+    def template(self, name: str, changes: Mapping[str, Any] | None = None, drawn: bool = False) -> Graph:
+        """A template as the frontend queues it, on the embedded base. changes: widget -> value, in every node.
+
+        drawn: as of `on_embedded`.
+        """
         workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-        graph = on_embedded(to_api(workflow, self.classes))
+        graph = on_embedded(to_api(workflow, self.classes), drawn)
         for node in graph.values():
             widgets = {key for key, value in node["inputs"].items() if not isinstance(value, list)}
             node["inputs"] |= {key: value for key, value in (changes or {}).items() if key in widgets}
