@@ -98,6 +98,7 @@ EMBEDDED = Defaults(
         "fine_tuning_motion": 1 / 4,
         "lora_subject": 1 / 2,
         "lora_motion": 4,
+        "tune_a_video": 1 / 30,
     },
     part_rates={FRAME_VECTORS: 10, CONV_RESIDUAL: 4},
 )

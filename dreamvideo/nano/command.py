@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from ..base import image_base_beside
 from ..defaults import EMBEDDED
 from ..encoders.autoencoder import KLAutoencoder, build_vae
 from ..encoders.loading import load_encoders
@@ -124,15 +125,22 @@ def autoencoder_of(folder: Path) -> Autoencoder:
 
 def evaluate(
     weights: Path = package.FOLDER, count: int = 100, seed: int = 0, report: Callable[[str], None] = print
-) -> tuple[dict[str, dict[str, float]], Tensor]:
-    """How often the rules agree with reconstructions and with samples of held-out captions; and the samples."""
-    base = find_base(weights)
-    unet, encoders = load_unet(base.file("unet"), dtype=torch.float32), load_encoders(base)
-    rebuilt = package.measure_autoencoder(encoders.vae, count)
-    report(f"autoencoder: {_line(rebuilt)}")
-    sampled, videos = package.measure_base(sampler(unet, encoders), count, seed=seed)
-    report(f"samples: {_line(sampled)}")
-    return {"autoencoder": rebuilt, "samples": sampled}, videos
+) -> dict[str, dict[str, float]]:
+    """How often the rules agree with reconstructions and with samples of held-out captions.
+
+    "image base": with samples of the image base and its motion module, where there is one beside the base.
+    """
+    files = find_base(weights)
+    beside = image_base_beside(files)
+    encoders = load_encoders(files)
+    found = {"autoencoder": package.measure_autoencoder(encoders.vae, count)}
+    report(f"autoencoder: {_line(found['autoencoder'])}")
+    for name, base in {"samples": files, "image base": beside}.items():
+        if base is not None:
+            unet = load_unet(base.file("unet"), dtype=torch.float32, motion_module=base.motion_module)
+            found[name] = package.measure_base(sampler(unet, encoders), count, seed=seed)
+            report(f"{name}: {_line(found[name])}")
+    return found
 
 
 def sampler(unet: VideoUNet, encoders: Encoders, steps: int = EMBEDDED.steps) -> Callable[[list[str], int], Tensor]:
