@@ -67,15 +67,10 @@ class Base:
         return defaults_for(self.unet.config)
 
 
-def image_base_beside(files: BaseFiles, motion_module: PathLike | None = None) -> BaseFiles | None:
-    """The files of the image base that lies beside the embedded base, or one trained again; None where there is none.
-
-    motion_module: in the place of its own.
-    """
+def image_base_beside(files: BaseFiles) -> BaseFiles | None:
+    """The files of the image base that lies beside the embedded base, or one trained again; None where there is none."""
     folder = files.file("unet").parent / IMAGE_FOLDER
-    if not folder.is_dir():
-        return None
-    return find_base(folder, clip=files.clip, vae=files.vae, motion_module=motion_module)
+    return find_base(folder, clip=files.clip, vae=files.vae) if folder.is_dir() else None
 
 
 @dataclass(frozen=True, eq=False)
