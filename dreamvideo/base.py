@@ -68,7 +68,7 @@ class Base:
 
 
 def image_base_beside(files: BaseFiles) -> BaseFiles | None:
-    """The files of the image base that lies beside the embedded base, or one trained again; None where there is none."""
+    """The files of the image base that lies beside the embedded base, or one trained again, or None."""
     folder = files.file("unet").parent / IMAGE_FOLDER
     return find_base(folder, clip=files.clip, vae=files.vae) if folder.is_dir() else None
 
