@@ -118,9 +118,11 @@ def test_all_nodes_help_and_templates_are_served(server):
     assert server.ask("/i18n")["zh"]["nodeDefs"]["DreamVideoSampler"]["display_name"]
 
 
-@pytest.mark.parametrize("name", sorted(ALL))
-def test_template_over_http(server, base, name):
-    files = server.wait(server.queue(server.template(name, {**FEW, "image": "example.png"})))
+@pytest.mark.parametrize(
+    ("name", "drawn"), [*((name, False) for name in sorted(ALL)), ("8_animatediff", True), ("9_tune_a_video", True)]
+)
+def test_template_over_http(server, base, name, drawn):
+    files = server.wait(server.queue(server.template(name, {**FEW, "image": "example.png"}, drawn)))
     assert any(file.suffix == ".mp4" for file in files)
     for file in files:
         assert (base / file).stat().st_size > 500
