@@ -12,16 +12,21 @@ from torch import Tensor
 
 from .files.adapter_info import TrainedAdapter
 from .models.adapters import Adapter
+from .models.regions import check_apart
 from .models.resizing import area_average
 from .models.stack import StackEntry
 
 
 @dataclass(frozen=True, eq=False)
 class RegionPrompt:
-    """A part of the video that shows what a prompt of its own says; mask: see `models.regions.Region`."""
+    """A part of the video that shows what a prompt of its own says; mask, apart: see `models.regions.Region`."""
 
     prompt: str
     mask: Tensor
+    apart: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_apart(self.apart)
 
 
 @dataclass(frozen=True, eq=False)

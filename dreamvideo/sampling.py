@@ -19,6 +19,7 @@ from .encoders.loading import check_matches
 from .encoders.prompts import unknown_placeholders
 from .encoders.protocols import Encoders, at_once, release
 from .files.unet_file import UNetFile
+from .models.apart import predict_parts
 from .models.diffusion import Callback, ddim_invert, ddim_sample, mix_noise_prior, offset_noise, schedule_for
 from .models.frame_attention import FrameAttention
 from .models.network import VideoUNet, check_frames
@@ -168,7 +169,8 @@ def sample_latents(
     def predict(x: Tensor, t: int) -> Tensor:
         doubled = torch.cat([x] * len(halves)).to(unet.dtype)  # [2B, 4, F, h, w]
         timesteps = torch.full((len(doubled),), t, device=device)
-        noise_of = unet(doubled, timesteps, context, adapters=stack).float().chunk(len(halves))
+        noise = predict_parts(unet, doubled, timesteps, context, stack, unet.config.stride)
+        noise_of = noise.float().chunk(len(halves))
         return noise_of[0] + guidance * (noise_of[-1] - noise_of[0])
 
     return ddim_sample(predict, noise.to(device, torch.float32), steps, schedule_for(unet.config), callback)
@@ -232,7 +234,7 @@ def generate(
     check_prompts(settings, customization)
     prompts = [settings.prompt, settings.negative_prompt, *(region.prompt for region in customization.regions)]
     cond, uncond, *own = encode(encoders.text, prompts, customization.tokens, weighted=True).split(1)
-    regions = [Region(text, region.mask) for text, region in zip(own, customization.regions, strict=True)]
+    regions = [Region(text, region.mask, region.apart) for text, region in zip(own, customization.regions, strict=True)]
     feature = customization.feature
     if guidance_image is not None:
         feature = encoders.image.encode(guidance_image[None])  # [1, D]

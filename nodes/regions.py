@@ -56,13 +56,43 @@ class PromptRegion(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The video's encoded prompt, or one that has regions."),
                 io.Conditioning.Input("region_prompt", tooltip="The encoded prompt that this part reads."),
                 io.Mask.Input("mask", tooltip="The part, white; one mask for all frames, or one a frame."),
+                io.Float.Input(
+                    "apart",
+                    optional=True,  # graphs from before it run on
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip=(
+                        "Up to this part of the steps the region is drawn by itself, as a picture of its own: raise it "
+                        "where only one of two subjects appears, and connect negative. 0 draws all together, 1 each "
+                        "apart to the end."
+                    ),
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="The encoded negative prompt, or one that has regions; where apart is above 0.",
+                ),
             ],
-            outputs=[io.Conditioning.Output(display_name="positive", tooltip="The video's prompt with the region.")],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="The video's prompt with the region."),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="The negative prompt, which is drawn apart in the same region."
+                ),
+            ],
         )
 
     @classmethod
-    def execute(cls, positive, region_prompt, mask) -> io.NodeOutput:
-        return io.NodeOutput(host.with_region(positive, region_prompt, as_region(mask)))
+    def execute(cls, positive, region_prompt, mask, apart=0.0, negative=None) -> io.NodeOutput:
+        if apart > 0 and negative is None:
+            raise ValueError(
+                "A region that is drawn apart needs the negative prompt, too: connect it to negative, and this node's "
+                "to the sampler, or set apart to 0."
+            )
+        region = as_region(mask)
+        where = None if negative is None else host.with_region(negative, negative, region, apart)
+        return io.NodeOutput(host.with_region(positive, region_prompt, region, apart), where)
 
 
 def as_region(mask):

@@ -272,17 +272,19 @@ def test_two_subjects_are_each_looked_for_in_its_half():
 def test_two_subjects_get_a_word_and_where_asked_for_a_region_each(base, tmp_path):
     tools = suite.Tools(base, tmp_path, SLIVER, report=lambda text: None)
     (table,) = [table for table in TABLES if table.task == "two"]
-    nothing, plain, regions = table.systems
+    nothing, plain, regions, _, apart = table.systems
     (case,) = suite.cases("two", SLIVER)
     assert suite.prompt_for(nothing, case) == "a toy and a toy moving left on the road"
     assert suite.prompt_for(plain, case) == "a <my-toy> and a <other-toy> moving left on the road"
     results = suite.measure(tools, [table])["B3"]
     strips = {name: measured.strips[0] for name, measured in results.items()}
-    assert len(set(strips.values())) == 3 and len({path.read_bytes() for path in strips.values()}) == 3
+    assert len(set(strips.values())) == 5 and len({path.read_bytes() for path in strips.values()}) == 5
     given = pieces._customization(regions, case, list(pieces.learned(tools, regions, case)))
     assert list(given.tokens) == ["<my-toy>", "<other-toy>"]
     assert not torch.equal(*given.tokens.values())
     left, right = given.regions
+    assert {region.apart for region in given.regions} == {0}
+    assert {region.apart for region in pieces._customization(apart, case, []).regions} == {1}
     assert "<my-toy>" in left.prompt and "<other-toy>" in right.prompt and torch.equal(left.mask, 1 - right.mask)
     assert all(
         torch.equal(*pair)

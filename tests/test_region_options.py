@@ -66,6 +66,7 @@ def test_a_region_has_an_area_and_a_prompt():
     region = region_prompt("left[frames=0..0.5]: a dog: it runs", SETTINGS)
     assert region.prompt == "a dog: it runs"
     assert region.mask[0, :, :16].min() == 1 and region.mask[0, :, 16:].max() == 0 and region.mask[2:].max() == 0
+    assert (region.apart, region_prompt("left[apart=0.3]: a dog", SETTINGS).apart) == (0, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,16 @@ def test_what_cannot_be_read_is_told(text, message):
         limits(text)
 
 
-@pytest.mark.parametrize("text", ["left", "left:a dog", ": a dog", "left: ", "left[steps=0..1]: a dog"])
+@pytest.mark.parametrize("text", ["left", "left:a dog", ": a dog", "left: ", "left[apart=2]: a dog"])
 def test_what_is_no_region_is_told(text):
     with pytest.raises(ValueError, match="region is"):
+        region_prompt(text, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("left[steps=0..1]: a dog", "In brackets stand frames=, apart="), ("left[apart=soon]: a dog", "apart=0.3")],
+)
+def test_what_limits_no_region_is_told(text, message):
+    with pytest.raises(ValueError, match=message):
         region_prompt(text, SETTINGS)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_base import UNET, randomised
 from torch import Tensor
 
+from dreamvideo.models import stack
+from dreamvideo.models.adapters import AdapterConfig, build_adapter
+from dreamvideo.models.apart import predict_parts
+from dreamvideo.models.deltas import DeltaConfig, merge
 from dreamvideo.models.regions import Region, mask_at, part_of_video
-from dreamvideo.models.stack import AdapterStack
+from dreamvideo.models.stack import AdapterStack, StackEntry
 from dreamvideo.models.unet import UNet
 from dreamvideo.sampling import sample_latents
 
@@ -112,3 +118,78 @@ def test_parts_of_a_video_add_up_to_the_whole():
     assert mask_at(part_of_video(8, down=(0, 0.25)), 8, (8, 8), "b f h w")[0, 0, :, 0].tolist() == [1, 1] + [0] * 6
     with pytest.raises(ValueError, match="start to a later end"):
         part_of_video(8, time=(0.5, 0.5))
+
+
+# ------------------------------------------------------------------------------------------------ drawn apart
+
+LEFT, RIGHT = part_of_video(1, across=(0, 0.5))[0], part_of_video(1, across=(0.5, 1))[0]
+
+
+def apart(unet: UNet, *regions: Region, entries=(), steps: Tensor = TIMESTEPS, shares: Tensor | float = 1.0) -> Tensor:
+    acting = AdapterStack(entries, regions=regions, region_shares=shares)
+    return predict_parts(unet, X, steps, PROMPT.expand(2, -1, -1), acting, UNET.stride)
+
+
+def test_a_region_of_the_whole_video_is_nothing_else_apart(unet):
+    region = Region(OTHER, torch.ones(8, 8), apart=1.0)
+    torch.testing.assert_close(apart(unet, region), run(unet, prompt=OTHER), atol=1e-5, rtol=1e-5)
+
+
+def test_halves_apart_are_pictures_of_their_own(unet):
+    drawn = apart(unet, Region(OTHER, LEFT, 1.0), Region(THIRD, RIGHT, 1.0))
+    for half, text in ((drawn[..., :4], OTHER), (drawn[..., 4:], THIRD)):
+        seen = X[..., :4] if text is OTHER else X[..., 4:]
+        alone = unet(seen.contiguous(), TIMESTEPS, text.expand(2, -1, -1))
+        torch.testing.assert_close(half, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_what_no_region_covers_and_what_is_not_apart_is_drawn_with_the_video(unet):
+    regions = [Region(OTHER, LEFT, 1.0), Region(THIRD, RIGHT)]
+    together = run(unet, *(replace(region, apart=0.0) for region in regions))
+    for rest in (apart(unet, *regions), apart(unet, regions[0])):
+        assert not torch.allclose(rest[..., :4], together[..., :4], atol=1e-3)
+    torch.testing.assert_close(apart(unet, *regions)[..., 4:], together[..., 4:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(apart(unet, regions[0])[..., 4:], run(unet, regions[0])[..., 4:], atol=1e-5, rtol=1e-5)
+
+
+def test_from_its_part_of_the_steps_on_a_region_is_drawn_with_the_video(unet):
+    regions = Region(OTHER, LEFT, 0.4), Region(THIRD, RIGHT, 0.4)
+    early, late = torch.tensor([700, 700]), torch.tensor([500, 500])
+    joint = AdapterStack([], regions=regions)
+    for steps, same in ((early, False), (late, True)):
+        whole = unet(X, steps, PROMPT.expand(2, -1, -1), joint)
+        assert torch.equal(apart(unet, *regions, steps=steps), whole) == same
+
+
+def test_overlapping_regions_apart_share(unet):
+    twice = apart(unet, Region(OTHER, torch.ones(8, 8), 1.0), Region(OTHER, torch.ones(4, 4), 1.0))
+    torch.testing.assert_close(twice, run(unet, prompt=OTHER), atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_act_in_a_box_as_their_masks_say(unet):
+    adapter = randomised(build_adapter(AdapterConfig("identity", ("attn2",)), UNET))
+    regions = Region(OTHER, LEFT, 1.0), Region(THIRD, RIGHT, 1.0)
+    nothing = apart(unet, *regions)
+    found = apart(unet, *regions, entries=[StackEntry(adapter, mask=LEFT)])
+    assert torch.equal(found[..., 4:], nothing[..., 4:])
+    alone = unet(X[..., :4].contiguous(), TIMESTEPS, OTHER.expand(2, -1, -1), AdapterStack([StackEntry(adapter)]))
+    torch.testing.assert_close(found[..., :4], alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[..., :4], nothing[..., :4], atol=1e-3)
+
+
+def test_weight_deltas_are_merged_once_for_all_parts(unet, monkeypatch):
+    delta = randomised(build_adapter(DeltaConfig(("spatial",)), UNET))
+    merges = []
+    monkeypatch.setattr(stack, "merge", lambda *given: merges.append(given) or merge(*given))
+    with torch.no_grad():
+        apart(unet, Region(OTHER, LEFT, 1.0), Region(THIRD, RIGHT, 1.0), entries=[StackEntry(delta)])
+    assert len(merges) == 1
+
+
+def test_sampling_draws_apart(unet):
+    regions = Region(OTHER, LEFT, 1.0), Region(THIRD, RIGHT, 1.0)
+    noise, uncond = random(1, 4, FRAMES, 4, 8, seed=5), random(1, 77, UNET.context_dim, seed=6)
+    drawn = sample_latents(unet, PROMPT, uncond, noise, stack=AdapterStack([], regions=regions), steps=3)
+    for text, half in ((OTHER, slice(0, 4)), (THIRD, slice(4, 8))):
+        alone = sample_latents(unet, text, uncond, noise[..., half], steps=3)
+        torch.testing.assert_close(drawn[..., half], alone, atol=1e-3, rtol=1e-3)

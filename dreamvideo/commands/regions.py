@@ -1,13 +1,13 @@
 """How a command line says where and when an adapter acts, and which part of a video reads a prompt of its own.
 
 FILE[@STRENGTH][[KEY=VALUE,...]]   dance.safetensors@0.8[area=left,frames=0..0.5,steps=0..0.6,ramp=1..0,depth=0..1]
-AREA[[frames=A..B]]: PROMPT        left: a <my-dog> is running
+AREA[[KEY=VALUE,...]]: PROMPT      left[frames=0..0.5,apart=0.3]: a <my-dog> is running
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ HALVES = {
     "bottom": {"down": (0.5, 1.0)},
 }
 RANGES = {"steps": "window", "ramp": "ramp", "depth": "depth", "frames": "frames"}  # what StackEntry calls them
-KEYS = ("area", *RANGES)
+KEYS = ("area", *RANGES)  # of an adapter
+REGION_KEYS = ("frames", "apart")
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,17 @@ def limits_of(given: Given, settings: SamplingSettings) -> dict[str, Any]:
 
 
 def region_prompt(text: str, settings: SamplingSettings) -> RegionPrompt:
-    """Read AREA[[frames=A..B]]: PROMPT. Raises ValueError for what is none."""
+    """Read AREA[[KEY=VALUE,...]]: PROMPT. Raises ValueError for what is none."""
     area, colon, prompt = text.partition(": ")
     if not colon or not area.strip() or not prompt.strip():
         raise ValueError(
             f"A region is written AREA: PROMPT, such as 'left: a <my-dog> is running', and not {quoted(text)}."
         )
-    area, limits = _limits(area.strip())
-    if set(limits) - {"frames"}:
-        raise ValueError(f"A region is limited by its area and by frames=A..B, not by {', '.join(limits)}.")
-    return RegionPrompt(prompt.strip(), _mask({"area": area, **limits}, settings))
+    area, limits = _limits(area.strip(), REGION_KEYS)
+    return RegionPrompt(prompt.strip(), _mask({"area": area, **limits}, settings), _part(limits.get("apart", "0")))
 
 
-def _limits(text: str) -> tuple[str, dict[str, str]]:
+def _limits(text: str, keys: Sequence[str] = KEYS) -> tuple[str, dict[str, str]]:
     """What stands before the brackets at the end, and what is in them."""
     found = re.fullmatch(r"(.*)\[([^\[\]]*=[^\[\]]*)\]", text)
     if found is None:
@@ -92,8 +91,8 @@ def _limits(text: str) -> tuple[str, dict[str, str]]:
     limits = {}
     for part in found[2].split(","):
         key, _, value = (piece.strip() for piece in part.partition("="))
-        if key not in KEYS or not value:
-            raise ValueError(f"In brackets stand {', '.join(f'{name}=' for name in KEYS)}, not {quoted(part)}.")
+        if key not in keys or not value:
+            raise ValueError(f"In brackets stand {', '.join(f'{name}=' for name in keys)}, not {quoted(part)}.")
         limits[key] = value
     return found[1], limits
 
@@ -128,3 +127,10 @@ def _range(key: str, value: str) -> tuple[float, float]:
         return float(first), float(last if dots else first)
     except ValueError:
         raise ValueError(f"{key} is written FROM..TO, such as {key}=0..0.5, not {quoted(value)}.") from None
+
+
+def _part(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"apart is a part of the steps, such as apart=0.3, not {quoted(value)}.") from None

@@ -7,7 +7,7 @@ regions a place reads the prompt of its region; the others' words do not reach i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -22,19 +22,22 @@ class Region:
 
     context: its text states, [1, T, D], or [1, L, T, D] with one for each layer that reads them. mask: where, [H, W] or
     [F, H, W] in 0..1 at any resolution; where several regions overlap they share, and where there is none the video's
-    own prompt is read.
+    own prompt is read. apart: up to this part of the sampling trajectory, 0 its beginning and 1 its end, the region is
+    drawn by itself, see `apart.py`.
     """
 
     context: Tensor
     mask: Tensor
+    apart: float = 0.0
 
     def __post_init__(self) -> None:
         check_mask("A region", self.mask)
+        check_apart(self.apart)
         if self.context.ndim not in (3, 4) or len(self.context) != 1:
             raise ValueError(f"A region's text states are [1, T, D], not {list(self.context.shape)}.")
 
     def to(self, device: torch.device | str | None) -> Region:
-        return Region(self.context.to(device=device), self.mask.to(device=device))
+        return replace(self, context=self.context.to(device=device), mask=self.mask.to(device=device))
 
 
 class BoundRegions:
@@ -67,6 +70,12 @@ class BoundRegions:
             stacked = stacked / stacked.sum(0).clamp(min=1)
             self.weights[size] = (stacked * self.shares.to(stacked)[:, None, None, None]).to(text.dtype)
         return self.weights[size]
+
+
+def check_apart(apart: float) -> None:
+    """Raise ValueError unless it is a part of the trajectory."""
+    if not 0 <= apart <= 1:
+        raise ValueError(f"A region is drawn apart up to a part of the steps in 0..1, not {apart:g}.")
 
 
 def check_mask(what: str, mask: Tensor) -> None:

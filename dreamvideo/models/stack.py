@@ -116,7 +116,7 @@ class AdapterStack:
         self.entries = tuple(entries)
         self.regions = tuple(regions)
         self.region_shares = torch.as_tensor(region_shares, dtype=torch.float32)
-        self._merged: tuple[Any, VideoUNet] | None = None  # of what, and the result
+        self._merged: list[tuple[Any, VideoUNet]] = []  # of what, and the result: the last merge, if there was one
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
         self.conditions: dict[Bottleneck, Tensor] = {}  # what the feature adds, kept from step to step of sampling
@@ -138,6 +138,13 @@ class AdapterStack:
     def heeding_regions(self, shares: Tensor | float) -> AdapterStack:
         """The same with another share of its regions for each sample."""
         return AdapterStack(self.entries, self.feature, self.feature_strength, self.regions, shares)
+
+    def within(self, entries: Iterable[StackEntry], regions: Sequence[Region]) -> AdapterStack:
+        """Other entries and regions under the same image feature, with the same weight deltas, for a part of the
+        picture."""
+        inner = AdapterStack(entries, self.feature, self.feature_strength, regions, self.region_shares)
+        inner.conditions, inner._merged = self.conditions, self._merged
+        return inner
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AdapterStack:
         """A stack that lies there, `dtype` for its adapters. One that has to change is copied: others may use it."""
@@ -167,9 +174,9 @@ class AdapterStack:
             return merge(unet, deltas)
         versions = [_version(tensor) for delta, _ in deltas for tensor in delta.parameters()]
         what = (unet, unet.dtype, next(unet.parameters()).device, [factor for _, factor in deltas], versions)
-        if self._merged is None or self._merged[0] != what:
-            self._merged = (what, merge(unet, deltas))
-        return self._merged[1]
+        if not self._merged or self._merged[0][0] != what:
+            self._merged[:] = [(what, merge(unet, deltas))]
+        return self._merged[0][1]
 
     def bind(self, timesteps: Tensor, size: tuple[int, int]) -> BoundStack:
         """Ready for one forward with timesteps [B] of latents (h, w). Raises ValueError when the batch does not fit."""

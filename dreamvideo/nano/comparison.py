@@ -32,7 +32,8 @@ class System:
     """One row of a table: what teaches it the subject and what the motion; None for what it does not learn.
 
     start: the base that it starts from: "video", "image" (the image base with its motion module) or "pictures" (the
-    same without). regions: whether of two subjects each has a region and a prompt of its own.
+    same without). regions: whether of two subjects each has a region and a prompt of its own; apart: up to where each is
+    then drawn by itself, see `models.regions.Region`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class System:
     subject_limits: Limits = ALWAYS
     motion_limits: Limits = ALWAYS
     regions: bool = False
+    apart: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,8 @@ BEYOND = (
             BASE,
             System("one prompt for both", IDENTITY_PLUS),
             System("each in its region", IDENTITY_PLUS, regions=True),
+            System("each in its region, half of the way apart", IDENTITY_PLUS, regions=True, apart=0.5),
+            System("each in its region, apart", IDENTITY_PLUS, regions=True, apart=1.0),
         ),
     ),
 )

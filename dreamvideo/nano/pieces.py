@@ -156,7 +156,7 @@ def _data(base: Base, row: Method, what: str) -> TrainingData:
 
 def video_path(folder: Path, system: System, case: Case) -> Path:
     rows = [f"{use.row.name}{_limited(use.limits)}" for use in used(system, case)]
-    rows += ["regions"] if region_prompts(system, case) else []
+    rows += [f"regions-{system.apart:g}"] if region_prompts(system, case) else []
     return folder / "videos" / _below(system.start) / ("+".join(rows) or "none") / f"{case.name}.png"
 
 
@@ -191,7 +191,8 @@ def _customization(system: System, case: Case, learned: Sequence[TrainedAdapter]
         renamed = replace(second, tokens={OTHER_PLACEHOLDER: second.tokens[PLACEHOLDER]})
         learned = [learned[0], renamed, *learned[2:]]
     regions = [
-        RegionPrompt(prompt, half) for prompt, half in zip(region_prompts(system, case) or (), _halves(), strict=False)
+        RegionPrompt(prompt, half, system.apart)
+        for prompt, half in zip(region_prompts(system, case) or (), _halves(), strict=False)
     ]
     return customize(learned, limits=limits, regions=regions)
 

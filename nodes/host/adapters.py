@@ -111,11 +111,14 @@ def with_appearance(conditioning: Any, feature: Tensor, strength: float) -> Any:
     return node_helpers.conditioning_set_values(conditioning, {APPEARANCE: feature, APPEARANCE_STRENGTH: strength})
 
 
-def with_region(conditioning: Any, own: Any, mask: Tensor) -> Any:
-    """CONDITIONING of whose video a part, mask [H, W] or [F, H, W], reads another CONDITIONING's first text."""
+def with_region(conditioning: Any, own: Any, mask: Tensor, apart: float = 0.0) -> Any:
+    """CONDITIONING of whose video a part, mask [H, W] or [F, H, W], reads another CONDITIONING's first text.
+
+    apart: as of `Region`.
+    """
     shown, values = own[0]
     texts = texts_of(shown, values)
-    region = Region(shown if texts is None else texts, mask)
+    region = Region(shown if texts is None else texts, mask, apart)
     return [[text, {**values, REGIONS: (*values.get(REGIONS, ()), region)}] for text, values in conditioning]
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...dreamvideo.files.fingerprint import fingerprint
 from ...dreamvideo.files.layouts import infer_config, original_shapes
+from ...dreamvideo.models.apart import predict_parts
 from ...dreamvideo.models.config import NetworkConfig, UNetConfig, text_layers
 from ...dreamvideo.models.layers import economical
 from ...dreamvideo.models.network import VideoUNet
@@ -112,7 +113,8 @@ class HostUNet(VideoUNet):
             adapters = _HostStack(entries, *given, regions=_checked(regions, self.config))
         layers = conditions.get(LAYERS)
         text = context[::frames] if layers is None else layers.texts.to(context).expand(chunks, -1, -1, -1)
-        noise = super().forward(video, timesteps[::frames], text, adapters)
+        times = timesteps[::frames]
+        noise = predict_parts(super().forward, video, times, text, adapters, self.config.stride)
         return rearrange(noise, "chunks c f h w -> (chunks f) c h w")
 
 

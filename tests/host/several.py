@@ -15,8 +15,9 @@ def several(flow: Workflow) -> None:
     with flow.group("1 · What to learn from"):
         flow.note("Two subjects, two motions", "Press **Run**. Two toys and two motions are learned on the embedded "
                   "base, about twice the quickstart's time. Then each toy stands in its half of the picture, and the "
-                  "motion changes half way. That base has seen one toy at a time and draws a pair badly; with the real "
-                  "one load your own files with *Load DreamVideo Adapter*.", 190)  # fmt: skip
+                  "motion changes half way. That base draws one toy where two words are learned, so `apart` makes "
+                  "each half a picture of its own. With the real one load your files with *Load DreamVideo Adapter*.",
+                  190)  # fmt: skip
         base = flow.add("DreamVideoLoadModelScope", base="embedded")
         media = [flow.add("DreamVideoToyMedia", title=f"Toy and motion {number + 1}", other=bool(number), room=230)
                  for number in range(2)]  # fmt: skip
@@ -32,13 +33,13 @@ def several(flow: Workflow) -> None:
         for title, adapter, part in zip(("Toy 1, left", "Toy 2, right", "Motion 1, then", "Motion 2"),
                                         (*subjects, *motions), parts, strict=True):  # fmt: skip
             node = flow.add("DreamVideoApplyAdapter", title=title, model=chain[0], clip=chain[1], adapter=adapter,
-                            mask=(part, 0))  # fmt: skip
+                            mask=(part, 0), strength=0.7 if adapter in motions else 1.0)  # fmt: skip
             chain = [(node, 0), (node, 1)]
     flow.right()
     positive, negative = _prompted(flow, chain[1], parts)
     flow.right()
     with flow.group("7 · Make the video"):
-        video = sampled(flow, chain[0], positive, negative, **(TOY | short()))
+        video = sampled(flow, chain[0], positive, negative, seed=3, **(TOY | short()))
         flow.beside()
         video_out(flow, (video, 0), (base, 2), "several", enlarge=True)
 
@@ -71,9 +72,10 @@ def _learned(flow: Workflow, base: int, media: list[int]) -> tuple[list, list]:
 
 def _prompted(flow: Workflow, clip: tuple[int, int], parts: list[int]) -> tuple[tuple[int, int], tuple[int, int]]:
     with flow.group("6 · Each half reads a prompt of its own"):
-        positive, negative = prompts(flow, clip, f"a {WORDS[0]} and a {WORDS[1]} on the grass")
+        chain = tuple((node, 0) for node in prompts(flow, clip, f"a {WORDS[0]} and a {WORDS[1]} on the grass"))
         for title, word, part in zip(("Left", "Right"), WORDS, parts, strict=False):
             own = flow.add("CLIPTextEncode", title=f"{title} prompt", clip=clip, text=f"a {word} on the grass")
-            positive = flow.add("DreamVideoPromptRegion", title=f"{title} half", positive=(positive, 0),
-                                region_prompt=(own, 0), mask=(part, 0))  # fmt: skip
-    return (positive, 0), (negative, 0)
+            node = flow.add("DreamVideoPromptRegion", title=f"{title} half", positive=chain[0], negative=chain[1],
+                            region_prompt=(own, 0), mask=(part, 0), apart=1.0)  # fmt: skip
+            chain = (node, 0), (node, 1)
+    return chain

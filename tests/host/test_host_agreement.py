@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from graphs import base, give, need_weight_patches, our_sample, pictures, prompts, random_adapter
-from harness import Graph
+from graphs import base, give, need_weight_patches, our_sample, pictures, prompts, random_adapter, stock_sample
+from harness import Graph, HostError
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,55 @@ def test_sampler(host, parts, kinds):
         feature_strengths=(0.5, 1.0), steps=4, guidance=5.0,
     )  # fmt: skip
     close(got * 0.18215, expected[0].transpose(0, 1), tolerance=2e-3)
+
+
+@pytest.mark.parametrize("sample", [our_sample, stock_sample])
+def test_regions_that_are_drawn_apart(host, parts, sample):
+    """By half of the steps, with an adapter in one of them: ours are the engine's, and the stock sampler takes them, too."""
+    _, unet, engine = parts
+    sampling, adapters = host.module("dreamvideo.sampling"), host.module("dreamvideo.models.stack")
+    regions = host.module("dreamvideo.models.regions")
+    loaded = random_adapter(host, "identity")
+    halves = [regions.part_of_video(4, across=across) for across in ((0.0, 0.5), (0.5, 1.0))]
+    graph = Graph()
+    loader = base(graph)
+    masks = [
+        [graph.add("DreamVideoPartOfVideo", frames=4, left=left, right=left + 0.5, top=0.0, bottom=1.0, start=0.0,
+                   end=1.0), 0] for left in (0.0, 0.5)
+    ]  # fmt: skip
+    placed = graph.add("DreamVideoApplyAdapter", model=[loader, 0], clip=[loader, 1], strength=1.0, start_percent=0.0,
+                       end_percent=1.0, mask=masks[0],
+                       adapter=give(host, graph, "DREAMVIDEO_ADAPTER", loaded))  # fmt: skip
+    positive, negative = prompts(graph, [placed, 1], "a red ball")
+    own = [[graph.add("CLIPTextEncode", clip=[placed, 1], text=text), 0] for text in ("a cat", "a dog")]
+    for text, mask in zip(own, masks, strict=True):
+        node = graph.add("DreamVideoPromptRegion", positive=positive, negative=negative, region_prompt=text, mask=mask,
+                         apart=0.5)  # fmt: skip
+        positive, negative = [node, 0], [node, 1]
+    got = host.run_with_probe(graph, sample(graph, [placed, 0], positive, negative))[0]["samples"]
+    if sample is stock_sample:
+        assert torch.isfinite(got).all()
+        return
+
+    noise = host.module("nodes.sampling").start(unet.config, 1, 4, 64, 64, 0.1)
+    with torch.no_grad():
+        cond, uncond, *texts = engine.text.encode(["a red ball", "", "a cat", "a dog"]).split(1)
+    apart = [regions.Region(text, half, 0.5) for text, half in zip(texts, halves, strict=True)]
+    stack = adapters.AdapterStack([adapters.StackEntry(loaded.adapter, mask=halves[0])], regions=apart)
+    expected = sampling.sample_latents(
+        unet, cond, uncond, noise.transpose(0, 1)[None], stack=stack, steps=2, guidance=9.0
+    )
+    close(got * 0.18215, expected[0].transpose(0, 1), tolerance=2e-3)
+
+
+def test_a_region_apart_wants_the_negative_prompt(host):
+    graph = Graph()
+    loader = base(graph)
+    positive, negative = prompts(graph, [loader, 1], "a red ball")
+    part = graph.add("DreamVideoPartOfVideo", frames=4, left=0.0, right=0.5, top=0.0, bottom=1.0, start=0.0, end=1.0)
+    node = graph.add("DreamVideoPromptRegion", positive=positive, region_prompt=negative, mask=[part, 0], apart=0.5)
+    with pytest.raises(HostError, match="connect it to negative"):
+        host.run_with_probe(graph, our_sample(graph, [loader, 0], [node, 0], negative))
 
 
 def test_stock_ddim_is_the_papers(host, parts):
