@@ -32,8 +32,8 @@ class System:
     """One row of a table: what teaches it the subject and what the motion; None for what it does not learn.
 
     start: the base that it starts from: "video", "image" (the image base with its motion module) or "pictures" (the
-    same without). regions: whether of two subjects each has a region and a prompt of its own; apart: up to where each is
-    then drawn by itself, see `models.regions.Region`.
+    same without). regions: whether of two subjects each has a region and a prompt of its own; apart: up to where each
+    is then drawn by itself, see `models.regions.Region`.
     """
 
     name: str

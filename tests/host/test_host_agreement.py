@@ -146,7 +146,7 @@ def test_sampler(host, parts, kinds):
 
 @pytest.mark.parametrize("sample", [our_sample, stock_sample])
 def test_regions_that_are_drawn_apart(host, parts, sample):
-    """By half of the steps, with an adapter in one of them: ours are the engine's, and the stock sampler takes them, too."""
+    """For half of the steps, with an adapter in one of them, as in the engine; the stock sampler takes them, too."""
     _, unet, engine = parts
     sampling, adapters = host.module("dreamvideo.sampling"), host.module("dreamvideo.models.stack")
     regions = host.module("dreamvideo.models.regions")
