@@ -11,7 +11,7 @@ from typing import Any
 from harness import PACK
 from litegraph import Workflow
 
-VIDEO = 340  # pixels that a preview needs
+VIDEO = 356  # pixels that a preview needs
 BELOW_TEXT = 190  # a preview below a text box, which gives some of its own
 TOY = {"width": 128, "height": 128}
 EMBEDDED, FULL_SIZE, IMAGE = "EMBEDDED", "FULL_SIZE", "IMAGE"  # of `dreamvideo.defaults`
