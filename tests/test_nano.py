@@ -12,6 +12,7 @@ import torch
 from dreamvideo.encoders.loading import load_encoders
 from dreamvideo.files.base import find_base
 from dreamvideo.files.layouts import infer_config, original_shapes
+from dreamvideo.files.unet import read_unet
 from dreamvideo.models.unet import UNet
 from dreamvideo.nano import autoencoder, command, denoiser, latents, muon, package, rules, wild, world
 from dreamvideo.nano.command import autoencoder_of
@@ -281,6 +282,10 @@ def test_the_autoencoder_keeps_what_captions_name():
 def test_the_recipes_unet_is_told_by_its_shapes():
     found = infer_config(original_shapes(denoiser.CONFIG), "original")
     assert found == replace(denoiser.CONFIG, dropout=found.dropout)  # no file tells how it was trained
+
+
+def test_the_unet_that_ships_is_the_recipes():
+    assert read_unet(WEIGHTS / "unet.safetensors").config == denoiser.CONFIG
 
 
 def test_the_bases_follow_captions(monkeypatch):

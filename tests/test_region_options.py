@@ -91,7 +91,7 @@ def test_what_is_no_region_is_told(text):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("left[steps=0..1]: a dog", "In brackets stand frames=, apart="), ("left[apart=soon]: a dog", "apart=0.3")],
+    [("left[steps=0..1]: a dog", "In brackets stand frames=, apart="), ("left[apart=soon]: a dog", "apart=0.5")],
 )
 def test_what_limits_no_region_is_told(text, message):
     with pytest.raises(ValueError, match=message):

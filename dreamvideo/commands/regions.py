@@ -1,7 +1,7 @@
 """How a command line says where and when an adapter acts, and which part of a video reads a prompt of its own.
 
 FILE[@STRENGTH][[KEY=VALUE,...]]   dance.safetensors@0.8[area=left,frames=0..0.5,steps=0..0.6,ramp=1..0,depth=0..1]
-AREA[[KEY=VALUE,...]]: PROMPT      left[frames=0..0.5,apart=0.3]: a <my-dog> is running
+AREA[[KEY=VALUE,...]]: PROMPT      left[frames=0..0.5,apart=0.5]: a <my-dog> is running
 """
 
 from __future__ import annotations
@@ -133,4 +133,4 @@ def _part(value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"apart is a part of the steps, such as apart=0.3, not {quoted(value)}.") from None
+        raise ValueError(f"apart is a part of the steps, such as apart=0.5, not {quoted(value)}.") from None

@@ -1,8 +1,8 @@
 """Regions that are drawn apart: for a part of the trajectory each as a picture of its own.
 
-Where a base draws one thing whatever its regions read, their texts alone do not make it two. What decides where
-things stand is settled in the noisiest steps; in those the network sees of a region only the box around it (Bar-Tal et
-al., MultiDiffusion, arXiv 2302.08113), and later all of the video.
+Where a base draws one thing whatever its regions read, their texts alone do not make it two. Up to a part of the
+trajectory the network sees of a region only the box around it (Bar-Tal et al., MultiDiffusion, arXiv 2302.08113, do so
+to the end), and from there on all of the video.
 """
 
 from __future__ import annotations
