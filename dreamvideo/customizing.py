@@ -60,7 +60,8 @@ def customize(
 ) -> Customization:
     """Put adapter files together: all adapters, all tokens, the first subject's first photograph as guidance image.
 
-    strengths: one a file, 1 by default. limits: one a file, of where and when it acts: fields of `StackEntry`. regions:
+    strengths: one a file, 1 by default. limits: one a file, of where and when it acts: fields of `StackEntry`; what
+    they leave open of `guided_from` the file says. regions:
     parts of the video with prompts of their own; a subject that they name, and that has no mask, acts in them alone.
     Raises ValueError when two files bring different vectors for one placeholder, and for a strength that is not finite.
     """
@@ -81,7 +82,7 @@ def customize(
                 )
             tokens[name] = vectors
     entries = [
-        StackEntry(each.adapter, strength, **{**_confined(each, regions), **limit})
+        StackEntry(each.adapter, strength, **{**_told(each), **_confined(each, regions), **limit})
         for each, strength, limit in zip(loaded, strengths, limits, strict=True)
         if each.adapter is not None
     ]
@@ -91,6 +92,11 @@ def customize(
     if blind and not shown:  # a zero image is what these motions know instead of none
         shown = [torch.zeros(1, guided[0][1])]
     return Customization(tuple(entries), tokens, shown[0] if shown else None, 1.0 if blind else 0.0, tuple(regions))
+
+
+def _told(each: TrainedAdapter) -> dict[str, Any]:
+    """What a file says of how it wants to be sampled."""
+    return {"guided_from": each.info.guided_from}
 
 
 def _confined(each: TrainedAdapter, regions: Sequence[RegionPrompt]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def sample_latents(
     if stack is not None:
         stack = stack.to(device, unet.dtype)
         stack = stack.with_condition(*_conditions(feature, feature_strengths, batch, len(halves), device))
-        stack = stack.heeding_regions(torch.tensor([0.0, 1.0][-len(halves) :]).repeat_interleave(batch))
+        stack = stack.for_halves(torch.tensor([0.0, 1.0][-len(halves) :]).repeat_interleave(batch))
 
     def predict(x: Tensor, t: int) -> Tensor:
         doubled = torch.cat([x] * len(halves)).to(unet.dtype)  # [2B, 4, F, h, w]

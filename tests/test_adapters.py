@@ -355,6 +355,8 @@ def test_depth_weighs_each_level_of_the_unet(unet, kind):
         {"mask": torch.ones(2)},
         {"ramp": (0.0, float("inf"))},
         {"depth": (float("nan"), 1.0)},
+        {"guided_from": -0.5},
+        {"guided_from": float("nan")},
     ],
 )
 def test_nonsense_entries_are_refused(wrong):

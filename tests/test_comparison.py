@@ -305,6 +305,7 @@ def test_schedules_share_trainings_and_never_a_video(base, tmp_path):
     scheduled = table.systems[-3]
     entries = pieces._customization(scheduled, case, list(pieces.learned(tools, scheduled, case))).entries
     assert [entry.ramp for entry in entries] == [(0.5, 1.5), (1.5, 0.5)]
+    assert [entry.guided_from for entry in entries] == [IDENTITY_PLUS.guided_from, 1.0]  # as the files say
 
 
 def test_a_word_is_learned_with_the_options_of_the_row_that_asks_for_it():

@@ -281,6 +281,8 @@ def test_a_window_is_one_strength_for_the_batch(unet):
         stack.network(unet, torch.tensor([100, 900]))
     with pytest.raises(ValueError, match="whole picture"):
         StackEntry(trained_delta(DeltaConfig(("text_kv",))), mask=torch.ones(4, 4))
+    with pytest.raises(ValueError, match="both halves of guidance"):
+        StackEntry(trained_delta(DeltaConfig(("text_kv",))), guided_from=0.4)
 
 
 def test_the_groups_are_the_published_halves():

@@ -45,6 +45,7 @@ def test_limits_are_a_stack_entry_s_fields():
         "ramp": (1.0, 0.0),
         "depth": (0.5, 0.5),
     }
+    assert limits("a[guided=0.4]") == {"guided_from": 0.4}
     mask = limits("a[area=left,frames=0.5..1]")["mask"]  # [F, H, W]
     assert mask.shape == (4, 16, 32)
     assert mask[:2].sum() == 0 and (mask[2:, :, :16] == 1).all() and mask[2:, :, 16:].sum() == 0
@@ -75,6 +76,7 @@ def test_a_region_has_an_area_and_a_prompt():
         ("a[area=middle]", "An area is all, left, right, top, bottom"),
         ("a[colour=red]", "In brackets stand area=, steps="),
         ("a[steps=early]", "steps=0..0.5"),
+        ("a[guided=late]", "guided=0.5"),
         ("a[frames=0.5..0.2]", "start to a later end"),
     ],
 )

@@ -35,7 +35,7 @@ PROMPT, OTHER, THIRD = (random(1, 77, UNET.context_dim, seed=seed) for seed in (
 
 
 def run(unet: UNet, *regions: Region, prompt: Tensor = PROMPT, shares: Tensor | float = 1.0) -> Tensor:
-    return unet(X, TIMESTEPS, prompt.expand(2, -1, -1), AdapterStack([], regions=regions, region_shares=shares))
+    return unet(X, TIMESTEPS, prompt.expand(2, -1, -1), AdapterStack([], regions=regions, prompted=shares))
 
 
 def test_a_region_of_the_whole_video_is_another_prompt(unet):
@@ -126,7 +126,7 @@ LEFT, RIGHT = part_of_video(1, across=(0, 0.5))[0], part_of_video(1, across=(0.5
 
 
 def apart(unet: UNet, *regions: Region, entries=(), steps: Tensor = TIMESTEPS, shares: Tensor | float = 1.0) -> Tensor:
-    acting = AdapterStack(entries, regions=regions, region_shares=shares)
+    acting = AdapterStack(entries, regions=regions, prompted=shares)
     return predict_parts(unet, X, steps, PROMPT.expand(2, -1, -1), acting, UNET.stride)
 
 

@@ -107,6 +107,36 @@ def test_guidance_as_one_batch_equals_two_runs(unet, strengths):
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
 
 
+def test_guidance_draws_towards_an_adapter_from_a_part_of_the_way_on(unet):
+    """In the first of two steps both halves have it, in the second the negative prompt goes without."""
+    entries = [StackEntry(identity().adapter)]
+    cond, uncond = contexts()
+    seen = []
+
+    def predict(x, t):
+        seen.append(t)
+        times = torch.full((len(x),), t)
+        u = unet(x, times, uncond, adapters=AdapterStack(entries) if len(seen) == 1 else None)
+        c = unet(x, times, cond, adapters=AdapterStack(entries))
+        return u + 9.0 * (c - u)
+
+    def found(guided_from):
+        stack = AdapterStack([replace(entry, guided_from=guided_from) for entry in entries])
+        return sample_latents(unet, cond, uncond, noise(), stack=stack, steps=2)
+
+    wanted = ddim_sample(predict, noise(), 2)
+    torch.testing.assert_close(found(0.6), wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+    never = sample_latents(unet, cond, uncond, noise(), stack=AdapterStack(entries), steps=2)
+    assert torch.equal(found(1.0), never) and not torch.allclose(never, wanted, atol=1e-3)
+
+
+def test_a_file_says_from_where_on_it_is_guided_towards_and_a_limit_goes_before_it():
+    plain = identity()
+    told = replace(plain, info=replace(plain.info, extra={"guided_from": 0.4}))
+    assert [entry.guided_from for entry in customize([plain, told]).entries] == [1.0, 0.4]
+    assert customize([told], limits=[{"guided_from": 0.7}]).entries[0].guided_from == 0.7
+
+
 def test_several_videos_in_one_batch_are_what_they_are_alone(unet):
     cond, uncond = contexts()
     stack, features = AdapterStack([StackEntry(motion().adapter)]), torch.randn(2, FEATURE_WIDTH)

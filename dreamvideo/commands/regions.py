@@ -1,6 +1,7 @@
 """How a command line says where and when an adapter acts, and which part of a video reads a prompt of its own.
 
 FILE[@STRENGTH][[KEY=VALUE,...]]   dance.safetensors@0.8[area=left,frames=0..0.5,steps=0..0.6,ramp=1..0,depth=0..1]
+                                   my-dog.safetensors[guided=0.4]
 AREA[[KEY=VALUE,...]]: PROMPT      left[frames=0..0.5,apart=0.5]: a <my-dog> is running
 """
 
@@ -31,7 +32,7 @@ HALVES = {
     "bottom": {"down": (0.5, 1.0)},
 }
 RANGES = {"steps": "window", "ramp": "ramp", "depth": "depth", "frames": "frames"}  # what StackEntry calls them
-KEYS = ("area", *RANGES)  # of an adapter
+KEYS = ("area", *RANGES, "guided")  # of an adapter
 REGION_KEYS = ("frames", "apart")
 
 
@@ -62,11 +63,13 @@ def given_adapter(text: str) -> Given:
 
 
 def limits_of(given: Given, settings: SamplingSettings) -> dict[str, Any]:
-    """Fields of a StackEntry: mask, window, ramp, depth. Raises ValueError for what cannot be read."""
+    """Fields of a StackEntry: mask, window, ramp, depth, guided_from. Raises ValueError for what cannot be read."""
     found: dict[str, Any] = {}
     for key, value in given.limits.items():
         if key in ("steps", "ramp", "depth"):
             found[RANGES[key]] = _range(key, value)
+    if "guided" in given.limits:
+        found["guided_from"] = _part("guided", given.limits["guided"])
     if "area" in given.limits or "frames" in given.limits:
         found["mask"] = _mask(given.limits, settings)
     return found
@@ -80,7 +83,8 @@ def region_prompt(text: str, settings: SamplingSettings) -> RegionPrompt:
             f"A region is written AREA: PROMPT, such as 'left: a <my-dog> is running', and not {quoted(text)}."
         )
     area, limits = _limits(area.strip(), REGION_KEYS)
-    return RegionPrompt(prompt.strip(), _mask({"area": area, **limits}, settings), _part(limits.get("apart", "0")))
+    apart = _part("apart", limits.get("apart", "0"))
+    return RegionPrompt(prompt.strip(), _mask({"area": area, **limits}, settings), apart)
 
 
 def _limits(text: str, keys: Sequence[str] = KEYS) -> tuple[str, dict[str, str]]:
@@ -129,8 +133,8 @@ def _range(key: str, value: str) -> tuple[float, float]:
         raise ValueError(f"{key} is written FROM..TO, such as {key}=0..0.5, not {quoted(value)}.") from None
 
 
-def _part(value: str) -> float:
+def _part(key: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"apart is a part of the steps, such as apart=0.5, not {quoted(value)}.") from None
+        raise ValueError(f"{key} is a part of the steps, such as {key}=0.5, not {quoted(value)}.") from None

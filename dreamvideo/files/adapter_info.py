@@ -22,6 +22,7 @@ from ..safety.limits import LIMITS, MOST_CHANNELS, json_object, line, parsed, re
 FORMAT = "dreamvideo-adapter"
 FORMAT_VERSION = 3  # the newest that is read; a file has the oldest that holds what is in it
 BASES = {UNetConfig.family: "a ModelScope text-to-video UNet", ImageUNetConfig.family: "a Stable Diffusion image UNet"}
+GUIDED_FROM = "guided_from"  # what is told in `extra`: see `models.stack.StackEntry`
 MOST_RUN = 200_000  # characters of a run file that an adapter tells
 CONFIGS: Mapping[str, type[AdapterConfig | DeltaConfig]] = {
     DeltaConfig.kind: DeltaConfig,
@@ -62,6 +63,11 @@ class AdapterInfo:
         words += f" for {self.placeholder}" if self.placeholder else ""
         words += f" ({self.class_word})" if self.class_word else ""
         return words + (f", {self.steps} steps" if self.steps is not None else "")
+
+    @property
+    def guided_from(self) -> float:
+        """Where sampling begins to guide towards it: see `models.stack.StackEntry`."""
+        return self.extra.get(GUIDED_FROM, 1.0)
 
     @property
     def format_version(self) -> int:
@@ -139,6 +145,7 @@ def _extra(name: str, value: object) -> dict[str, Any]:
     extra = json_object(name, value)
     settings = json_object("settings", extra.get("settings", {}))
     real("p_image_drop", settings.get("p_image_drop", 0.0), 0, 1)
+    real(GUIDED_FROM, extra.get(GUIDED_FROM, 1.0), 0, 1)
     return extra
 
 

@@ -35,6 +35,9 @@ class StackEntry:
     ramp: further factors at the window's start and at its end; between them evenly.
     depth: further factors at the UNet's outermost level and at its middle; between them evenly, level by level. Weight
     deltas take none.
+    guided_from: from which part of the trajectory on the half without the prompt goes without it, so that guidance
+    draws towards what it adds as it draws towards the prompt (Park et al., ICCV 2025, arXiv 2508.00319); 1: never.
+    Weight deltas take none: a batch shares its weights.
     """
 
     adapter: AnyAdapter
@@ -43,6 +46,7 @@ class StackEntry:
     window: tuple[float, float] = (0.0, 1.0)
     ramp: tuple[float, float] = (1.0, 1.0)
     depth: tuple[float, float] = (1.0, 1.0)
+    guided_from: float = 1.0
 
     def __post_init__(self) -> None:
         start, end = self.window
@@ -51,11 +55,15 @@ class StackEntry:
                 raise ValueError(f"Adapter strength is a finite number, not {factor}.")
         if not 0 <= start < end <= 1:
             raise ValueError(f"An adapter's window goes from a start to a later end within 0..1, not {start} to {end}.")
+        if not 0 <= self.guided_from <= 1:
+            raise ValueError(f"Guidance draws towards an adapter from a part in 0..1 on, not {self.guided_from:g}.")
         if self.mask is not None:
             check_mask("An adapter", self.mask)
-        if isinstance(self.adapter, WeightDelta) and (self.mask is not None or self.depth != (1.0, 1.0)):
+        limited = self.mask is not None or self.depth != (1.0, 1.0) or self.guided_from < 1
+        if isinstance(self.adapter, WeightDelta) and limited:
             raise ValueError(
-                "Weight deltas act on the whole picture and at every depth; take mask and depth off or use an adapter."
+                "Weight deltas act on the whole picture, at every depth and in both halves of guidance; take mask, "
+                "depth and guided off or use an adapter."
             )
 
     @property
@@ -75,6 +83,14 @@ class StackEntry:
         factors = factors * ((position >= start) & (position <= end))
         factors = factors * (first + (last - first) * (position - start) / (end - start))
         return factors if factors.any() else None
+
+    def factors_of(self, timesteps: Tensor, prompted: Tensor) -> Tensor | None:
+        """The same where guidance may draw towards it. prompted [B or 1]: see `AdapterStack`."""
+        factors = self.factors(timesteps)
+        if factors is None or self.guided_from == 1:
+            return factors
+        guided = 1 - timesteps.float() / LAST_TIMESTEP >= self.guided_from
+        return factors * torch.where(guided, prompted.to(factors), 1.0)
 
     def factor(self, timesteps: Tensor) -> float:
         """The one factor of all the timesteps [B]. Raises ValueError where they differ: a batch shares its weights."""
@@ -101,8 +117,9 @@ class AdapterStack:
     feature_strength: factor (lam) on its projection, a number or [B]. Three states stay distinct for every sample:
     an image (lam * (W e + b)), a zero image (e = 0 leaves lam * b), and none (feature None, or lam = 0: not even b).
     Per-sample features and strengths let classifier-free guidance run as one batch.
-    regions: parts of the video that read prompts of their own; region_shares: how much each sample heeds them, a
-    number or [B].
+    regions: parts of the video that read prompts of their own.
+    prompted: 1 for samples of the prompt, 0 for those of the negative one, which heed no region and go without what
+    guidance draws towards; a number or [B].
     """
 
     def __init__(
@@ -111,11 +128,11 @@ class AdapterStack:
         feature: Tensor | None = None,
         feature_strength: Tensor | float = 1.0,
         regions: Sequence[Region] = (),
-        region_shares: Tensor | float = 1.0,
+        prompted: Tensor | float = 1.0,
     ) -> None:
         self.entries = tuple(entries)
         self.regions = tuple(regions)
-        self.region_shares = torch.as_tensor(region_shares, dtype=torch.float32)
+        self.prompted = torch.as_tensor(prompted, dtype=torch.float32)
         self._merged: list[tuple[Any, VideoUNet]] = []  # of what, and the result: the last merge, if there was one
         self.feature = feature
         self.feature_strength = torch.as_tensor(feature_strength, dtype=torch.float32)
@@ -133,17 +150,17 @@ class AdapterStack:
 
     def with_condition(self, feature: Tensor | None, strength: Tensor | float = 1.0) -> AdapterStack:
         """The same adapters and regions under another image feature."""
-        return AdapterStack(self.entries, feature, strength, self.regions, self.region_shares)
+        return AdapterStack(self.entries, feature, strength, self.regions, self.prompted)
 
-    def heeding_regions(self, shares: Tensor | float) -> AdapterStack:
-        """The same with another share of its regions for each sample."""
-        return AdapterStack(self.entries, self.feature, self.feature_strength, self.regions, shares)
+    def for_halves(self, prompted: Tensor | float) -> AdapterStack:
+        """The same for samples of which others are the prompt's."""
+        return AdapterStack(self.entries, self.feature, self.feature_strength, self.regions, prompted)
 
     def within(self, entries: Iterable[StackEntry], regions: Sequence[Region]) -> AdapterStack:
         """Other entries and regions under the same image feature, with the same weight deltas, for a part of the
         picture."""
-        inner = AdapterStack(entries, self.feature, self.feature_strength, regions, self.region_shares)
-        inner.conditions, inner._merged = self.conditions, self._merged
+        inner = copy.copy(self)  # with what it keeps from step to step
+        inner.entries, inner.regions = tuple(entries), tuple(regions)
         return inner
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AdapterStack:
@@ -158,8 +175,8 @@ class AdapterStack:
         ]
         feature = None if self.feature is None else self.feature.to(device=device)
         regions = [region.to(device) for region in self.regions]
-        shares = self.region_shares.to(device=device)
-        return AdapterStack(entries, feature, self.feature_strength.to(device=device), regions, shares)
+        prompted = self.prompted.to(device=device)
+        return AdapterStack(entries, feature, self.feature_strength.to(device=device), regions, prompted)
 
     def network(self, unet: VideoUNet, timesteps: Tensor) -> VideoUNet:
         """The UNet with the weight deltas of this stack merged in; `unet` itself where there are none.
@@ -183,19 +200,24 @@ class AdapterStack:
         per_sample = {
             "image features": self.feature,
             "feature strengths": self.feature_strength,
-            "shares of regions": self.region_shares,
+            "halves of guidance": self.prompted,
         }
         for name, rows in per_sample.items():
             if rows is not None and rows.ndim and rows.shape[0] not in (1, len(timesteps)):
                 raise ValueError(f"Got {rows.shape[0]} {name} for {len(timesteps)} samples; give one, or one a sample.")
-        acting = [(entry, entry.factors(timesteps)) for entry in self.entries]
+        acting = [(entry, entry.factors_of(timesteps, self.prompted)) for entry in self.entries]
         return BoundStack(
             [(entry, factors) for entry, factors in acting if factors is not None],
             None if self.feature is None else self.feature.reshape(len(self.feature), -1, self.feature.shape[-1]),
             self.feature_strength.reshape(-1, 1, 1),
             self.conditions,
-            BoundRegions(self.regions, self.region_shares.reshape(-1)) if self.regions else None,
+            BoundRegions(self.regions, self.heeds.reshape(-1)) if self.regions else None,
         )
+
+    @property
+    def heeds(self) -> Tensor:
+        """How much each sample heeds the regions."""
+        return self.prompted
 
 
 def _version(tensor: Tensor) -> int:

@@ -17,11 +17,12 @@ VIDEO, WITH_MODULE, PICTURES = "video", "image", "pictures"
 
 @dataclass(frozen=True)
 class Limits:
-    """When and how deep an adapter acts: fields of `StackEntry`."""
+    """When and how deep an adapter acts: fields of `StackEntry`. guided_from: None for what its file says."""
 
     window: tuple[float, float] = (0.0, 1.0)
     ramp: tuple[float, float] = (1.0, 1.0)
     depth: tuple[float, float] = (1.0, 1.0)
+    guided_from: float | None = None
 
 
 ALWAYS = Limits()
@@ -84,6 +85,7 @@ def _scheduled(name: str, subject: Limits = ALWAYS, motion: Limits = ALWAYS) -> 
 
 LATE, EARLY = Limits(window=(0.3, 1.0)), Limits(window=(0.0, 0.6))
 RISING, FALLING = Limits(ramp=(0.5, 1.5)), Limits(ramp=(1.5, 0.5))
+GUIDED, NOT_GUIDED = Limits(guided_from=methods.IDENTITY_PLUS.guided_from), Limits(guided_from=1.0)
 SHALLOW, DEEP = Limits(depth=(1.5, 0.5)), Limits(depth=(0.5, 1.5))
 
 PAPERS = (
@@ -192,9 +194,11 @@ BEYOND = (
             _motion("residuals alone, rank 64", "dreamvideo_plus"),
             _with_option("a vector a layer for the word", IDENTITY, "layered_token"),
             _with_option("attention to the mask", IDENTITY, "mask_attention"),
+            replace(DREAMVIDEO, name="guided towards the subject", subject_limits=GUIDED),
             _subject("identity adapter at all layers", "all_layers"),
             System("ModelScopeT2V, fine-tuned", methods.FINE_TUNING_SUBJECT, methods.FINE_TUNING_MOTION),
             System("Dreamix + ModelScopeT2V, fine-tuned", methods.DREAMIX, methods.FINE_TUNING_MOTION),
+            _scheduled("DreamVideo plus, not guided towards the subject", subject=NOT_GUIDED),
             DREAMVIDEO_PLUS,
         ),
     ),

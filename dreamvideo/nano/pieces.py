@@ -163,7 +163,8 @@ def video_path(folder: Path, system: System, case: Case) -> Path:
 def _limited(limits: Limits) -> str:
     """What a path says of limits: nothing where there are none."""
     values = {name: value for name, value in asdict(limits).items() if value != getattr(ALWAYS, name)}
-    return "".join(f"-{name}-{low:g}-{high:g}" for name, (low, high) in values.items())
+    numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
+    return "".join(f"-{name}" + "".join(f"-{number:g}" for number in own) for name, own in numbers.items())
 
 
 def video(tools: Tools, system: System, case: Case, learned: Sequence[TrainedAdapter]) -> Path:
@@ -185,7 +186,9 @@ def video(tools: Tools, system: System, case: Case, learned: Sequence[TrainedAda
 
 
 def _customization(system: System, case: Case, learned: Sequence[TrainedAdapter]) -> Customization:
-    limits = [asdict(use.limits) for use in used(system, case)]
+    limits = [
+        {name: value for name, value in asdict(use.limits).items() if value is not None} for use in used(system, case)
+    ]
     if case.other and learned:  # both were learned under one name
         second = learned[1]
         renamed = replace(second, tokens={OTHER_PLACEHOLDER: second.tokens[PLACEHOLDER]})

@@ -40,6 +40,7 @@ class Method:
     p_image_drop: how often a zero image takes the feature's place.
     offset_noise, debias, absorber, layered_token, mask_attention: as in `TrainingSettings`, whose defaults they are.
     part_rates: (part of an adapter, its learning rate against the rest's), as on the full-size base.
+    guided_from: where sampling begins to guide towards what it trained, see `models.stack.StackEntry`.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Method:
     layered_token: bool = False
     mask_attention: bool = False
     part_rates: tuple[tuple[str, float], ...] = ()
+    guided_from: float = 1.0
     timesteps: DrawTimesteps = uniform_timesteps
     loss: LossFunction = diffusion_loss
 
@@ -175,9 +177,12 @@ MOTION_BEYOND = (FRAME_AWARE, TEMPORAL_CONVOLUTIONS, FRAME_AWARE_CONVOLUTIONS, M
 # low rank (Zhao et al. 2023, arXiv 2310.08465, and Ren et al. 2024, arXiv 2402.14780, have LoRA there).
 ABSORBER = AdapterConfig.identity(sublayers=ALL_SUBLAYERS, hidden=32)
 
-# A subject beyond the paper: adapters at all sublayers, and the attention to its word pulled to the masks (Avrahami
-# et al. 2023, arXiv 2305.16311). A vector of the word a layer is left to who asks for it (docs/methods.md).
-IDENTITY_PLUS = replace(_shaped(IDENTITY, "identity_plus", sublayers=ALL_SUBLAYERS), mask_attention=True)
+# A subject beyond the paper: adapters at all sublayers, the attention to its word pulled to the masks (Avrahami et al.
+# 2023, arXiv 2305.16311), and guidance that draws towards it (Park et al. 2025, arXiv 2508.00319) once the motion is
+# decided. A vector of the word a layer is left to who asks for it (docs/methods.md).
+IDENTITY_PLUS = replace(
+    _shaped(IDENTITY, "identity_plus", sublayers=ALL_SUBLAYERS), mask_attention=True, guided_from=0.4
+)
 
 # What the paper compares with. Where a paper names no number it has DreamVideo's for the same data.
 _SUBJECT = replace(IDENTITY, trains="weights", token="rare")

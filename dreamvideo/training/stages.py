@@ -15,7 +15,7 @@ from torch import Tensor
 from ..encoders.layered import at_layer, layers_of
 from ..encoders.loading import check_matches
 from ..encoders.protocols import TextEncoder
-from ..files.adapter_info import AdapterInfo, TrainedAdapter
+from ..files.adapter_info import GUIDED_FROM, AdapterInfo, TrainedAdapter
 from ..files.fingerprint import fingerprint
 from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter, narrowed
 from ..models.animatediff import ImageUNet
@@ -237,5 +237,6 @@ def _about(
             "height": 8 * height,
             "width": 8 * width,
             "settings": settings.deciding(),
+            **({GUIDED_FROM: method.guided_from} if method.guided_from < 1 else {}),
         },
     )

@@ -53,10 +53,15 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _HostStack(AdapterStack):
-    """A stack whose weight deltas are the host's patches, and so in its weights already."""
+    """A stack whose weight deltas are the host's patches, and so in its weights already; of regions each half of
+    guidance has its own."""
 
     def network(self, unet: VideoUNet, timesteps: Tensor) -> VideoUNet:
         return unet
+
+    @property
+    def heeds(self) -> Tensor:
+        return torch.ones(1)
 
 
 class HostUNet(VideoUNet):
@@ -98,7 +103,8 @@ class HostUNet(VideoUNet):
         """x [chunks * F, 4, h, w], timesteps and context alike -> the noise in x."""
         _check_frames(x, self.config)
         _check_text(context, self.config)
-        chunks = len(transformer_options.get("cond_or_uncond", (0,)))
+        halves = transformer_options.get("cond_or_uncond", (0,))  # of each chunk: 0 where it is the prompt's
+        chunks = len(halves)
         frames = x.shape[0] // chunks
         video = rearrange(x, "(chunks f) c h w -> chunks c f h w", chunks=chunks)
         entries = transformer_options.get(KEY, ())
@@ -110,7 +116,8 @@ class HostUNet(VideoUNet):
             if given:
                 blanks = transformer_options.get(BLANKS, ())
                 given = given[0], torch.where(given[1] < 0, float(bool(blanks) and all(blanks)), given[1])
-            adapters = _HostStack(entries, *given, regions=_checked(regions, self.config))
+            prompted = torch.tensor([float(half == 0) for half in halves], device=x.device)
+            adapters = _HostStack(entries, *given, regions=_checked(regions, self.config), prompted=prompted)
         layers = conditions.get(LAYERS)
         text = context[::frames] if layers is None else layers.texts.to(context).expand(chunks, -1, -1, -1)
         times = timesteps[::frames]

@@ -144,6 +144,27 @@ def test_sampler(host, parts, kinds):
     close(got * 0.18215, expected[0].transpose(0, 1), tolerance=2e-3)
 
 
+def test_guidance_draws_towards_a_subject(host, parts):
+    """From the second of two steps on, as in the engine."""
+    _, unet, engine = parts
+    sampling, adapters = host.module("dreamvideo.sampling"), host.module("dreamvideo.models.stack")
+    loaded = random_adapter(host, "identity")
+    graph = Graph()
+    loader = base(graph)
+    placed = graph.add("DreamVideoApplyAdapter", model=[loader, 0], strength=1.0, start_percent=0.0, end_percent=1.0,
+                       guided_from=0.6, adapter=give(host, graph, "DREAMVIDEO_ADAPTER", loaded))  # fmt: skip
+    positive, negative = prompts(graph, [loader, 1], "a red ball")
+    got = host.run_with_probe(graph, our_sample(graph, [placed, 0], positive, negative))[0]["samples"]
+    noise = host.module("nodes.sampling").start(unet.config, 1, 4, 64, 64, 0.1)
+    with torch.no_grad():
+        cond, uncond = engine.text.encode(["a red ball", ""]).split(1)
+    stack = adapters.AdapterStack([adapters.StackEntry(loaded.adapter, guided_from=0.6)])
+    expected = sampling.sample_latents(
+        unet, cond, uncond, noise.transpose(0, 1)[None], stack=stack, steps=2, guidance=9.0
+    )
+    close(got * 0.18215, expected[0].transpose(0, 1), tolerance=2e-3)
+
+
 @pytest.mark.parametrize("sample", [our_sample, stock_sample])
 def test_regions_that_are_drawn_apart(host, parts, sample):
     """For half of the steps, with an adapter in one of them, as in the engine; the stock sampler takes them, too."""

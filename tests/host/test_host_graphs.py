@@ -144,6 +144,27 @@ def test_ramp_and_depth(host, start):
 
 
 @pytest.mark.parametrize("sample", [stock_sample, our_sample])
+def test_guidance_towards_a_subject(host, start, sample):
+    """From the beginning: as the adapter on the positive half alone. A file says it where the node does not."""
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    loaded = random_adapter(host, "identity")
+    told = replace(loaded, info=replace(loaded.info, extra={"guided_from": 0.0}))
+    adapter, other = (give(host, graph, "DREAMVIDEO_ADAPTER", each) for each in (loaded, told))
+    common = {"model": [loader, 0], "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    models = [
+        graph.add("DreamVideoApplyAdapter", adapter=adapter, guided_from=0.0, **common),
+        graph.add("DreamVideoApplyAdapter", adapter=other, **common),
+        graph.add("DreamVideoApplyAdapter", adapter=other, guided_from=1.0, **common),
+        graph.add("DreamVideoApplyAdapter", adapter=adapter, **common),
+    ]
+    got = host.run_with_probe(graph, *(sample(graph, [model, 0], positive, negative) for model in models))
+    guided, as_told, not_guided, plain = (each["samples"] for each in got)
+    assert torch.equal(guided, as_told) and torch.equal(not_guided, plain)
+    assert not torch.allclose(guided, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("sample", [stock_sample, our_sample])
 def test_a_region_reads_a_prompt_of_its_own(host, start, sample):
     graph, loader, positive, negative = start
     graph = copied(graph)
