@@ -185,7 +185,7 @@ class ApplyAdapter(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "From which part of the steps on guidance draws towards it as towards the prompt: more of a "
-                        "subject's looks. 1 never, -1 what its file says: 0.4 for a subject by dreamvideo_plus, else 1."
+                        "subject's looks. 1 never, -1 what its file says: 0.6 for a subject by dreamvideo_plus, else 1."
                     ),
                 ),
             ],

@@ -45,7 +45,7 @@ def test_limits_are_a_stack_entry_s_fields():
         "ramp": (1.0, 0.0),
         "depth": (0.5, 0.5),
     }
-    assert limits("a[guided=0.4]") == {"guided_from": 0.4}
+    assert limits("a[guided=0.6]") == {"guided_from": 0.6}
     mask = limits("a[area=left,frames=0.5..1]")["mask"]  # [F, H, W]
     assert mask.shape == (4, 16, 32)
     assert mask[:2].sum() == 0 and (mask[2:, :, :16] == 1).all() and mask[2:, :, 16:].sum() == 0

@@ -1,7 +1,7 @@
 """How a command line says where and when an adapter acts, and which part of a video reads a prompt of its own.
 
 FILE[@STRENGTH][[KEY=VALUE,...]]   dance.safetensors@0.8[area=left,frames=0..0.5,steps=0..0.6,ramp=1..0,depth=0..1]
-                                   my-dog.safetensors[guided=0.4]
+                                   my-dog.safetensors[guided=0.6]
 AREA[[KEY=VALUE,...]]: PROMPT      left[frames=0..0.5,apart=0.5]: a <my-dog> is running
 """
 

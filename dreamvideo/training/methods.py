@@ -181,7 +181,7 @@ ABSORBER = AdapterConfig.identity(sublayers=ALL_SUBLAYERS, hidden=32)
 # 2023, arXiv 2305.16311), and guidance that draws towards it (Park et al. 2025, arXiv 2508.00319) once the motion is
 # decided. A vector of the word a layer is left to who asks for it (docs/methods.md).
 IDENTITY_PLUS = replace(
-    _shaped(IDENTITY, "identity_plus", sublayers=ALL_SUBLAYERS), mask_attention=True, guided_from=0.4
+    _shaped(IDENTITY, "identity_plus", sublayers=ALL_SUBLAYERS), mask_attention=True, guided_from=0.6
 )
 
 # What the paper compares with. Where a paper names no number it has DreamVideo's for the same data.
