@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamvideo.models import stack
 from dreamvideo.models.adapters import AdapterConfig, build_adapter
-from dreamvideo.models.apart import predict_parts
+from dreamvideo.models.apart import parts_of, predict_parts
 from dreamvideo.models.deltas import DeltaConfig, merge
 from dreamvideo.models.regions import Region, mask_at, part_of_video
 from dreamvideo.models.stack import AdapterStack, StackEntry
@@ -133,6 +133,16 @@ def apart(unet: UNet, *regions: Region, entries=(), steps: Tensor = TIMESTEPS, s
 def test_a_region_of_the_whole_video_is_nothing_else_apart(unet):
     region = Region(OTHER, torch.ones(8, 8), apart=1.0)
     torch.testing.assert_close(apart(unet, region), run(unet, prompt=OTHER), atol=1e-5, rtol=1e-5)
+
+
+def test_what_acts_in_a_box_is_a_stack_of_the_same_kind():
+    """A host's stack, whose weights hold the deltas already, must not merge them again there."""
+
+    class HostStack(AdapterStack):
+        pass
+
+    (part,) = parts_of(HostStack([], regions=[Region(OTHER, LEFT, 1.0)], prompted=0.5), TIMESTEPS, X, UNET.stride)
+    assert type(part.stack) is HostStack and part.stack.prompted == 0.5
 
 
 def test_halves_apart_are_pictures_of_their_own(unet):
