@@ -145,7 +145,7 @@ def test_ramp_and_depth(host, start):
 
 @pytest.mark.parametrize("sample", [stock_sample, our_sample])
 def test_guidance_towards_a_subject(host, start, sample):
-    """From the beginning: as the adapter on the positive half alone. A file says it where the node does not."""
+    """A file says from where on, and the node goes before it."""
     graph, loader, positive, negative = start
     graph = copied(graph)
     loaded = random_adapter(host, "identity")
