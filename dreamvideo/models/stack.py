@@ -84,8 +84,8 @@ class StackEntry:
         factors = factors * (first + (last - first) * (position - start) / (end - start))
         return factors if factors.any() else None
 
-    def factors_of(self, timesteps: Tensor, prompted: Tensor) -> Tensor | None:
-        """The same where guidance may draw towards it. prompted [B or 1]: see `AdapterStack`."""
+    def factors_by_half(self, timesteps: Tensor, prompted: Tensor) -> Tensor | None:
+        """`factors`, and 0 where the half without the prompt goes without it. prompted [B or 1]: see `AdapterStack`."""
         factors = self.factors(timesteps)
         if factors is None or self.guided_from == 1:
             return factors
@@ -205,7 +205,7 @@ class AdapterStack:
         for name, rows in per_sample.items():
             if rows is not None and rows.ndim and rows.shape[0] not in (1, len(timesteps)):
                 raise ValueError(f"Got {rows.shape[0]} {name} for {len(timesteps)} samples; give one, or one a sample.")
-        acting = [(entry, entry.factors_of(timesteps, self.prompted)) for entry in self.entries]
+        acting = [(entry, entry.factors_by_half(timesteps, self.prompted)) for entry in self.entries]
         return BoundStack(
             [(entry, factors) for entry, factors in acting if factors is not None],
             None if self.feature is None else self.feature.reshape(len(self.feature), -1, self.feature.shape[-1]),
