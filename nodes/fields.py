@@ -69,6 +69,12 @@ def other_base_input() -> io.Boolean.Input:
     )
 
 
+def advanced(widget: io.WidgetInput) -> io.WidgetInput:
+    """A widget that the frontend folds away until it is asked for. The oldest hosts take no argument for it."""
+    widget.extra_dict["advanced"] = True
+    return widget
+
+
 def engine_images(images: Tensor) -> Tensor:
     """IMAGE [N, H, W, C] -> [N, 3, H, W] on the CPU, without alpha."""
     check_images(images)

@@ -1,4 +1,7 @@
-"""The node pack without ComfyUI: just enough of comfy_api to read the nodes' schemas, and a host that lists nothing."""
+"""The node pack without ComfyUI: just enough of comfy_api to read the nodes' schemas, and a host that lists nothing.
+
+Inputs and outputs take what those of the oldest ComfyUI take that pyproject.toml allows, 0.3.64, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,25 @@ from typing import Any
 PACK = Path(__file__).parents[1]
 NAME = "dreamvideo_pack"  # any name but dreamvideo: the host calls the pack by its folder
 
+LINK = {"display_name", "optional", "tooltip", "lazy"}
+WIDGET = LINK | {"default", "socketless"}
+NUMBER = WIDGET | {"min", "max", "step", "display_mode", "force_input"}
+TAKEN = {
+    "BOOLEAN": WIDGET | {"label_on", "label_off", "force_input"},
+    "INT": NUMBER | {"control_after_generate"},
+    "FLOAT": NUMBER | {"round"},
+    "STRING": WIDGET | {"multiline", "placeholder", "dynamic_prompts", "force_input"},
+    "COMBO": WIDGET | {"options", "control_after_generate", "upload", "image_folder", "remote"},
+}
+GIVEN = {"id", "display_name", "tooltip", "is_output_list"}
+
 
 @dataclass
 class Socket:
     io_type: str
     id: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    extra_dict: dict[str, Any] = field(default_factory=dict)
 
     @property
     def optional(self) -> bool:
@@ -46,9 +62,16 @@ class Schema:
 
 
 def _type(name: str) -> SimpleNamespace:
-    return SimpleNamespace(
-        Input=lambda id, **options: Socket(name, id, options), Output=lambda **options: Socket(name, "", options)
-    )
+    def takes(id: str, **options: Any) -> Socket:
+        return _socket(name, id, options, TAKEN.get(name, LINK))
+
+    return SimpleNamespace(Input=takes, Output=lambda **options: _socket(name, "", options, GIVEN))
+
+
+def _socket(name: str, id: str, options: dict[str, Any], known: set[str]) -> Socket:
+    if unknown := sorted(set(options) - known):
+        raise TypeError(f"{name} {id} got {', '.join(unknown)}, which the oldest ComfyUI does not take.")
+    return Socket(name, id, options)
 
 
 class _Io(ModuleType):
