@@ -60,9 +60,9 @@ def customize(
 ) -> Customization:
     """Put adapter files together: all adapters, all tokens, the first subject's first photograph as guidance image.
 
-    strengths: one a file, 1 by default. limits: one a file, of where and when it acts: fields of `StackEntry`; what
-    they leave open of `guided_from` the file says. regions:
-    parts of the video with prompts of their own; a subject that they name, and that has no mask, acts in them alone.
+    strengths: one a file, 1 by default. limits: one a file, of where and when it acts: fields of `StackEntry`; of
+    `window` and `guided_from` the file says what they leave open. regions: parts of the video with prompts of their
+    own; a subject that they name, and that has no mask, acts in them alone.
     Raises ValueError when two files bring different vectors for one placeholder, and for a strength that is not finite.
     """
     strengths = [1.0] * len(loaded) if strengths is None else list(strengths)
@@ -96,7 +96,7 @@ def customize(
 
 def _told(each: TrainedAdapter) -> dict[str, Any]:
     """What a file says of how it wants to be sampled."""
-    return {"guided_from": each.info.guided_from}
+    return {"window": (each.info.acts_from, 1.0), "guided_from": each.info.guided_from}
 
 
 def _confined(each: TrainedAdapter, regions: Sequence[RegionPrompt]) -> dict[str, Any]:

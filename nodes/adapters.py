@@ -146,11 +146,14 @@ class ApplyAdapter(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "start_percent",
-                    default=0.0,
-                    min=0.0,
+                    default=AS_TOLD,
+                    min=AS_TOLD,
                     max=0.99,
                     step=0.01,
-                    tooltip="Where on the way from noise to video it begins to act: 0 is the first step.",
+                    tooltip=(
+                        "Where on the way from noise to video it begins to act: 0 is the first step, -1 what its file "
+                        "says: 0.2 for a subject by dreamvideo_plus, else 0."
+                    ),
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -203,7 +206,7 @@ class ApplyAdapter(io.ComfyNode):
         model,
         adapter: TrainedAdapter,
         strength=1.0,
-        start_percent=0.0,
+        start_percent=AS_TOLD,
         end_percent=1.0,
         clip=None,
         mask=None,
@@ -228,7 +231,7 @@ def apply(
     clip,
     loaded: TrainedAdapter,
     strength: float = 1.0,
-    window=(0.0, 1.0),
+    window=(AS_TOLD, 1.0),
     mask=None,
     other_base: bool = False,
     guided_from: float = AS_TOLD,
@@ -238,15 +241,14 @@ def apply(
 
     factors: ramp and depth of `StackEntry`, as guided_from is; other_base: see `host.with_adapter`.
     """
-    if window[0] >= window[1]:
-        raise ValueError(
-            f"The adapter would act from {window[0]:g} to {window[1]:g}: the end must come after the start."
-        )
+    start, end = loaded.info.acts_from if window[0] < 0 else window[0], window[1]
+    if start >= end:
+        raise ValueError(f"The adapter would act from {start:g} to {end:g}: the end must come after the start.")
     region = None if mask is None else as_region(mask)
     guided = loaded.info.guided_from if guided_from < 0 else guided_from
 
     def placed(adapter: AnyAdapter) -> StackEntry:
-        return StackEntry(adapter, strength, region, window, guided_from=guided, **factors)
+        return StackEntry(adapter, strength, region, (start, end), guided_from=guided, **factors)
 
     model = host.with_adapter(model, loaded, placed, other_base)
     return model, None if clip is None else host.with_tokens(clip, loaded.tokens)

@@ -209,6 +209,7 @@ for name, texts in {
         '{"settings": 3}',
         '{"settings": {"p_image_drop": "x"}}',
         '{"guided_from": 7}',
+        '{"acts_from": 1}',
         DEEP,
     ),
     "format_version": ("4", "x", "-1", "{}", "9" * 5000, "²", "1.5"),

@@ -157,6 +157,7 @@ def test_without_masks_it_is_refused_and_a_method_of_which_it_is_a_part_says_so(
     found = run(unet, photos(), IDENTITY_PLUS, layered_token=False, callbacks=Callbacks(say=said.append))
     assert any("have no masks, so the attention" in each for each in said)
     assert found.losses == run(unet, photos(), IDENTITY_PLUS, mask_attention=False).losses
+    assert found.trained.info.acts_from == IDENTITY_PLUS.acts_from > 0
     assert found.trained.info.guided_from == IDENTITY_PLUS.guided_from < 1
     with pytest.raises(ValueError, match="learns no word of a subject: mask_attention is for one that does"):
         run(unet, photos(MASK, MASK), SUBJECT_METHODS["fine_tuning"], mask_attention=True)

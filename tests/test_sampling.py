@@ -130,11 +130,13 @@ def test_guidance_draws_towards_an_adapter_from_a_part_of_the_way_on(unet):
     assert torch.equal(found(1.0), never) and not torch.allclose(never, wanted, atol=1e-3)
 
 
-def test_a_file_says_from_where_on_it_is_guided_towards_and_a_limit_goes_before_it():
+def test_a_file_says_from_where_on_it_acts_and_is_guided_towards_and_a_limit_goes_before_it():
     plain = identity()
-    told = replace(plain, info=replace(plain.info, extra={"guided_from": 0.4}))
-    assert [entry.guided_from for entry in customize([plain, told]).entries] == [1.0, 0.4]
-    assert customize([told], limits=[{"guided_from": 0.7}]).entries[0].guided_from == 0.7
+    told = replace(plain, info=replace(plain.info, extra={"acts_from": 0.3, "guided_from": 0.4}))
+    entries = customize([plain, told]).entries
+    assert [(entry.window, entry.guided_from) for entry in entries] == [((0.0, 1.0), 1.0), ((0.3, 1.0), 0.4)]
+    (limited,) = customize([told], limits=[{"window": (0.0, 0.9), "guided_from": 0.7}]).entries
+    assert limited.window == (0.0, 0.9) and limited.guided_from == 0.7
 
 
 def test_several_videos_in_one_batch_are_what_they_are_alone(unet):

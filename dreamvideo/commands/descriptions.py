@@ -57,9 +57,10 @@ Where and when an adapter acts stands in brackets behind its file, with any of: 
 mask's file (a picture, a video or a folder of pictures), frames=0..0.5 (part of the video), steps=0..0.6 (part of the
 way from noise to video), ramp=1..0 (factors at the first and the last of those steps), depth=0..1 (factors at the
 UNet's outermost level and in its middle), guided=0.6 (from which part of the way on guidance draws towards it as
-towards the prompt, for more of a subject's looks; 1 for never). A region, AREA: PROMPT, reads a prompt of its own; a
-subject that it names acts there alone. left[apart=0.5]: PROMPT is drawn by itself for the first half of the way, where
-else only one of two subjects appears.
+towards the prompt, for more of a subject's looks; 1 for never). Where steps and guided are not given the file says
+them: a subject by dreamvideo_plus has 0.2..1 and 0.6. A region, AREA: PROMPT, reads a prompt of its own; a subject that
+it names acts there alone. left[apart=0.5]: PROMPT is drawn by itself for the first half of the way, where else only one
+of two subjects appears.
 """
 SAMPLE_EXAMPLES = """\
 examples:

@@ -22,7 +22,7 @@ from ..safety.limits import LIMITS, MOST_CHANNELS, json_object, line, parsed, re
 FORMAT = "dreamvideo-adapter"
 FORMAT_VERSION = 3  # the newest that is read; a file has the oldest that holds what is in it
 BASES = {UNetConfig.family: "a ModelScope text-to-video UNet", ImageUNetConfig.family: "a Stable Diffusion image UNet"}
-GUIDED_FROM = "guided_from"  # what is told in `extra`: see `models.stack.StackEntry`
+ACTS_FROM, GUIDED_FROM = "acts_from", "guided_from"  # what is told in `extra`: see `models.stack.StackEntry`
 MOST_RUN = 200_000  # characters of a run file that an adapter tells
 CONFIGS: Mapping[str, type[AdapterConfig | DeltaConfig]] = {
     DeltaConfig.kind: DeltaConfig,
@@ -63,6 +63,11 @@ class AdapterInfo:
         words += f" for {self.placeholder}" if self.placeholder else ""
         words += f" ({self.class_word})" if self.class_word else ""
         return words + (f", {self.steps} steps" if self.steps is not None else "")
+
+    @property
+    def acts_from(self) -> float:
+        """Where sampling begins to take it: the start of its window, see `models.stack.StackEntry`."""
+        return self.extra.get(ACTS_FROM, 0.0)
 
     @property
     def guided_from(self) -> float:
@@ -145,6 +150,7 @@ def _extra(name: str, value: object) -> dict[str, Any]:
     extra = json_object(name, value)
     settings = json_object("settings", extra.get("settings", {}))
     real("p_image_drop", settings.get("p_image_drop", 0.0), 0, 1)
+    real(ACTS_FROM, extra.get(ACTS_FROM, 0.0), 0, 0.99)
     real(GUIDED_FROM, extra.get(GUIDED_FROM, 1.0), 0, 1)
     return extra
 

@@ -17,15 +17,15 @@ VIDEO, WITH_MODULE, PICTURES = "video", "image", "pictures"
 
 @dataclass(frozen=True)
 class Limits:
-    """When and how deep an adapter acts: fields of `StackEntry`. guided_from: None for what its file says."""
+    """When and how deep an adapter acts: fields of `StackEntry`. window, guided_from: None for what its file says."""
 
-    window: tuple[float, float] = (0.0, 1.0)
+    window: tuple[float, float] | None = None
     ramp: tuple[float, float] = (1.0, 1.0)
     depth: tuple[float, float] = (1.0, 1.0)
     guided_from: float | None = None
 
 
-ALWAYS = Limits()
+AS_TOLD = Limits()
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class System:
     subject: Method | None = None
     motion: Method | None = None
     start: str = VIDEO
-    subject_limits: Limits = ALWAYS
-    motion_limits: Limits = ALWAYS
+    subject_limits: Limits = AS_TOLD
+    motion_limits: Limits = AS_TOLD
     regions: bool = False
     apart: float = 0.0
 
@@ -79,12 +79,12 @@ def _with_option(name: str, row: Method, option: str) -> System:
     return System(name, chosen, MOTION) if row.data == "images" else System(name, IDENTITY, chosen)
 
 
-def _scheduled(name: str, subject: Limits = ALWAYS, motion: Limits = ALWAYS) -> System:
+def _scheduled(name: str, subject: Limits = AS_TOLD, motion: Limits = AS_TOLD) -> System:
     return replace(DREAMVIDEO_PLUS, name=name, subject_limits=subject, motion_limits=motion)
 
 
-LATE, EARLY = Limits(window=(0.3, 1.0)), Limits(window=(0.0, 0.6))
-RISING, FALLING = Limits(ramp=(0.5, 1.5)), Limits(ramp=(1.5, 0.5))
+THROUGHOUT, LATE, EARLY = Limits(window=(0.0, 1.0)), Limits(window=(0.3, 1.0)), Limits(window=(0.0, 0.6))
+RISING, FALLING = replace(THROUGHOUT, ramp=(0.5, 1.5)), replace(THROUGHOUT, ramp=(1.5, 0.5))
 GUIDED, NOT_GUIDED = Limits(guided_from=methods.IDENTITY_PLUS.guided_from), Limits(guided_from=1.0)
 SHALLOW, DEEP = Limits(depth=(1.5, 0.5)), Limits(depth=(0.5, 1.5))
 
@@ -207,8 +207,9 @@ BEYOND = (
         "schedules",
         "joint",
         (
+            _scheduled("subject throughout (steps 0 to 1)", subject=THROUGHOUT),
             _scheduled("subject late (steps 0.3 to 1)", subject=LATE),
-            _scheduled("subject rising (0.5 to 1.5)", subject=RISING),
+            _scheduled("subject rising (steps 0 to 1, 0.5 to 1.5)", subject=RISING),
             _scheduled("subject shallow (1.5 to 0.5)", subject=SHALLOW),
             _scheduled("motion early (steps 0 to 0.6)", motion=EARLY),
             _scheduled("motion falling (1.5 to 0.5)", motion=FALLING),

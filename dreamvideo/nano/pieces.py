@@ -51,7 +51,7 @@ from .cases import (
     region_prompts,
     used,
 )
-from .comparison import ALWAYS, VIDEO, Limits, System
+from .comparison import AS_TOLD, VIDEO, Limits, System
 from .scoring import score
 from .starts import image_base
 
@@ -162,7 +162,7 @@ def video_path(folder: Path, system: System, case: Case) -> Path:
 
 def _limited(limits: Limits) -> str:
     """What a path says of limits: nothing where there are none."""
-    values = {name: value for name, value in asdict(limits).items() if value != getattr(ALWAYS, name)}
+    values = {name: value for name, value in asdict(limits).items() if value != getattr(AS_TOLD, name)}
     numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
     return "".join(f"-{name}" + "".join(f"-{number:g}" for number in own) for name, own in numbers.items())
 

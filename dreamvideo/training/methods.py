@@ -40,7 +40,8 @@ class Method:
     p_image_drop: how often a zero image takes the feature's place.
     offset_noise, debias, absorber, layered_token, mask_attention: as in `TrainingSettings`, whose defaults they are.
     part_rates: (part of an adapter, its learning rate against the rest's), as on the full-size base.
-    guided_from: where sampling begins to guide towards what it trained, see `models.stack.StackEntry`.
+    acts_from, guided_from: where sampling begins to take what it trained, and to guide towards it, see
+    `models.stack.StackEntry`.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Method:
     layered_token: bool = False
     mask_attention: bool = False
     part_rates: tuple[tuple[str, float], ...] = ()
+    acts_from: float = 0.0
     guided_from: float = 1.0
     timesteps: DrawTimesteps = uniform_timesteps
     loss: LossFunction = diffusion_loss
@@ -178,10 +180,11 @@ MOTION_BEYOND = (FRAME_AWARE, TEMPORAL_CONVOLUTIONS, FRAME_AWARE_CONVOLUTIONS, M
 ABSORBER = AdapterConfig.identity(sublayers=ALL_SUBLAYERS, hidden=32)
 
 # A subject beyond the paper: adapters at all sublayers, the attention to its word pulled to the masks (Avrahami et al.
-# 2023, arXiv 2305.16311), and guidance that draws towards it (Park et al. 2025, arXiv 2508.00319) once the motion is
-# decided. A vector of the word a layer is left to who asks for it (docs/methods.md).
+# 2023, arXiv 2305.16311). In sampling it acts once the motion is on its way (DualReal, ICCV 2025, finds looks decided
+# late), and later guidance draws towards it (Park et al. 2025, arXiv 2508.00319). A vector of the word a layer is left
+# to who asks for it (docs/methods.md).
 IDENTITY_PLUS = replace(
-    _shaped(IDENTITY, "identity_plus", sublayers=ALL_SUBLAYERS), mask_attention=True, guided_from=0.6
+    _shaped(IDENTITY, "identity_plus", sublayers=ALL_SUBLAYERS), mask_attention=True, acts_from=0.2, guided_from=0.6
 )
 
 # What the paper compares with. Where a paper names no number it has DreamVideo's for the same data.

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..encoders.layered import at_layer, layers_of
 from ..encoders.loading import check_matches
 from ..encoders.protocols import TextEncoder
-from ..files.adapter_info import GUIDED_FROM, AdapterInfo, TrainedAdapter
+from ..files.adapter_info import ACTS_FROM, GUIDED_FROM, AdapterInfo, TrainedAdapter
 from ..files.fingerprint import fingerprint
 from ..models.adapters import AdapterConfig, AnyAdapter, build_adapter, narrowed
 from ..models.animatediff import ImageUNet
@@ -237,6 +237,7 @@ def _about(
             "height": 8 * height,
             "width": 8 * width,
             "settings": settings.deciding(),
+            **({ACTS_FROM: method.acts_from} if method.acts_from > 0 else {}),
             **({GUIDED_FROM: method.guided_from} if method.guided_from < 1 else {}),
         },
     )

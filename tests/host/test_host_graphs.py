@@ -164,6 +164,25 @@ def test_guidance_towards_a_subject(host, start, sample):
     assert not torch.allclose(guided, plain, atol=1e-3)
 
 
+def test_a_file_says_from_where_on_it_acts_and_the_node_goes_before_it(host, start):
+    graph, loader, positive, negative = start
+    graph = copied(graph)
+    loaded = random_adapter(host, "identity")
+    told = replace(loaded, info=replace(loaded.info, extra={"acts_from": 0.5}))
+    adapter, other = (give(host, graph, "DREAMVIDEO_ADAPTER", each) for each in (loaded, told))
+    common = {"model": [loader, 0], "strength": 1.0, "end_percent": 1.0}
+    models = [
+        graph.add("DreamVideoApplyAdapter", adapter=adapter, start_percent=0.5, **common),
+        graph.add("DreamVideoApplyAdapter", adapter=other, start_percent=-1.0, **common),
+        graph.add("DreamVideoApplyAdapter", adapter=other, start_percent=0.0, **common),
+        graph.add("DreamVideoApplyAdapter", adapter=adapter, start_percent=-1.0, **common),
+    ]
+    got = host.run_with_probe(graph, *(our_sample(graph, [model, 0], positive, negative) for model in models))
+    late, as_told, throughout, plain = (each["samples"] for each in got)
+    assert torch.equal(late, as_told) and torch.equal(throughout, plain)
+    assert not torch.allclose(late, plain, atol=1e-3)
+
+
 @pytest.mark.parametrize("sample", [stock_sample, our_sample])
 def test_a_region_reads_a_prompt_of_its_own(host, start, sample):
     graph, loader, positive, negative = start
