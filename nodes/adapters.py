@@ -17,7 +17,7 @@ from ..dreamvideo.models.adapters import AnyAdapter
 from ..dreamvideo.models.stack import StackEntry
 from ..dreamvideo.safety.locks import reserved
 from . import host
-from .fields import CATEGORY, Adapter, advanced, model_input, other_base_input
+from .fields import ADVANCED, CATEGORY, Adapter, model_input, other_base_input
 from .regions import as_region
 
 NONE = "no adapter file yet"
@@ -178,20 +178,18 @@ class ApplyAdapter(io.ComfyNode):
                 _factor("ramp_end", "Factor on the strength where it ceases to act."),
                 _factor("depth_outer", "Factor at the network's outermost level, where details are; inwards evenly."),
                 _factor("depth_middle", "Factor in the network's middle, where the composition is."),
-                advanced(
-                    io.Float.Input(
-                        "guided_from",
-                        default=AS_TOLD,
-                        min=AS_TOLD,
-                        max=1.0,
-                        step=0.05,
-                        optional=True,
-                        tooltip=(
-                            "From which part of the steps on guidance draws towards it as towards the prompt: more of "
-                            "a subject's looks. 1 never, -1 what its file says: 0.6 for a subject by dreamvideo_plus, "
-                            "else 1."
-                        ),
-                    )
+                io.Float.Input(
+                    "guided_from",
+                    default=AS_TOLD,
+                    min=AS_TOLD,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip=(
+                        "From which part of the steps on guidance draws towards it as towards the prompt: more of a "
+                        "subject's looks. 1 never, -1 what its file says: 0.6 for a subject by dreamvideo_plus, else 1."
+                    ),
                 ),
             ],
             outputs=[
@@ -222,8 +220,10 @@ class ApplyAdapter(io.ComfyNode):
         return io.NodeOutput(*apply(model, clip, adapter, strength, window, mask, other_base, guided_from, **factors))
 
 
-def _factor(name: str, tooltip: str) -> io.WidgetInput:
-    return advanced(io.Float.Input(name, default=1.0, min=-2.0, max=4.0, step=0.05, optional=True, tooltip=tooltip))
+def _factor(name: str, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(
+        name, default=1.0, min=-2.0, max=4.0, step=0.05, optional=True, extra_dict=ADVANCED, tooltip=tooltip
+    )
 
 
 def apply(

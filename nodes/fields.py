@@ -20,6 +20,8 @@ def most(name: str) -> int | float:
 
 MAX_FRAMES, MAX_SIDE, MAX_STEPS = most("frames"), most("width"), most("steps")
 
+ADVANCED = {"advanced": True}  # folded away until it is asked for; older hosts' inputs take no argument for it
+
 Adapter = io.Custom("DREAMVIDEO_ADAPTER")
 
 
@@ -67,12 +69,6 @@ def other_base_input() -> io.Boolean.Input:
             "ZeroScope; off refuses it."
         ),
     )
-
-
-def advanced(widget: io.WidgetInput) -> io.WidgetInput:
-    """A widget that the frontend folds away until it is asked for. The oldest hosts take no argument for it."""
-    widget.extra_dict["advanced"] = True
-    return widget
 
 
 def engine_images(images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The node pack without ComfyUI: just enough of comfy_api to read the nodes' schemas, and a host that lists nothing.
 
-Inputs and outputs take what those of the oldest ComfyUI take that pyproject.toml allows, 0.3.64, and nothing else.
+Inputs and outputs take what those of the oldest ComfyUI take that pyproject.toml allows, 0.8.0, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 PACK = Path(__file__).parents[1]
 NAME = "dreamvideo_pack"  # any name but dreamvideo: the host calls the pack by its folder
 
-LINK = {"display_name", "optional", "tooltip", "lazy"}
+LINK = {"display_name", "optional", "tooltip", "lazy", "extra_dict", "raw_link"}
 WIDGET = LINK | {"default", "socketless"}
 NUMBER = WIDGET | {"min", "max", "step", "display_mode", "force_input"}
 TAKEN = {
@@ -33,7 +33,6 @@ class Socket:
     io_type: str
     id: str = ""
     options: dict[str, Any] = field(default_factory=dict)
-    extra_dict: dict[str, Any] = field(default_factory=dict)
 
     @property
     def optional(self) -> bool:

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ...dreamvideo.defaults import FULL_SIZE
 from ...dreamvideo.training.methods import Method
-from ..fields import MAX_STEPS, Adapter, advanced, most, seed_input
+from ..fields import ADVANCED, MAX_STEPS, Adapter, most, seed_input
 
 SWITCH = {"automatic": None, "on": True, "off": False}
 
@@ -171,6 +171,7 @@ def word_inputs(*, layered: bool = True) -> list:
         options=list(SWITCH),
         default="automatic",
         optional=True,
+        extra_dict=ADVANCED,
         tooltip=(
             "Learn a vector of the word for every layer that reads the text, 16 for ModelScope (P+); automatic is as "
             "the method has it."
@@ -181,12 +182,13 @@ def word_inputs(*, layered: bool = True) -> list:
         options=list(SWITCH),
         default="automatic",
         optional=True,
+        extra_dict=ADVANCED,
         tooltip=(
             "Pull what the word is read for to the masks, so that it means the subject and not what is around it "
             "(Break-A-Scene); automatic is as the method has it."
         ),
     )
-    return [advanced(each) for each in ([own, attention] if layered else [attention])]
+    return [own, attention] if layered else [attention]
 
 
 def outputs(*, clip: bool) -> list:
