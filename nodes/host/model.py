@@ -165,7 +165,6 @@ class T2VModel(comfy.model_base.BaseModel):
 
     def __init__(self, model_config, device, weights_fingerprint: str, network=HostModelScopeUNet) -> None:
         super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=network)
-        self.diffusion_model.eval()  # not every host turns dropout off
         self.diffusion_model.compute_dtype = self.manual_cast_dtype
         self.fingerprint = weights_fingerprint
 

@@ -250,20 +250,3 @@ def test_one_prediction_is_the_engines(host, parts):
         got = inner(frames, t.repeat_interleave(3), context.repeat_interleave(3, 0),
                     transformer_options={"cond_or_uncond": [0, 1]})  # fmt: skip
         close(got, unet(x, t, context).transpose(1, 2).flatten(0, 1), tolerance=1e-5)
-
-
-def test_dropout_is_off_where_a_host_leaves_it_on(host, monkeypatch):
-    """As 0.3.64 does."""
-    import comfy.model_base
-
-    built = comfy.model_base.BaseModel.__init__
-
-    def build(model, *args, **named):
-        built(model, *args, **named)
-        model.diffusion_model.train()
-
-    monkeypatch.setattr(comfy.model_base.BaseModel, "__init__", build)
-    host.forget_models()
-    graph = Graph()
-    (model,) = host.run_with_probe(graph, [base(graph), 0])
-    assert not host.module("nodes.host").unet_of(model).training
